@@ -1,0 +1,275 @@
+"""The typed job: every setting, its meaning, its unit and its default.
+
+Sections are frozen and strict. A function of another room takes the section it needs, never the whole job.
+The docstring under a field is its documentation everywhere: in editors (JSON schema) and in `docs/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_tuples(value: object) -> object:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def _as_path(value: object) -> object:
+    return Path(value) if isinstance(value, str) else value
+
+
+Axes = Annotated[tuple[StrictInt, ...], BeforeValidator(_as_tuple), Field(min_length=2, max_length=3)]
+PerLevel = Annotated[tuple[Axes, ...], BeforeValidator(_as_tuples)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Interval = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]
+PathField = Annotated[Path, BeforeValidator(_as_path)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Common behaviour of all sections: unknown keys, wrong types and later changes are refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataSection(Section):
+    """Which cases there are and how they are divided."""
+
+    manifest: PathField
+    """A Decathlon `dataset.json`, an nnU-Net raw folder, or a CSV; relative to this file."""
+    labels: dict[str, Annotated[int, Field(ge=0, le=65535)]] | None = None
+    """Label names and values, background included; needed for a CSV, else taken from the manifest."""
+    regions: dict[str, Annotated[tuple[int, ...], BeforeValidator(_as_tuple), Field(min_length=1)]] | None = (
+        None
+    )
+    """Overlapping structures as unions of label values, outer to inner; a voxel of a region is written with
+    the first value of the innermost region that holds it. Sets one sigmoid output per region."""
+    num_folds: Annotated[int, Field(ge=2, le=100)] = 5
+    """Folds made by patient when the manifest gives none."""
+    fold: Annotated[int, Field(ge=0)] | Literal["none"] = 0
+    """The fold held out for validation; `none` trains on every case."""
+    cache_dir: PathField = Path("~/.cache/clinseg")
+    """Where preprocessed cases are kept, keyed by content and chain; holds image data."""
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> DataSection:
+        values = list((self.labels or {}).values())
+        if self.labels is not None and (len(set(values)) != len(values) or 0 not in values):
+            raise ValueError("labels: give each name its own value, one of them 0 for the background")
+        first = [region[0] for region in (self.regions or {}).values()]
+        if len(set(first)) != len(first):
+            raise ValueError(
+                "regions: each region needs its own first value, which its voxels are written with"
+            )
+        return self
+
+
+class PreprocessingSection(Section):
+    """The deterministic way from the stored image to the network's grid."""
+
+    orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] = "RAS"
+    """Anatomical direction of the array axes."""
+    spacing: Annotated[tuple[float, float, float], BeforeValidator(_as_tuple)] | None = None
+    """Millimetres per voxel after orientation; null keeps every image's own."""
+    normalisation: Literal["zscore", "window", "dataset"] = "zscore"
+    """`zscore`: mean 0, deviation 1 per image and channel. `window`: clip to `window`, then to [-1, 1].
+    `dataset`: clip to the 0.5 and 99.5 percentiles of foreground voxels of the training cases, then z-score
+    with their mean and deviation (for CT, where numbers have a meaning)."""
+    window: Interval | None = None
+    """Lower and upper intensity of `normalisation: window`, in the image's unit."""
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> PreprocessingSection:
+        if (self.normalisation == "window") != (self.window is not None):
+            raise ValueError("window: is given exactly when normalisation is `window`")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError("window: the lower bound must be below the upper")
+        if self.spacing is not None and min(self.spacing) <= 0:
+            raise ValueError("spacing: must be positive millimetres")
+        if {"RL", "AP", "SI"} != {next(p for p in ("RL", "AP", "SI") if c in p) for c in self.orientation}:
+            raise ValueError("orientation: needs one of R/L, one of A/P and one of S/I, such as RAS")
+        return self
+
+
+class AugmentationSection(Section):
+    """Random changes of training patches; each is drawn per sample with its own probability."""
+
+    rotation_probability: Probability = 0.2
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 30.0
+    """Largest angle about each axis, drawn uniformly in both directions."""
+    scaling_probability: Probability = 0.2
+    scaling_range: Interval = (0.7, 1.4)
+    """Zoom factors, drawn log-uniformly."""
+    mirror_axes: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = ()
+    """Array axes flipped with probability 0.5; leave out the left-right axis where labels have sides."""
+    noise_probability: Probability = 0.1
+    noise_deviation: Annotated[float, Field(ge=0)] = 0.1
+    """Largest standard deviation of added Gaussian noise, in normalised intensity."""
+    blur_probability: Probability = 0.1
+    blur_sigma: Interval = (0.5, 1.0)
+    """Gaussian sigma in voxels."""
+    brightness_probability: Probability = 0.15
+    brightness_range: Interval = (0.75, 1.25)
+    """Factors on intensity."""
+    contrast_probability: Probability = 0.15
+    contrast_range: Interval = (0.75, 1.25)
+    """Factors on the distance from the patch's mean."""
+    gamma_probability: Probability = 0.3
+    gamma_range: Interval = (0.7, 1.5)
+    """Exponents applied to intensity scaled to [0, 1], mean and deviation kept."""
+
+
+class NetworkSection(Section):
+    """The network's shape."""
+
+    name: Literal["attention_unet"] = "attention_unet"
+    dimensions: Literal[2, 3] = 3
+    """2 trains on and predicts slices along the last array axis; 3 whole volumes."""
+    features: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_tuple), Field(min_length=2)
+    ] = (16, 32, 64, 128)
+    """Channels per level, finest first."""
+    strides: PerLevel | None = None
+    """Down-sampling on entering each level, the first being 1s; null halves every axis at each level."""
+    kernels: PerLevel | None = None
+    """Kernel size per level, odd numbers; null takes 3 along every axis."""
+    blocks: Literal["plain", "residual"] = "plain"
+    attention_gates: bool = True
+    """Additive attention on the skip connections; off gives the plain U-Net of equal width."""
+    deep_supervision: bool = True
+    """Extra outputs at coarser levels, used in training only."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> NetworkSection:
+        for name, values in (("strides", self.strides), ("kernels", self.kernels)):
+            if values is None:
+                continue
+            if len(values) != len(self.features):
+                raise ValueError(
+                    f"{name}: one entry per level is needed ({len(self.features)}), not {len(values)}"
+                )
+            if any(len(v) != self.dimensions for v in values):
+                raise ValueError(f"{name}: each entry needs {self.dimensions} numbers")
+        if self.strides is not None and (set(self.strides[0]) != {1} or min(map(min, self.strides)) < 1):
+            raise ValueError("strides: must be positive, and the first level keeps the resolution (all 1)")
+        if self.kernels is not None and any(k < 1 or k % 2 == 0 for level in self.kernels for k in level):
+            raise ValueError("kernels: must be odd and positive")
+        return self
+
+
+class TrainingSection(Section):
+    """How the network is fitted. The budget is epochs or minutes; with both, what ends first."""
+
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Wall-clock minutes of training and its validations; the learning rate follows the clock."""
+    steps_per_epoch: Annotated[int, Field(ge=1)] = 100
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    patch_size: Axes = (64, 64, 64)
+    """Voxels per axis of a training patch, on the network's grid."""
+    foreground_fraction: Probability = 0.33
+    """Share of patches centred on a random voxel of a random structure."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Nesterov momentum of `sgd`."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the budget over which the learning rate rises linearly."""
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 12.0
+    """Largest norm of the gradient."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Validate and keep an exponential moving average of the weights with this decay per step."""
+    early_stopping: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many validations without a better one."""
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between validations."""
+    mixed_precision: bool = True
+    """bfloat16 or float16 on a GPU; a CPU always computes in float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    deterministic: bool = False
+    """Bit-identical repetition and resumption on one kind of machine; needs a budget in epochs."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> TrainingSection:
+        if self.epochs is None and self.minutes is None:
+            raise ValueError("epochs: give a budget, `epochs` or `minutes`")
+        if self.deterministic and self.minutes is not None:
+            raise ValueError(
+                "deterministic: a budget in minutes depends on the clock; set `epochs` and `minutes: null`"
+            )
+        return self
+
+
+class InferenceSection(Section):
+    """How full volumes are predicted; a prediction takes these from its checkpoint."""
+
+    window_size: Axes | None = None
+    """Voxels per axis of a sliding window; null takes the training patch."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a window that its neighbour covers again."""
+    blending: Literal["gaussian", "constant"] = "gaussian"
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    """Windows per forward pass."""
+    flips: bool = False
+    """Average over all mirrored copies of a window (test-time augmentation)."""
+    largest_component: Names = ()
+    """Structures of which only the largest connected component is kept."""
+
+
+class TrackingSection(Section):
+    """Where the record goes."""
+
+    experiment: Annotated[str, Field(min_length=1)] = "clinseg"
+    """MLflow experiment."""
+    uri: str | None = None
+    """MLflow tracking URI; null takes `MLFLOW_TRACKING_URI`, else `sqlite:///mlruns/mlflow.db`."""
+    overlays: Annotated[int, Field(ge=0)] = 3
+    """Validation cases drawn at the end: worst, median, best and what lies between."""
+
+
+class Job(Section):
+    """One training job, complete."""
+
+    task: Literal["segmentation"] = "segmentation"
+    data: DataSection
+    preprocessing: PreprocessingSection = PreprocessingSection()
+    augmentation: AugmentationSection = AugmentationSection()
+    network: NetworkSection = NetworkSection()
+    training: TrainingSection
+    inference: InferenceSection = InferenceSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Job:
+        dims = self.network.dimensions
+        levels = len(self.network.features)
+        strides = self.network.strides or ((1,) * dims, *((2,) * dims for _ in range(levels - 1)))
+        total = [1] * dims
+        for stride in strides:
+            total = [t * s for t, s in zip(total, stride, strict=True)]
+        for name, size in (
+            ("training.patch_size", self.training.patch_size),
+            ("inference.window_size", self.inference.window_size),
+        ):
+            if size is None:
+                continue
+            if len(size) != dims:
+                raise ValueError(f"{name}: needs {dims} numbers, as network.dimensions says")
+            if any(n < 1 or n % t for n, t in zip(size, total, strict=True)):
+                raise ValueError(
+                    f"{name}: each axis must be a multiple of the network's total stride {tuple(total)}"
+                )
+        bad = [a for a in self.augmentation.mirror_axes if not 0 <= a < dims]
+        if bad:
+            raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
+        return self

@@ -1,0 +1,67 @@
+"""Files that are whole or absent: written under a temporary name, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import Fault, ResourceError
+
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder; on success it becomes `path`, on failure it vanishes.
+
+    The temporary name keeps all suffixes of `path`, since writers choose their format by them.
+
+    Raises:
+        ResourceError: If the folder cannot be written or the disk is full; `path` is then as it was before.
+    """
+    temporary = path.with_name(f".{os.getpid()}-partial-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise resource_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def resource_error(path: Path, error: OSError) -> ResourceError:
+    """The error for people behind a failed write to `path`."""
+    if error.errno in _OUT_OF_SPACE:
+        message = "the disk is full; free some space or choose another folder, then run the command again"
+        return ResourceError(Fault(str(path), "disk-full", message))
+    reason = (error.strerror or str(error)).lower()
+    message = f"it cannot be written ({reason}); choose another folder or mend its permissions"
+    return ResourceError(Fault(str(path), "not-writable", message))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
