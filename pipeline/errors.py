@@ -85,5 +85,8 @@ class IntegrityError(FaultError):
     exit_code = ExitCode.INTEGRITY
 
 
-class Stopped(Exception):  # noqa: N818 - a signal arrived; nothing was wrong
-    """SIGTERM or SIGINT was received and the work so far is saved."""
+class Stopped(BaseException):
+    """SIGTERM or SIGINT was received and the work so far is saved.
+
+    Like `KeyboardInterrupt` no `Exception`, so that nobody's `except Exception` takes it for an error.
+    """

@@ -43,6 +43,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def check_writable(folder: Path) -> None:
+    """Makes `folder` if need be and writes to it once, so that a long job does not learn at its end that it cannot.
+
+    Raises:
+        ResourceError: If the folder cannot be made or written, or the disk is full.
+    """
+    with atomic_path(folder / "writable") as temporary:
+        temporary.write_bytes(b"\n" * 4096)
+    (folder / "writable").unlink()
+
+
 def resource_error(path: Path, error: OSError) -> ResourceError:
     """The error for people behind a failed write to `path`."""
     if error.errno in _OUT_OF_SPACE:

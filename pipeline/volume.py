@@ -25,6 +25,9 @@ class Grid:
         sform_code: NIfTI code of the sform.
         qform: The header's qform, or None if its code is 0.
         qform_code: NIfTI code of the qform.
+        pixdim: The header's stored qfac and millimetres per voxel, or None if no NIfTI header gave them.
+        quaternion: The header's stored quaternion (b, c, d), from which it computes the qform, or None. The
+            matrix alone does not give its bits back.
 
     Raises:
         ValueError: If the shape is not three positive numbers, or the affine is not a finite invertible 4x4.
@@ -36,6 +39,8 @@ class Grid:
     sform_code: int = 1
     qform: Affine | None = None
     qform_code: int = 0
+    pixdim: tuple[float, float, float, float] | None = None
+    quaternion: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:

@@ -6,10 +6,13 @@ The docstring under a field is its documentation everywhere: in editors (JSON sc
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def _as_tuple(value: object) -> object:
@@ -21,7 +24,14 @@ def _as_tuples(value: object) -> object:
 
 
 def _as_path(value: object) -> object:
-    return Path(value) if isinstance(value, str) else value
+    if not isinstance(value, str | Path):
+        return value
+    if not str(value) or _UNWRITABLE.search(str(value)):
+        raise ValueError("expected the path of a file or folder, without control characters")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"`~` cannot be replaced ({error}); write the path out") from error
 
 
 Axes = Annotated[tuple[StrictInt, ...], BeforeValidator(_as_tuple), Field(min_length=2, max_length=3)]
@@ -35,7 +45,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """Common behaviour of all sections: unknown keys, wrong types and later changes are refused."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class DataSection(Section):
@@ -54,7 +66,7 @@ class DataSection(Section):
     """Folds made by patient when the manifest gives none."""
     fold: Annotated[int, Field(ge=0)] | Literal["none"] = 0
     """The fold held out for validation; `none` trains on every case."""
-    cache_dir: PathField = Path("~/.cache/clinseg")
+    cache_dir: PathField = Field(default=Path("~/.cache/clinseg"), validate_default=True)
     """Where preprocessed cases are kept, keyed by content and chain; holds image data."""
 
     @model_validator(mode="after")

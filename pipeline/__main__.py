@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `clinseg`."""
+
+from pipeline.cli import main
+
+main()

@@ -1,0 +1,274 @@
+"""Checkpoints: one file that carries weights with all that is needed to use them or to train on.
+
+The file is an ordinary safetensors file, so reading it runs nothing. Its header begins with fixed bytes that
+hold a SHA-256 over every byte of the file; it is checked before anything is parsed.
+`docs/checkpoint-format.md` describes the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pipeline.errors import ConfigError, Fault, FaultError, IntegrityError
+from pipeline.files import atomic_path
+
+_VERSION = 1
+_FIELDS = ("job", "labels", "structures", "channels", "intensity", "provenance")
+_STATE = "state/"
+_MAGIC = b'{"__metadata__":{"format":"clinseg-checkpoint","sha256":"'
+_HASH_START = 8 + len(_MAGIC)  # behind the eight bytes with the header's length
+_NO_HASH = b"0" * 64
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors reads no larger one
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+# What reading a forged content can end in, the hash being right.
+_MALFORMED = (
+    SafetensorError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    RecursionError,
+    struct.error,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A network's weights and what they mean.
+
+    `job`, `intensity`, `provenance` and `state` are nested dicts, lists and tuples of numbers, strings,
+    booleans and None; `state` may hold tensors too. All of it is read back exactly as it was written.
+
+    Attributes:
+        weights: The network's state dict.
+        job: The complete configuration of the training job.
+        labels: Label name → value in a label map, background (0) included.
+        structures: Structure → the label values it unites, in the order of the network's output channels.
+        channels: Names of the input channels, in order.
+        intensity: Dataset statistics that normalisation `dataset` needs, or None.
+        provenance: Where it comes from: versions, hashes of data and code, run, epoch, metrics, cases.
+        state: Optimizer, schedule, random states, whatever a resumption needs; None in a finished model.
+        content_hash: SHA-256 (64 hexadecimal digits) of the file it was read from; None before that.
+
+    Raises:
+        ValueError: If labels, structures and channels contradict each other.
+    """
+
+    weights: dict[str, Tensor] = field(repr=False)
+    job: dict[str, Any]
+    labels: dict[str, int]
+    structures: dict[str, tuple[int, ...]]
+    channels: tuple[str, ...]
+    intensity: dict[str, Any] | None
+    provenance: dict[str, Any]
+    state: Any = field(default=None, repr=False)
+    content_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        values = set(self.labels.values())
+        if 0 not in values or len(values) != len(self.labels) or {type(v) for v in values} != {int}:
+            raise ValueError(f"labels give each name its own whole number, one of them 0, not {self.labels}")
+        united = list(self.structures.values())
+        if not united or not all(united) or not values.issuperset(v for values in united for v in values):
+            raise ValueError(f"structures unite values of labels, not {self.structures}")
+        if not self.channels or not all(isinstance(name, str) for name in self.channels):
+            raise ValueError(f"there is at least one input channel and all have names, not {self.channels}")
+        if any(name.startswith((_STATE, "__metadata__")) for name in self.weights):
+            raise ValueError(f"names of weights beginning with {_STATE!r} or '__metadata__' are reserved")
+
+
+def write_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
+    """Writes a checkpoint, whole or not at all; the same checkpoint gives the same bytes.
+
+    safetensors' own writer puts metadata in a random order and would have to be followed by a second pass
+    for the hash; its format is fixed and small, so the file is laid out here and read by safetensors.
+
+    Returns:
+        The file's content hash, 64 hexadecimal digits.
+
+    Raises:
+        TypeError: If something is no tensor, dict, list, tuple, number, string, boolean or None.
+        ResourceError: If the disk is full or the folder cannot be written; an older file then stays.
+    """
+    state: dict[str, Tensor] = {}
+    content = {name: _pack(getattr(checkpoint, name), state, name) for name in _FIELDS}
+    if state:
+        raise TypeError("tensors belong into a checkpoint's weights or its state")
+    if checkpoint.state is not None:
+        content["state"] = _pack(checkpoint.state, state, "state")
+    # Readers map tensors in place, so each must be aligned to its own item: the widest items come first.
+    tensors = sorted((checkpoint.weights | state).items(), key=lambda item: (-item[1].itemsize, item[0]))
+    header = _header(tensors, content)
+    digest = hashlib.sha256(header)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(header)
+        for _, tensor in tensors:
+            block = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            file.write(block)
+            digest.update(block)
+        file.seek(_HASH_START)
+        file.write(digest.hexdigest().encode())
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: Path, *, with_state: bool = False) -> Checkpoint:
+    """Reads a checkpoint after every byte of its file has been checked against its hash.
+
+    Args:
+        path: A file that `write_checkpoint` made.
+        with_state: Whether to load the training state too. Else `state` is None and takes no memory.
+
+    Raises:
+        ConfigError: If there is no such file, it cannot be read, or a newer version wrote it.
+        IntegrityError: If it is no checkpoint, or one byte of it is not what was written.
+    """
+    try:
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "no file"
+            message = f"a checkpoint file was expected, but this is {found}; check the path"
+            raise ConfigError(Fault(str(path), "checkpoint-missing", message))
+        with path.open("rb", buffering=0) as file:
+            content_hash = _verified_hash(path, file)
+            with safe_open(path, framework="pt") as archive:
+                # Training may have put a newer file here meanwhile; what is read must be what was hashed.
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return _checkpoint_of(path, archive, content_hash, with_state=with_state)
+        return read_checkpoint(path, with_state=with_state)
+    except FaultError:
+        raise
+    except OSError as error:
+        message = f"the checkpoint cannot be read ({(error.strerror or str(error)).lower()})"
+        raise ConfigError(Fault(str(path), "checkpoint-unreadable", message)) from error
+    except _MALFORMED as error:
+        message = "its hash is right, yet its content is not a checkpoint's; do not trust its source"
+        raise IntegrityError(Fault(str(path), "checkpoint-content", message)) from error
+
+
+def _header(tensors: list[tuple[str, Tensor]], content: dict[str, Any]) -> bytes:
+    """The safetensors header with zeros for a hash, preceded by its length and padded to eight bytes."""
+    metadata = {
+        "format": "clinseg-checkpoint",
+        "sha256": _NO_HASH.decode(),
+        "version": str(_VERSION),
+        "content": json.dumps(content, allow_nan=False),
+    }
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name, tensor in tensors:
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"{name}: tensors of {tensor.dtype} cannot be stored")
+        stop = start + tensor.numel() * tensor.itemsize
+        shape = list(tensor.shape)
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": shape, "data_offsets": [start, stop]}
+        start = stop
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    if len(header) > _LARGEST_HEADER:
+        raise ValueError(f"everything but the tensors must fit in {_LARGEST_HEADER} bytes, not {len(header)}")
+    assert header.startswith(_MAGIC), "readers look for the hash behind these bytes"
+    return len(header).to_bytes(8, "little") + header
+
+
+def _verified_hash(path: Path, file: FileIO) -> str:
+    """The hash a file states, after comparing it with that of the bytes (its own 64 digits read as zeros)."""
+    head = file.read(_HASH_START + len(_NO_HASH))
+    if head[8:_HASH_START] != _MAGIC:
+        message = (
+            "it is not a clinseg checkpoint, or its beginning is damaged; name a file that `clinseg train` "
+            "wrote (files of torch.save are never opened, since they can run code)"
+        )
+        raise IntegrityError(Fault(str(path), "not-a-checkpoint", message))
+    digest = hashlib.sha256(head[:_HASH_START] + _NO_HASH)
+    hashlib.file_digest(file, lambda: digest)
+    if digest.hexdigest().encode() != head[_HASH_START:]:
+        message = "the file is not what was written (its hash differs): restore a copy, or train again"
+        raise IntegrityError(Fault(str(path), "checkpoint-damaged", message))
+    return digest.hexdigest()
+
+
+def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: bool) -> Checkpoint:  # noqa: ANN401
+    metadata = archive.metadata()
+    if int(metadata["version"]) > _VERSION:
+        found = metadata["version"]
+        message = f"it has checkpoint format {found}, this clinseg reads up to {_VERSION}; update clinseg"
+        raise ConfigError(Fault(str(path), "checkpoint-too-new", message))
+
+    def tensor(name: str) -> Tensor:
+        # Some versions of safetensors hand out windows into the file, which may change after it was checked.
+        return archive.get_tensor(name).clone()  # type: ignore[no-any-return]
+
+    content = json.loads(metadata["content"])
+    fields = {name: _unpack(content[name], tensor) for name in _FIELDS}
+    weights = {name: tensor(name) for name in archive.keys() if not name.startswith(_STATE)}  # noqa: SIM118
+    state = _unpack(content["state"], tensor) if with_state and "state" in content else None
+    return Checkpoint(weights=weights, state=state, content_hash=content_hash, **fields)
+
+
+def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:  # noqa: ANN401, PLR0911 - one return per kind
+    """The JSON form of a nested value; its tensors are collected in `tensors`, names standing in for them."""
+    match value:
+        case Tensor():
+            name = f"{_STATE}{len(tensors)}"
+            tensors[name] = value
+            return {"__tensor__": name}
+        case float() if not math.isfinite(value):  # JSON has no word for them, and a NaN has its own bits
+            return {"__float__": struct.pack(">d", value).hex()}
+        case None | bool() | int() | float() | str():
+            return value
+        case list():
+            return [_pack(item, tensors, f"{where}[{i}]") for i, item in enumerate(value)]
+        case tuple():
+            return {"__tuple__": [_pack(item, tensors, f"{where}[{i}]") for i, item in enumerate(value)]}
+        case dict() if all(isinstance(key, str) and not key.startswith("__") for key in value):
+            return {key: _pack(item, tensors, f"{where}.{key}") for key, item in value.items()}
+        case dict():
+            pairs = value.items()
+            return {
+                "__items__": [[_pack(part, tensors, f"{where}.{k}") for part in (k, v)] for k, v in pairs]
+            }
+    raise TypeError(f"{where}: a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _unpack(packed: Any, tensor: Callable[[str], Tensor]) -> Any:  # noqa: ANN401, PLR0911 - as above
+    match packed:
+        case list():
+            return [_unpack(item, tensor) for item in packed]
+        case {"__tensor__": str(name)}:
+            return tensor(name)
+        case {"__float__": str(digits)}:
+            return struct.unpack(">d", bytes.fromhex(digits))[0]
+        case {"__tuple__": list(items)}:
+            return tuple(_unpack(item, tensor) for item in items)
+        case {"__items__": list(pairs)}:
+            return {_unpack(key, tensor): _unpack(item, tensor) for key, item in pairs}
+        case dict():
+            return {key: _unpack(item, tensor) for key, item in packed.items()}
+    return packed

@@ -1,0 +1,247 @@
+"""The command line: parse, call one workflow, show what it returns, end with its exit code.
+
+Nothing heavy is imported before a command needs it, so that `clinseg --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import ExitCode, Fault, FaultError, InputError, Stopped
+from pipeline.files import resource_error
+from pipeline.signals import StopSignals
+
+if TYPE_CHECKING:
+    from pipeline.inference.evaluation import CaseMetrics
+    from pipeline.tracking import Delivery
+
+app = typer.Typer(
+    help="Train, compare and apply segmentation models on clinical volumes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# A pipe gets whole lines; a terminal its own width.
+_out = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+_err = Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False, soft_wrap=True)
+
+Config = Annotated[Path, typer.Argument(help="YAML of the job, such as configs/hippocampus.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override of a setting, key=value; may be repeated.")
+]
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="YAML of the job; not needed to resume.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run, or `latest`.")] = None,
+    fold: Annotated[str | None, typer.Option(help="Fold to validate on, or `none` to train on all.")] = None,
+) -> None:
+    """Train a network, record the run, judge it on its validation cases."""
+    from pipeline.workflows.training import train as run_training
+
+    settings = [*(overrides or []), *([f"data.fold={fold}"] if fold is not None else [])]
+    result = run_training(config, settings, resume)
+    _show_metrics(result.rows, "Validation, on the patients' own grids")
+    _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
+    _out.print(f"Apply it:   clinseg predict {result.run} INPUT -o predictions")
+    _out.print("Look at it: clinseg ui")
+    _show_delivery(result.delivery)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="NIfTI files, folders of them, or DICOM series folders.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for masks and report.json.")],
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Predict masks on the images' own grids."""
+    from pipeline.workflows.prediction import predict as run_prediction
+
+    reports = run_prediction(model, inputs, output, device)
+    _show_faults("warning", (warning for report in reports for warning in report.warnings))
+    refused = [fault for report in reports for fault in report.faults]
+    num_masks = sum(report.mask is not None for report in reports)
+    _out.print(f"{num_masks} of {len(reports)} cases predicted. Masks and report.json lie in {output}")
+    if refused:
+        raise InputError(refused)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one.")],
+    references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="CSV to write.")] = None,
+) -> None:
+    """Compare predictions with references."""
+    from pipeline.workflows.evaluation import evaluate as run_evaluation
+
+    evaluation = run_evaluation(predictions, references, output)
+    _show_metrics(evaluation.rows, "Predictions against references")
+    _show_faults("warning", evaluation.warnings)
+    if evaluation.faults:
+        raise InputError(evaluation.faults)
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Read everything a job needs once and say all that is wrong."""
+    from pipeline.workflows.checking import check as run_check
+
+    report = run_check(config, overrides or [])
+    _show_faults("warning", report.warnings)
+    if report.errors:
+        raise InputError(report.errors)
+    _out.print(f"{report.num_cases} cases are fit for training, {len(report.warnings)} warnings.")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything it makes.")] = Path(
+        "demo"
+    ),
+) -> None:
+    """Make a study of heads, train on it, predict and judge heads that were held out."""
+    from pipeline.workflows.demo import demo as run_demo
+
+    result = run_demo(output)
+    _show_metrics(result.rows, "Held-out heads")
+    for name in ("images", "references", "predictions", "metrics.csv", "overlays"):
+        _out.print(f"{output / name}")
+    _out.print(f"The run {result.training.run} lies in {result.training.folder}")
+    _out.print("Open its record with: clinseg ui")
+    _show_delivery(result.training.delivery)
+
+
+@app.command()
+def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20) -> None:
+    """List the runs on this disk."""
+    from pipeline.workflows.records import runs as list_runs
+
+    table = Table("run", "experiment", "status", "started", "minutes", "best Dice", "undelivered", box=None)
+    for run in list_runs(limit):
+        best = run.best.get("dice/mean")
+        table.add_row(
+            run.name,
+            run.experiment,
+            run.status.lower(),
+            f"{run.started:%Y-%m-%d %H:%M}",
+            f"{run.minutes:.1f}",
+            "" if best is None else f"{best:.4f}",
+            str(run.undelivered),
+        )
+    _out.print(table if table.row_count else "There are no runs here yet; `clinseg train CONFIG` makes one.")
+
+
+@app.command()
+def sync(run: Annotated[str, typer.Argument(help="Run, or `latest`.")]) -> None:
+    """Take to MLflow what it lacks of a run."""
+    from pipeline.workflows.records import sync as run_sync
+
+    delivery = run_sync(run)
+    _show_delivery(delivery)
+    if delivery.undelivered:
+        raise typer.Exit(ExitCode.SERVICE)
+    _out.print(f"MLflow has all of {delivery.run}.")
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback.")] = 5000) -> None:
+    """Open MLflow's UI on this project's store."""
+    from pipeline.workflows.records import ui as run_ui
+
+    _out.print(f"MLflow answers at http://127.0.0.1:{port} until you press Ctrl-C.")
+    run_ui(port)
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, device, memory, and what is missing."""
+    from pipeline.workflows.doctor import doctor as diagnose
+
+    diagnosis = diagnose()
+    table = Table(box=None, show_header=False)
+    for name, value in diagnosis.facts.items():
+        table.add_row(name, value)
+    _out.print(table)
+    for problem in diagnosis.problems:
+        _out.print(f"! {problem}")
+
+
+@app.command(hidden=True)
+def schema() -> None:
+    """Print the JSON schema of a job, for editors; `configs/schema.json` is made with it."""
+    import json
+
+    from pipeline.config import job_schema
+
+    print(json.dumps(job_schema(), indent=2))
+
+
+def main() -> NoReturn:
+    """Runs a command and ends with its exit code; only a bug of ours shows a traceback."""
+    # What libraries say to their programmers is no use to the people at the command line.
+    warnings.simplefilter("ignore")
+    try:
+        with StopSignals():
+            app(prog_name="clinseg")
+    except FaultError as error:
+        _show_faults("error", error.faults)
+        sys.exit(error.exit_code)
+    except Stopped as stopped:
+        _err.print(f"stopped; {stopped}" if stopped.args else "stopped")
+        sys.exit(ExitCode.STOPPED)
+    except MemoryError:
+        _show_faults("error", [Fault("memory", "out-of-memory", "it does not suffice; end other programs")])
+        sys.exit(ExitCode.RESOURCES)
+    except OSError as error:
+        _show_faults("error", resource_error(Path(error.filename or "disk"), error).faults)
+        sys.exit(ExitCode.RESOURCES)
+    sys.exit(ExitCode.DONE)
+
+
+def _show_faults(kind: str, faults: Iterable[object]) -> None:
+    for fault in faults:
+        _err.print(f"{kind}: {fault}", markup=False)
+
+
+def _show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
+    if not rows:
+        return
+    from pipeline.inference.evaluation import summarise_structures
+
+    table = Table("structure", title=title, title_justify="left", box=None)
+    shown = ("dice", "hd95_mm", "nsd", "sensitivity", "precision")
+    for metric in shown:
+        table.add_column(f"{metric} (95 %)" if metric == "dice" else metric, justify="right")
+    for structure, metrics in summarise_structures(rows).items():
+        dice = metrics["dice"]
+        cells = [f"{dice.mean:.4f} ± {dice.deviation:.4f} ({dice.low:.4f} to {dice.high:.4f})"]
+        cells += [f"{metrics[m].mean:.4f} ± {metrics[m].deviation:.4f}" for m in shown[1:]]
+        table.add_row(structure, *cells)
+    _out.print(table)
+    num_cases = len({row.case for row in rows})
+    _out.print(f"Mean ± standard deviation over {num_cases} cases; bootstrap interval of the mean.")
+
+
+def _show_delivery(delivery: Delivery) -> None:
+    for refused in delivery.refused:
+        _err.print(f"warning: MLflow refused {refused}", markup=False)
+    if delivery.undelivered:
+        _err.print(
+            f"warning: {delivery.undelivered} events are on this disk only ({delivery.problem}); "
+            f"deliver them later with: clinseg sync {delivery.run}",
+            markup=False,
+        )

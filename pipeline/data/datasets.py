@@ -1,0 +1,259 @@
+"""Cases on the network's grid, cached by content, and the training patches drawn from them.
+
+A prepared case is one safetensors file, mapped into memory: a patch reads only its own pages, and what fits
+stays in the system's page cache. Its name is a hash of the files' bytes and of the chain, so a changed file
+or setting is prepared anew and a stale volume can never be served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.config import DataSection
+from pipeline.data.cases import Case
+from pipeline.data.checks import read_checked_case
+from pipeline.errors import Fault, InputError
+from pipeline.files import atomic_path, sha256_of
+from transforms.keys import IMAGE, LABEL
+from transforms.preprocessing import Preprocessing, preprocess
+
+# Changes whenever the same files and settings would give other voxels than before.
+_CACHE_VERSION = 1
+_COORDINATES_PER_LABEL = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case on the network's grid, mapped from its cache file.
+
+    Attributes:
+        case: Ids and paths.
+        image: `(C, H, W, D)` float32.
+        label: `(H, W, D)` uint8 or int32 label indices: positions in the sorted label values.
+        coordinates: Per label index but the background's, `(n, 3)` int32 voxels; absent if it has none.
+        affine: 4x4, voxel of `image` → world, RAS millimetres.
+        content_hash: SHA-256 over the files the case was read from.
+    """
+
+    case: Case
+    image: Tensor
+    label: Tensor
+    coordinates: Mapping[int, Tensor]
+    affine: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    content_hash: str
+
+
+def prepare_cases(
+    cases: Sequence[Case],
+    labels: Mapping[str, int],
+    num_channels: int,
+    settings: Preprocessing,
+    section: DataSection,
+    on_case: Callable[[], None] = lambda: None,
+) -> list[PreparedCase]:
+    """Checks, preprocesses and caches `cases`; those whose files and chain are known are only mapped.
+
+    Raises:
+        InputError: With all faults of all cases.
+        ResourceError: If the cache folder cannot be written or the disk is full.
+    """
+
+    def prepare(case: Case) -> PreparedCase | tuple[Fault, ...]:
+        try:
+            return _prepare_case(case, labels, num_channels, settings, section.cache_dir)
+        except InputError as error:
+            return error.faults
+        finally:
+            on_case()
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        results = list(pool.map(prepare, cases))
+    faults = [fault for result in results if isinstance(result, tuple) for fault in result]
+    if faults:
+        raise InputError(faults)
+    return [result for result in results if isinstance(result, PreparedCase)]
+
+
+def hash_data(cases: Sequence[PreparedCase]) -> str:
+    """One hash of the content of all cases, whatever their order or paths."""
+    lines = sorted(f"{case.case.id} {case.content_hash}" for case in cases)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Source patches for one training step, still to be augmented.
+
+    Attributes:
+        tensors: `image` `(B, C, *source_size)` float32 and `label` `(B, *source_size)` label indices.
+        seeds: One per sample, for its augmentation.
+    """
+
+    tensors: dict[str, Tensor]
+    seeds: tuple[int, ...]
+
+
+class PatchSampler:
+    """Draws the training patches of any step, from nothing but the seed and the step's number.
+
+    Args:
+        cases: Prepared training cases, never empty.
+        patch_size: Voxels per axis of a training patch; with two axes, slices along the last array axis.
+        source_size: Voxels per axis of what is cut, the patch in its middle: augmentation turns it.
+        batch_size: Samples per step.
+        foreground_fraction: Share of patches centred on a random voxel of a random label.
+        seed: Of the run.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PreparedCase],
+        patch_size: Sequence[int],
+        source_size: Sequence[int],
+        batch_size: int,
+        foreground_fraction: float,
+        seed: int,
+    ) -> None:
+        self.cases = cases
+        slab = (1,) if len(patch_size) == 2 else ()
+        self.patch_size = (*patch_size, *slab)
+        self.source_size = (*source_size, *slab)
+        self.is_2d = bool(slab)
+        self.batch_size = batch_size
+        self.foreground_fraction = foreground_fraction
+        self.seed = seed
+
+    def draw(self, step: int) -> Batch:
+        """The batch of training step `step`."""
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+        samples = [self._draw_sample(number) for number in numbers]
+        return Batch(
+            tensors={
+                IMAGE: torch.stack([image for image, _, _ in samples]),
+                LABEL: torch.stack([label for _, label, _ in samples]),
+            },
+            seeds=tuple(seed for _, _, seed in samples),
+        )
+
+    def iterate(self, first_step: int) -> Iterator[Batch]:
+        """Batches from `first_step` on, endlessly; the next one is drawn by a thread while one is in use."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            upcoming = pool.submit(self.draw, first_step)
+            step = first_step
+            while True:
+                batch = upcoming.result()
+                step += 1
+                upcoming = pool.submit(self.draw, step)
+                yield batch
+
+    def _draw_sample(self, number: int) -> tuple[Tensor, Tensor, int]:
+        epoch, position = divmod(number, len(self.cases))
+        order = np.random.default_rng(_derive_seed(self.seed, "order", epoch)).permutation(len(self.cases))
+        prepared = self.cases[order[position]]
+        random = np.random.default_rng(_derive_seed(self.seed, "patch", number))
+        centre = self._draw_centre(prepared, random)
+        image = _crop(prepared.image, centre, self.source_size)
+        label = _crop(prepared.label[None], centre, self.source_size)[0]
+        if self.is_2d:
+            image, label = image[..., 0], label[..., 0]
+        return image, label, int(random.integers(2**62))
+
+    def _draw_centre(self, prepared: PreparedCase, random: np.random.Generator) -> list[int]:
+        shape = prepared.label.shape
+        if prepared.coordinates and random.random() < self.foreground_fraction:
+            present = sorted(prepared.coordinates)
+            voxels = prepared.coordinates[present[random.integers(len(present))]]
+            centre = voxels[int(random.integers(len(voxels)))].tolist()
+        else:
+            centre = [int(random.integers(n)) for n in shape]
+        # A patch stays inside the volume where the volume is larger, and is centred on it where it is not.
+        return [
+            min(max(c, s // 2), n - s + s // 2) if n > s else n // 2
+            for c, s, n in zip(centre, self.patch_size, shape, strict=True)
+        ]
+
+
+def _derive_seed(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8])
+
+
+def _crop(tensor: Tensor, centre: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Cuts `(C, *size)` round `centre`; outside lies 0, the mean after normalisation and the background."""
+    result = tensor.new_zeros((tensor.shape[0], *size))
+    source, target = [slice(None)], [slice(None)]
+    for c, s, n in zip(centre, size, tensor.shape[1:], strict=True):
+        start = c - s // 2
+        low, high = max(start, 0), min(start + s, n)
+        source.append(slice(low, high))
+        target.append(slice(low - start, high - start))
+    result[tuple(target)] = tensor[tuple(source)]
+    return result
+
+
+def _prepare_case(
+    case: Case, labels: Mapping[str, int], num_channels: int, settings: Preprocessing, cache_dir: Path
+) -> PreparedCase:
+    content_hash = _hash_content(case)
+    key = json.dumps([_CACHE_VERSION, content_hash, asdict(settings), sorted(labels.values())])
+    path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+    if not path.is_file():
+        _write_prepared(path, case, labels, num_channels, settings)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    prefix = "coordinates/"
+    coordinates = {int(n.removeprefix(prefix)): t for n, t in tensors.items() if n.startswith(prefix)}
+    affine = tensors["affine"].numpy()
+    return PreparedCase(case, tensors[IMAGE], tensors[LABEL], coordinates, affine, content_hash)
+
+
+def _hash_content(case: Case) -> str:
+    assert case.label is not None, "training cases have labels"
+    paths = [*case.images, case.label]
+    try:
+        files = [p for path in paths for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        return hashlib.sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()
+    except OSError as error:
+        reason = (error.strerror or "cannot be read").lower()
+        raise InputError(Fault(case.id, "unreadable-file", f"a file of the case: {reason}")) from error
+
+
+def _write_prepared(
+    path: Path, case: Case, labels: Mapping[str, int], num_channels: int, settings: Preprocessing
+) -> None:
+    checked = read_checked_case(case, labels, num_channels)
+    assert checked.label is not None, "training cases have labels"
+    arrays = [volume.array for volume in checked.images]
+    prepared = preprocess(settings, arrays, checked.images[0].grid.affine, checked.label.array)
+    assert prepared.label is not None
+    values = torch.tensor(sorted(labels.values()), dtype=torch.int32)
+    index = torch.searchsorted(values, prepared.label)
+    tensors = {
+        IMAGE: prepared.image,
+        LABEL: index.to(torch.uint8 if len(values) <= 256 else torch.int32),
+        "affine": torch.from_numpy(prepared.affine),
+    }
+    for label in range(len(values)):
+        if values[label] != 0 and (voxels := _sample_voxels(index == label)) is not None:
+            tensors[f"coordinates/{label}"] = voxels
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def _sample_voxels(mask: Tensor) -> Tensor | None:
+    voxels = mask.nonzero().to(torch.int32)
+    if len(voxels) > _COORDINATES_PER_LABEL:
+        # Evenly spread over the structure and the same every time.
+        keep = torch.linspace(0, len(voxels) - 1, _COORDINATES_PER_LABEL).long()
+        voxels = voxels[keep]
+    return voxels.contiguous() if len(voxels) else None

@@ -1,0 +1,92 @@
+"""Dividing cases into training and validation, by patient."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.config.schema import DataSection
+from pipeline.data.cases import Case
+from pipeline.errors import ConfigError, Fault, InputError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Cases to train on and cases held out; no patient is in both."""
+
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...]
+
+
+def split_cases(cases: Sequence[Case], section: DataSection, seed: int) -> Split:
+    """Holds out the fold that `section.fold` names; both parts keep the order of `cases`.
+
+    Folds that the manifest gives are used as they are: cases of another fold, or of none, train. Otherwise
+    `section.num_folds` folds are made by patient, of about equal numbers of cases; they depend on the seed
+    and the patients, not on their order.
+
+    Raises:
+        ConfigError: If there is no such fold, or fewer patients than folds.
+        InputError: If the manifest spreads a patient over several folds.
+    """
+    if section.fold == "none":
+        return Split(tuple(cases), ())
+    is_given = any(case.fold is not None for case in cases)
+    folds = _given_folds(cases) if is_given else _made_folds(cases, section.num_folds, seed)
+    known = sorted({fold for fold in folds.values() if fold is not None})
+    if section.fold not in known:
+        origin = "the manifest gives" if is_given else f"num_folds {section.num_folds} makes"
+        message = f"there is no fold {section.fold}; {origin} {', '.join(map(str, known))} (or use none)"
+        raise ConfigError(Fault("data.fold", "unknown-fold", message))
+    return Split(
+        training=tuple(case for case in cases if folds[case.patient] != section.fold),
+        validation=tuple(case for case in cases if folds[case.patient] == section.fold),
+    )
+
+
+def _given_folds(cases: Sequence[Case]) -> dict[str, int | None]:
+    """Fold of each patient, as the manifest says; None trains in every split."""
+    by_patient: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        by_patient[case.patient].append(case)
+    faults = [
+        Fault(
+            ", ".join(case.id for case in own),
+            "patient-in-several-folds",
+            f"these cases of one patient are in folds {', '.join(_told(case.fold) for case in own)}, so that "
+            "training would see what is validated; give them one fold",
+        )
+        for own in by_patient.values()
+        if len({case.fold for case in own}) > 1
+    ]
+    if faults:
+        raise InputError(faults)
+    return {patient: own[0].fold for patient, own in by_patient.items()}
+
+
+def _told(fold: int | None) -> str:
+    return "none" if fold is None else str(fold)
+
+
+def _made_folds(cases: Sequence[Case], num_folds: int, seed: int) -> dict[str, int]:
+    """Deals patients out, those with most cases first, each to the fold that has the fewest cases so far."""
+    num_cases: dict[str, int] = defaultdict(int)
+    for case in cases:
+        num_cases[case.patient] += 1
+    if len(num_cases) < num_folds:
+        message = (
+            f"{len(num_cases)} patients cannot fill {num_folds} folds; lower num_folds or set fold: none"
+        )
+        raise ConfigError(Fault("data.num_folds", "too-few-patients", message))
+
+    def draw(patient: str) -> str:
+        return hashlib.sha256(f"{seed}|{patient}".encode()).hexdigest()
+
+    sizes = [0] * num_folds
+    folds: dict[str, int] = {}
+    for patient in sorted(num_cases, key=lambda p: (-num_cases[p], draw(p))):
+        folds[patient] = sizes.index(min(sizes))
+        sizes[folds[patient]] += num_cases[patient]
+    return folds

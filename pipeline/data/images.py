@@ -1,0 +1,171 @@
+"""Finding and reading images and label maps, whatever their format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.cases import Case, exists, id_fault
+from pipeline.data.dicom import list_dicom_files, read_series
+from pipeline.data.nifti import Reading, is_nifti, nifti_stem, read_nifti
+from pipeline.errors import Fault, InputError
+from pipeline.volume import Volume
+
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<index>\d{4})")
+
+
+def read_image(path: Path) -> tuple[Volume, ...]:
+    """Reads a NIfTI file (one volume per channel) or the folder of a DICOM series (one volume).
+
+    Raises:
+        InputError: If it is damaged or not supported, with all faults found.
+        ResourceError: If it does not fit into memory.
+    """
+    return read_with_warnings(path).volumes
+
+
+def read_with_warnings(path: Path) -> Reading:
+    """As `read_image`, with what was accepted but deserves a look."""
+    if not exists(path):
+        raise InputError(Fault(str(path), "missing-file", "no such file or folder; check the path"))
+    if path.is_dir():
+        return Reading((read_series(path),))
+    if not is_nifti(path):
+        message = "an image is a .nii or .nii.gz file, or the folder of a DICOM series"
+        raise InputError(Fault(str(path), "file-type", message))
+    return read_nifti(path)
+
+
+def read_label_map(path: Path) -> Volume:
+    """Reads a label map, also one stored as real numbers.
+
+    Returns:
+        The smallest unsigned integer type that holds all values, axes as stored.
+
+    Raises:
+        InputError: As `read_image`, and if there are several channels, negative values or fractions.
+        ResourceError: If it does not fit into memory.
+    """
+    return read_label_with_warnings(path).volumes[0]
+
+
+def read_label_with_warnings(path: Path) -> Reading:
+    """As `read_label_map`, with what was accepted but deserves a look."""
+    reading = read_with_warnings(path)
+    if len(reading.volumes) != 1:
+        message = f"a label map has one channel, not {len(reading.volumes)}; combine them into one map"
+        raise InputError(Fault(str(path), "label-channels", message))
+    volume = reading.volumes[0]
+    lowest, highest = float(volume.array.min()), float(volume.array.max())
+    if lowest < 0 or highest >= 2**32:
+        message = f"label values run from 0 to 65535, these from {lowest:g} to {highest:g}"
+        raise InputError(Fault(str(path), "label-range", message))
+    integers = volume.array.astype(np.min_scalar_type(int(highest)), copy=False)
+    if num_odd := int(np.count_nonzero(integers != volume.array)):
+        message = (
+            f"label values must be whole numbers, {num_odd} voxels are not; was it resampled with "
+            "interpolation? Use nearest neighbours"
+        )
+        raise InputError(Fault(str(path), "label-not-whole", message))
+    return Reading((Volume(integers, volume.grid),), reading.warnings)
+
+
+def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
+    """Finds the cases behind paths given by hand: files, folders of NIfTI files, folders of a DICOM series.
+
+    With several channels, the files `<case>_0000.nii.gz`, `<case>_0001.nii.gz` … of a folder make a case, and
+    so does a single four-dimensional file. With one channel a trailing `_0000` is dropped from the id.
+
+    Raises:
+        InputError: With all missing paths, unknown formats, wrong channels, and unsafe or doubled ids.
+    """
+    faults: list[Fault] = []
+    files: list[Path] = []
+    cases: list[Case] = []
+    for path in dict.fromkeys(paths):
+        try:
+            nifti, is_series = _search(path)
+        except InputError as error:
+            faults += error.faults
+            continue
+        files += nifti
+        if is_series and num_channels == 1:
+            name = path.resolve().name
+            cases.append(Case(id=name, patient=name, images=(path,)))
+        elif is_series:
+            message = f"a DICOM series is one channel, {num_channels} are needed; join them in one NIfTI file"
+            faults.append(Fault(str(path), "num-channels", message))
+    files = list(dict.fromkeys(files))
+    cases += _single_cases(files) if num_channels == 1 else _grouped_cases(files, num_channels, faults)
+    faults += _id_faults(cases)
+    if faults:
+        raise InputError(faults)
+    return cases
+
+
+def _search(path: Path) -> tuple[list[Path], bool]:
+    """The NIfTI files that a path stands for, and whether it is the folder of a DICOM series instead."""
+    where = str(path)
+    if not exists(path):
+        raise InputError(Fault(where, "missing-file", "no such file or folder; check the path"))
+    if is_nifti(path) and not path.is_dir():
+        return [path], False
+    if not path.is_dir():
+        message = "an input is a .nii or .nii.gz file, a folder of them, or the folder of a DICOM series"
+        raise InputError(Fault(where, "file-type", message))
+    try:
+        nifti = sorted(
+            p for p in path.iterdir() if is_nifti(p) and not p.name.startswith(".") and p.is_file()
+        )
+        dicom = list_dicom_files(path)
+    except OSError as error:
+        message = f"the folder cannot be read ({(error.strerror or 'error').lower()})"
+        raise InputError(Fault(where, "unreadable", message)) from error
+    if bool(nifti) == bool(dicom):
+        state = "both NIfTI and DICOM files lie" if nifti else "neither NIfTI nor DICOM files lie"
+        message = f"{state} in this folder; name a folder with one kind (sub-folders are not searched)"
+        raise InputError(Fault(where, "mixed-formats" if nifti else "no-images", message))
+    return nifti, bool(dicom)
+
+
+def _single_cases(files: Iterable[Path]) -> list[Case]:
+    ids = ((nifti_stem(file).removesuffix("_0000"), file) for file in files)
+    return [Case(id=case_id, patient=case_id, images=(file,)) for case_id, file in ids]
+
+
+def _grouped_cases(files: Iterable[Path], num_channels: int, faults: list[Fault]) -> list[Case]:
+    """Cases of several files each; adds a fault for every one whose channels are not exactly 0 to n - 1."""
+    groups: dict[tuple[Path, str], dict[int, Path]] = {}
+    cases: list[Case] = []
+    for file in files:
+        stem = nifti_stem(file)
+        if match := _CHANNEL.fullmatch(stem):
+            groups.setdefault((file.parent, match["case"]), {})[int(match["index"])] = file
+        else:
+            cases.append(Case(id=stem, patient=stem, images=(file,)))
+    for (folder, case_id), channels in groups.items():
+        if sorted(channels) != list(range(num_channels)):
+            message = (
+                f"channels {', '.join(f'_{i:04d}' for i in sorted(channels))} were found, the model needs "
+                f"_0000 to _{num_channels - 1:04d}"
+            )
+            faults.append(Fault(str(folder / case_id), "num-channels", message))
+        images = tuple(channels[index] for index in sorted(channels))
+        cases.append(Case(id=case_id, patient=case_id, images=images))
+    return cases
+
+
+def _id_faults(cases: Iterable[Case]) -> Iterator[Fault]:
+    seen: dict[str, Case] = {}
+    for case in cases:
+        where = str(case.images[0])
+        if fault := id_fault(where, case.id):
+            yield fault
+        elif (twin := seen.setdefault(case.id, case)) is not case:
+            message = (
+                f"the case id {case.id} is also that of {twin.images[0]}; give the files different names"
+            )
+            yield Fault(where, "duplicate-case", message)

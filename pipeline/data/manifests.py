@@ -1,0 +1,268 @@
+"""The three forms of a manifest, read but not yet judged.
+
+A Medical Segmentation Decathlon `dataset.json`, an nnU-Net raw folder (or its `dataset.json`) and a CSV all
+become the same `Manifest`; `cases` judges what holds for all of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, NonNegativeInt, ValidationError
+
+from pipeline.data.nifti import is_nifti, nifti_stem
+from pipeline.errors import ConfigError, Fault
+
+_MAX_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A case as a manifest words it: its id may be unsafe or doubled, its files may be missing.
+
+    Attributes:
+        where: Place in the manifest.
+        id: Case id.
+        patient: Patient id.
+        images: Image files, by channel.
+        label: Label map.
+        fold: Fold.
+    """
+
+    where: str
+    id: str
+    patient: str
+    images: tuple[Path, ...]
+    label: Path | None
+    fold: int | None
+
+
+@dataclass
+class Manifest:
+    """What a manifest says.
+
+    Attributes:
+        channels: Names of the image channels.
+        labels: Value of each label name; None if it names none, or (nnU-Net) regions and ignored voxels.
+        entries: The cases in its order.
+        faults: What could not be made sense of.
+    """
+
+    channels: tuple[str, ...]
+    labels: dict[str, int] | None = None
+    entries: list[Entry] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def add_fault(self, where: str, rule: str, message: str) -> None:
+        """Notes what could not be made sense of."""
+        self.faults.append(Fault(where, rule, message))
+
+
+def parse_manifest(path: Path) -> Manifest:
+    """Reads a manifest of any form; its paths are taken relative to it.
+
+    Raises:
+        ConfigError: If it cannot be read, or has none of the three forms.
+    """
+    text = _read_text(path)
+    return _parse_csv(path, text) if path.suffix.lower() == ".csv" else _parse_json(path, text)
+
+
+class _DecathlonEntry(BaseModel):
+    """A case of a Decathlon manifest; `fold` is MONAI's addition."""
+
+    image: str | list[str]
+    label: str | None = None
+    fold: NonNegativeInt | None = None
+
+
+class _Decathlon(BaseModel):
+    modality: dict[str, str] = {"0": "image"}
+    labels: dict[str, str] | None = None
+    training: list[_DecathlonEntry]
+    validation: list[_DecathlonEntry] = []
+
+
+class _NnUnet(BaseModel):
+    channel_names: dict[str, str]
+    labels: dict[str, int | list[int]]
+    file_ending: str
+
+
+def _read_text(path: Path) -> str:
+    where = str(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        message = f"byte {error.start} is not UTF-8; save the manifest with that encoding"
+        raise ConfigError(Fault(where, "manifest-encoding", message)) from error
+    except OSError as error:
+        reason = (error.strerror or "error").lower()
+        message = f"it cannot be read ({reason}); give a dataset.json, an nnU-Net raw folder, or a CSV"
+        raise ConfigError(Fault(where, "manifest-unreadable", message)) from error
+    if len(data) > _MAX_BYTES:
+        message = f"a manifest has at most {_MAX_BYTES // 2**20} MiB; is this the right file?"
+        raise ConfigError(Fault(where, "manifest-too-large", message))
+    return text
+
+
+def _parse_json(path: Path, text: str) -> Manifest:
+    try:
+        content = json.loads(text, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(Fault(str(path), "manifest-syntax", f"no valid JSON: {reason}")) from error
+    if not isinstance(content, dict) or not {"training", "channel_names"} & set(content):
+        message = "neither a Decathlon manifest (`training`) nor one of nnU-Net (`channel_names`)"
+        raise ConfigError(Fault(str(path), "manifest-format", message))
+    try:
+        if "training" in content:
+            return _parse_decathlon(path, _Decathlon.model_validate(content))
+        return _parse_nnunet(path, _NnUnet.model_validate(content))
+    except ValidationError as error:
+        raise ConfigError(
+            Fault(f"{path}: {'.'.join(map(str, e['loc']))}", "manifest-format", e["msg"].lower())
+            for e in error.errors(include_url=False, include_input=False)
+        ) from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} occurs twice")
+        found[key] = value
+    return found
+
+
+def _parse_decathlon(path: Path, content: _Decathlon) -> Manifest:
+    manifest = Manifest(_in_order(path, content.modality), _decathlon_labels(path, content.labels))
+    for part, entries in (("training", content.training), ("validation", content.validation)):
+        for index, entry in enumerate(entries):
+            where = f"{path}: {part}[{index}]"
+            names = [entry.image] if isinstance(entry.image, str) else entry.image
+            if not names:
+                manifest.add_fault(where, "missing-value", "image: names no file")
+                continue
+            images = tuple(path.parent / name for name in names)
+            case_id = nifti_stem(images[0]).removesuffix("_0000")
+            label = None if entry.label is None else path.parent / entry.label
+            fold = 0 if part == "validation" else entry.fold
+            manifest.entries.append(Entry(where, case_id, case_id, images, label, fold))
+    return manifest
+
+
+def _decathlon_labels(path: Path, labels: dict[str, str] | None) -> dict[str, int] | None:
+    """Value by name, from the Decathlon's name by value."""
+    if labels is None:
+        return None
+    if len(set(labels.values())) < len(labels) or not all(re.fullmatch("[0-9]{1,5}", v) for v in labels):
+        message = "labels: each whole number needs a name of its own, such as {'0': 'background'}"
+        raise ConfigError(Fault(str(path), "manifest-format", message))
+    return {name: int(value) for value, name in labels.items()}
+
+
+def _parse_nnunet(path: Path, content: _NnUnet) -> Manifest:
+    ending = content.file_ending
+    if not is_nifti(Path(f"case{ending}")):
+        message = f"file_ending: {ending!r} is not supported; convert the images to .nii.gz"
+        raise ConfigError(Fault(str(path), "manifest-format", message))
+    plain = {name: v for name, v in content.labels.items() if isinstance(v, int) and name != "ignore"}
+    labels = plain if plain.keys() == content.labels.keys() else None
+    manifest = Manifest(_in_order(path, content.channel_names), labels)
+    images: dict[str, dict[int, Path]] = {}
+    for file in _list_files(path.parent / "imagesTr", ending):
+        if match := re.fullmatch(r"(.+)_(\d{4})", file.name.removesuffix(ending)):
+            images.setdefault(match[1], {})[int(match[2])] = file
+        else:
+            message = f"an image is named <case>_0000{ending}; rename it or take it out"
+            manifest.add_fault(str(file), "unpaired", message)
+    maps = {f.name.removesuffix(ending): f for f in _list_files(path.parent / "labelsTr", ending)}
+    for case_id in sorted(images.keys() | maps.keys()):
+        where, channels = str(path.parent / case_id), images.get(case_id, {})
+        manifest.faults += _pair_faults(where, channels, case_id in maps, len(manifest.channels))
+        files = tuple(channels[index] for index in sorted(channels))
+        manifest.entries.append(Entry(where, case_id, case_id, files, maps.get(case_id), None))
+    return manifest
+
+
+def _pair_faults(
+    where: str, channels: dict[int, Path], has_label: bool, num_channels: int
+) -> Iterator[Fault]:
+    if not channels:
+        yield Fault(where, "unpaired", "labelsTr has this case, imagesTr does not; add or remove it")
+    elif not has_label:
+        yield Fault(where, "unpaired", "imagesTr has this case, labelsTr does not; add or remove it")
+    if channels and sorted(channels) != list(range(num_channels)):
+        found = ", ".join(f"_{index:04d}" for index in sorted(channels))
+        message = f"channel_names declares _0000 to _{num_channels - 1:04d}, found are {found}"
+        yield Fault(where, "num-channels", message)
+
+
+def _list_files(folder: Path, ending: str) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if p.name.endswith(ending) and not p.name.startswith("."))
+    except OSError as error:
+        message = "this folder of an nnU-Net data set cannot be read; is it there?"
+        raise ConfigError(Fault(str(folder), "manifest-unreadable", message)) from error
+
+
+def _in_order(path: Path, channels: dict[str, str]) -> tuple[str, ...]:
+    """Channel names from nnU-Net's and the Decathlon's {"0": "T1", "1": "T2"}."""
+    if not channels or set(channels) != {str(index) for index in range(len(channels))}:
+        message = f"channels must be numbered from 0, not {', '.join(channels) or 'missing'}"
+        raise ConfigError(Fault(str(path), "manifest-format", message))
+    return tuple(channels[str(index)] for index in range(len(channels)))
+
+
+def _parse_csv(path: Path, text: str) -> Manifest:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        image_columns = [name for name in header if name.startswith("image")]
+        if "case" not in header or not image_columns or len(set(header)) != len(header):
+            message = (
+                "the first line must name comma-separated columns, each once: case, image (or image_…), and "
+                f"patient, label, fold where there are; it names {', '.join(header)[:200]!r}"
+            )
+            raise ConfigError(Fault(f"{path}:1", "manifest-format", message))
+        manifest = Manifest(tuple(name.removeprefix("image_") for name in image_columns))
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if row and len(row) != len(header):
+                message = f"{len(header)} values are needed, as in the first line, not {len(row)}"
+                manifest.add_fault(where, "manifest-format", message)
+            elif row:
+                _add_row(manifest, path.parent, where, dict(zip(header, map(str.strip, row), strict=True)))
+    except csv.Error as error:
+        message = f"no valid CSV: {error}"
+        raise ConfigError(Fault(f"{path}:{reader.line_num}", "manifest-syntax", message)) from error
+    return manifest
+
+
+def _add_row(manifest: Manifest, folder: Path, where: str, row: dict[str, str]) -> None:
+    images = [value for name, value in row.items() if name.startswith("image")]
+    label, fold = row.get("label"), row.get("fold")
+    if not all(images):
+        manifest.add_fault(where, "missing-value", "every image column needs a file")
+    elif fold and not (fold.isdecimal() and len(fold) < 4):
+        manifest.add_fault(where, "manifest-format", f"fold is a small whole number, not {fold[:20]!r}")
+    else:
+        entry = Entry(
+            where=where,
+            id=row["case"],
+            patient=row.get("patient") or row["case"],
+            images=tuple(folder / image for image in images),
+            label=folder / label if label else None,
+            fold=int(fold) if fold else None,
+        )
+        manifest.entries.append(entry)

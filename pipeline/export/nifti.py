@@ -1,0 +1,187 @@
+"""Label maps as NIfTI files that lie exactly on their image and say what their values mean."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from pipeline.errors import Fault, InputError, IntegrityError
+from pipeline.files import atomic_path
+from pipeline.volume import Affine, Grid
+
+_COMMENT = 6  # NIfTI's code of a header extension in plain text
+_NAMES_WITHIN = 2**20  # bytes at the beginning of a file in which its label names are looked for
+_LARGEST_LABEL = 65535
+_LARGEST_DIM = 32767
+_UNREADABLE = (OSError, EOFError, zlib.error)
+_NOT_NIFTI = (ImageFileError, HeaderDataError, WrapStructError)
+
+
+def write_label_map(
+    path: Path, labels_array: NDArray[np.integer[Any]], grid: Grid, labels: Mapping[str, int]
+) -> None:
+    """Writes a label map that overlays its image in every viewer, and verifies it before it gets its name.
+
+    sform, qform, their codes and pixdim are those of the grid, to the bit where the grid came from a NIfTI
+    header. The voxel type is the smallest unsigned integer that holds every declared label, whether present
+    or not; the names travel in a header extension. The same input gives the same bytes.
+
+    Args:
+        path: Ends in `.nii` or `.nii.gz`.
+        labels_array: `(I, J, K)` whole numbers, axes as stored in the image; fastest in Fortran order.
+        grid: The image's geometry.
+        labels: Label name → value, background included.
+
+    Raises:
+        ValueError: If the array has another shape than the grid or a value that is not declared, the file's
+            name or the labels do not fit the format, or the grid's header forms contradict its affine.
+        ResourceError: If the disk is full or the folder cannot be written.
+        IntegrityError: If the file read back differs from what was written; there is no file then.
+    """
+    _check(path, labels_array, grid, labels)
+    array = np.asfortranarray(labels_array, dtype=np.min_scalar_type(max(labels.values())))
+    header = _header(grid, array.dtype, labels)
+    content = nib.Nifti1Image(array, None, header).to_bytes()
+    with atomic_path(path) as temporary:
+        _write(temporary, content)
+        if not _is_written(temporary, content, array, header.get_best_affine()):
+            message = (
+                "read back from disk, the label map is not what was written; it was removed, check the disk"
+            )
+            raise IntegrityError(Fault(str(path), "write-not-verified", message))
+
+
+def read_label_names(path: Path) -> dict[str, int] | None:
+    """The label names that a file written by `write_label_map` carries; None if it carries none.
+
+    Reads no more than the file's first megabyte.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
+    try:
+        with _open(path) as file:
+            start = file.read(_NAMES_WITHIN)
+    except _UNREADABLE as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        message = f"the label map cannot be read ({reason}); check the path, or copy the file again"
+        raise InputError(Fault(str(path), "unreadable", message)) from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # nibabel warns of what it then refuses
+            extensions = nib.Nifti1Header.from_fileobj(io.BytesIO(start)).extensions
+    except _NOT_NIFTI:
+        return None
+    named = (_names(extension.content) for extension in extensions if extension.get_code() == _COMMENT)
+    return next((names for names in named if names is not None), None)
+
+
+def _check(path: Path, array: NDArray[np.integer[Any]], grid: Grid, labels: Mapping[str, int]) -> None:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"a NIfTI file ends in .nii or .nii.gz, not {path.name}")
+    if array.shape != grid.shape or array.dtype.kind not in "ui":
+        raise ValueError(
+            f"a label map on this grid has whole numbers of shape {grid.shape}, "
+            f"not {array.dtype} of {array.shape}"
+        )
+    if max(grid.shape) > _LARGEST_DIM:
+        raise ValueError(f"NIfTI-1 holds at most {_LARGEST_DIM} voxels along an axis, not {grid.shape}")
+    values = list(labels.values())
+    if not values or min(values) < 0 or max(values) > _LARGEST_LABEL:
+        raise ValueError(f"label values lie between 0 and {_LARGEST_LABEL}, not {dict(labels)}")
+    declared = np.zeros(max(values) + 1, dtype=bool)
+    declared[values] = True
+    # Slice by slice: used as an index, a whole array would be copied at eight bytes a voxel.
+    if (
+        array.min() < 0
+        or array.max() >= declared.size
+        or not all(declared[plane].all() for plane in np.moveaxis(array, -1, 0))
+    ):
+        undeclared = sorted(set(np.unique(array).tolist()) - set(values))
+        raise ValueError(f"the array holds values that no label declares: {undeclared[:10]}")
+
+
+def _header(grid: Grid, dtype: np.dtype[Any], labels: Mapping[str, int]) -> nib.Nifti1Header:
+    header = nib.Nifti1Header()
+    header.set_data_shape(grid.shape)
+    header.set_data_dtype(dtype)
+    header.set_xyzt_units("mm")
+    header.set_intent("label")
+    header.set_slope_inter(None, None)
+    _set_geometry(header, grid)
+    if not Grid(grid.shape, header.get_best_affine()).is_close(grid):
+        raise ValueError("the grid's sform and qform cannot express its affine")
+    content = json.dumps({"clinseg": {"labels": dict(labels)}}).encode()
+    header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, content))
+    return header
+
+
+def _set_geometry(header: nib.Nifti1Header, grid: Grid) -> None:
+    """Gives the header the grid's forms; where a code is given without its form, the affine is the form."""
+    header["pixdim"][1:4] = grid.spacing
+    if not grid.sform_code and not grid.qform_code:
+        return  # readers make up an affine from pixdim and shape; its spacing gives the same pixdim back
+    if grid.sform_code:
+        header.set_sform(grid.affine if grid.sform is None else grid.sform, grid.sform_code)
+    if grid.qform_code:
+        header.set_qform(grid.affine if grid.qform is None else grid.qform, grid.qform_code)
+        if grid.quaternion is not None:
+            header["quatern_b"], header["quatern_c"], header["quatern_d"] = grid.quaternion
+    if grid.pixdim is not None:
+        qfac, *stored = grid.pixdim
+        header["pixdim"][0] = qfac
+        # The third may hold anything in a two-dimensional image.
+        header["pixdim"][1:4] = np.where(np.isfinite(stored) & (np.array(stored) > 0), stored, grid.spacing)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        if path.suffix == ".gz":
+            # Level 1 is fast, and label maps shrink well anyway; neither name nor time go into the file.
+            with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as compressed:
+                compressed.write(content)
+        else:
+            file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_written(path: Path, content: bytes, array: NDArray[Any], affine: Affine) -> bool:
+    """Whether the file, read to its end with gzip's checksum, gives this content, array and affine."""
+    try:
+        with _open(path) as file:
+            found = file.read()
+    except _UNREADABLE:
+        return False
+    if found != content:
+        return False
+    image = nib.Nifti1Image.from_bytes(found)
+    voxels = np.asanyarray(image.dataobj)
+    is_same = voxels.dtype == array.dtype and np.array_equal(voxels, array)
+    return is_same and np.array_equal(image.affine, affine)
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+
+
+def _names(content: bytes) -> dict[str, int] | None:
+    try:
+        labels = json.loads(content)["clinseg"]["labels"]
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return None
+    is_contract = isinstance(labels, dict) and all(type(value) is int for value in labels.values())
+    return labels if is_contract else None

@@ -1,0 +1,221 @@
+"""Predicted label maps against references, case by case: what was measured, and what could not be."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.images import read_label_map
+from pipeline.errors import Fault, FaultError, InputError
+from pipeline.files import write_text
+from pipeline.inference.pairing import Pair, pair_up
+from pipeline.labels import LabelContract
+from pipeline.metrics import STRUCTURE_METRICS, structure_mask, structure_metrics
+from pipeline.statistics import Summary, summarise
+from pipeline.volume import Grid, Volume
+
+MEAN = "mean"
+"""Key of the mean over structures in a summary."""
+
+Structures = Mapping[str, tuple[int, ...]]
+"""Label values whose union is the structure, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaseMetrics:
+    """One structure of one case.
+
+    Attributes:
+        case: Case id.
+        structure: Name of the structure.
+        values: A value for each of `STRUCTURE_METRICS`.
+    """
+
+    case: str
+    structure: str
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What came of comparing predictions with references.
+
+    Attributes:
+        rows: Every evaluated case, each with every structure.
+        faults: Why cases are missing from the rows.
+        warnings: What was evaluated in part only: labels that belong to no structure.
+    """
+
+    rows: list[CaseMetrics]
+    faults: list[Fault]
+    warnings: list[Fault]
+
+
+def evaluate_case(
+    case: str, prediction: Volume, reference: Volume, structures: Structures
+) -> list[CaseMetrics]:
+    """Compares two label maps of one case, structure by structure.
+
+    Raises:
+        InputError: If they do not lie on the same grid.
+    """
+    grids = prediction.grid, reference.grid
+    if not grids[0].is_close(grids[1]):
+        predicted, true = map(_describe, grids)
+        message = (
+            f"the prediction and its reference lie on different grids: {predicted} against {true}; "
+            "resample one to the other's grid with nearest-neighbour interpolation"
+        )
+        raise InputError(Fault(case, "grid-mismatch", message))
+    return [
+        CaseMetrics(
+            case,
+            name,
+            structure_metrics(
+                structure_mask(prediction.array, values),
+                structure_mask(reference.array, values),
+                reference.grid.spacing,
+            ),
+        )
+        for name, values in structures.items()
+    ]
+
+
+def evaluate_folders(
+    predictions: Path,
+    references: Path,
+    structures: Structures | None = None,
+    on_case: Callable[[str, int], None] | None = None,
+) -> Evaluation:
+    """Compares every `<case>.nii.gz` or `<case>.nii` of a folder with the file of that case in another.
+
+    What is wrong with one case is a fault of the result, and the other cases go on.
+
+    Args:
+        predictions: Folder of predicted label maps, or one file.
+        references: Folder of reference label maps, or one file.
+        structures: What is compared. If None, the `structures` or `labels` in `report.json` beside the
+            predictions; without that file every label value but 0 found in any map, named by its number.
+        on_case: Is told each case when it is done, and the number of cases.
+
+    Raises:
+        InputError: If a path does not exist or holds no label maps, one is a file and the other a folder, or
+            `report.json` cannot be understood.
+    """
+    pairs, faults = pair_up(predictions, references)
+    structures = structures or _reported_structures(predictions) or _found_structures(pairs)
+    known = {value for values in structures.values() for value in values} | {0}
+    rows: list[CaseMetrics] = []
+    strays: dict[tuple[str, int], list[str]] = {}
+    for pair in pairs:
+        try:
+            prediction, reference = _read(pair)
+            rows += evaluate_case(pair.case, prediction, reference, structures)
+        except FaultError as error:
+            faults += [Fault(pair.case, fault.rule, fault.message) for fault in error.faults]
+        else:
+            for side, label_map in (("prediction", prediction), ("reference", reference)):
+                for value in _label_values(label_map) - known:
+                    strays.setdefault((side, value), []).append(pair.case)
+        if on_case is not None:
+            on_case(pair.case, len(pairs))
+    return Evaluation(
+        rows, faults, [_stray_warning(*stray, cases) for stray, cases in sorted(strays.items())]
+    )
+
+
+def write_metrics(path: Path, rows: Iterable[CaseMetrics]) -> None:
+    """Writes one CSV line per case and structure, under `case,label` and the names of `STRUCTURE_METRICS`.
+
+    Raises:
+        ResourceError: If the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("case", "label", *STRUCTURE_METRICS))
+    for row in rows:
+        numbers = (f"{row.values[name]:.6g}" for name in STRUCTURE_METRICS)
+        writer.writerow((row.case, row.structure, *numbers))
+    write_text(path, text.getvalue())
+
+
+def summarise_structures(rows: Sequence[CaseMetrics]) -> dict[str, dict[str, Summary]]:
+    """Each metric over cases, per structure; under `MEAN` over each case's mean over its structures.
+
+    Cases, not structures, are what the confidence intervals take as independent.
+    """
+    by_structure: dict[str, list[CaseMetrics]] = {}
+    by_case: dict[str, list[CaseMetrics]] = {}
+    for row in rows:
+        by_structure.setdefault(row.structure, []).append(row)
+        by_case.setdefault(row.case, []).append(row)
+    means = [CaseMetrics(case, MEAN, _mean_values(of_case)) for case, of_case in by_case.items()]
+    if means:
+        by_structure[MEAN] = means
+    return {
+        structure: {name: summarise([row.values[name] for row in members]) for name in STRUCTURE_METRICS}
+        for structure, members in by_structure.items()
+    }
+
+
+def _read(pair: Pair) -> tuple[Volume, Volume]:
+    return read_label_map(pair.prediction), read_label_map(pair.reference)
+
+
+def _reported_structures(predictions: Path) -> dict[str, tuple[int, ...]]:
+    """What the prediction says of its own labels; empty if it says nothing."""
+    path = (predictions if predictions.is_dir() else predictions.parent) / "report.json"
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if regions := report.get("structures"):
+            return {name: tuple(map(operator.index, values)) for name, values in regions.items()}
+        labels = report.get("labels", {})
+        return LabelContract({name: operator.index(value) for name, value in labels.items()}).structures
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        message = (
+            "expected JSON with `labels` (names and values) or `structures` (names and lists of values), "
+            "but it cannot be understood; mend or remove it"
+        )
+        raise InputError(Fault(str(path), "report-unreadable", message)) from error
+
+
+def _found_structures(pairs: Iterable[Pair]) -> dict[str, tuple[int, ...]]:
+    values: set[int] = set()
+    for pair in pairs:
+        with suppress(FaultError):  # said when the case is evaluated
+            values |= set().union(*map(_label_values, _read(pair)))
+    return {str(value): (value,) for value in sorted(values)}
+
+
+def _label_values(label_map: Volume) -> set[int]:
+    return set(np.unique(label_map.array[label_map.array != 0]).tolist())
+
+
+def _stray_warning(side: str, value: int, cases: Sequence[str]) -> Fault:
+    more = f" and {len(cases) - 3} more" if len(cases) > 3 else ""
+    message = (
+        f"label {value} in the {side} of {', '.join(cases[:3])}{more} belongs to no structure, "
+        "so no metric speaks of it; add it to the structures if it matters"
+    )
+    return Fault(f"label {value}", "label-unknown", message)
+
+
+def _mean_values(rows: Sequence[CaseMetrics]) -> dict[str, float]:
+    return {name: float(np.mean([row.values[name] for row in rows])) for name in STRUCTURE_METRICS}
+
+
+def _describe(grid: Grid) -> str:
+    shape = " × ".join(map(str, grid.shape))
+    spacing = " × ".join(f"{mm:.4g}" for mm in grid.spacing)
+    origin = ", ".join(f"{mm:.2f}" for mm in grid.affine[:3, 3])
+    return f"{shape} voxels of {spacing} mm, axes {grid.orientation}, origin ({origin}) mm"

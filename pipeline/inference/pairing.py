@@ -1,0 +1,79 @@
+"""Which predicted label map belongs to which reference: the same case has the same file name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.data.nifti import is_nifti, nifti_stem
+from pipeline.errors import Fault, InputError
+
+
+class Pair(NamedTuple):
+    """The two label maps of a case."""
+
+    case: str
+    prediction: Path
+    reference: Path
+
+
+def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[Fault]]:
+    """Pairs `<case>.nii.gz` or `<case>.nii` of two folders by name, or two files whatever their names.
+
+    Returns:
+        The pairs in the order of their names, and a fault for each case that is left out because it lacks a
+        partner or has two files in one folder.
+
+    Raises:
+        InputError: If a path does not exist, one is a file and the other a folder, or a folder holds no NIfTI
+            file.
+    """
+    missing = [path for path in (predictions, references) if not path.exists()]
+    if missing:
+        raise InputError(
+            Fault(str(path), "missing-file", "no such file or folder; check the path") for path in missing
+        )
+    if predictions.is_dir() != references.is_dir():
+        message = f"expected two folders or two files, but of this and {references} only one is a folder"
+        raise InputError(Fault(str(predictions), "file-and-folder", message))
+    if not predictions.is_dir():
+        return [Pair(nifti_stem(predictions), predictions, references)], []
+    predicted, true = _label_maps(predictions), _label_maps(references)
+    faults = [*_unpaired(predicted, true, predictions, references), *_doubled(predicted, true)]
+    excluded = {fault.where for fault in faults}
+    cases = sorted(predicted.keys() - excluded)
+    return [Pair(case, predicted[case][0], true[case][0]) for case in cases], faults
+
+
+def _label_maps(folder: Path) -> dict[str, list[Path]]:
+    """The NIfTI files of a folder by case; a case that has more than one is doubtful."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if is_nifti(path) and not path.name.startswith("."):
+            found.setdefault(nifti_stem(path), []).append(path)
+    if not found:
+        message = "expected label maps named <case>.nii.gz or <case>.nii, but there is none; check the folder"
+        raise InputError(Fault(str(folder), "no-images", message))
+    return found
+
+
+def _unpaired(
+    predicted: dict[str, list[Path]], true: dict[str, list[Path]], predictions: Path, references: Path
+) -> Iterator[Fault]:
+    for case in sorted(predicted.keys() - true.keys()):
+        message = f"the prediction has no reference in {references}; the case was not evaluated"
+        yield Fault(case, "reference-missing", message)
+    for case in sorted(true.keys() - predicted.keys()):
+        message = (
+            f"the reference has no prediction in {predictions}; the case was not evaluated, predict it too"
+        )
+        yield Fault(case, "prediction-missing", message)
+
+
+def _doubled(*folders: dict[str, list[Path]]) -> Iterator[Fault]:
+    for case, paths in (item for folder in folders for item in sorted(folder.items())):
+        if len(paths) > 1:
+            names = " and ".join(path.name for path in paths)
+            message = f"{names} in {paths[0].parent} claim the same case, which was not evaluated; keep one"
+            yield Fault(case, "duplicate-case", message)

@@ -1,0 +1,39 @@
+"""The label contract of a job: names, values and what the network's channels mean, said once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LabelContract:
+    """Names and values that travel through training, checkpoint, masks and tables.
+
+    Attributes:
+        labels: Name → value as stored in label maps, background (0) included.
+        regions: Overlapping structures as unions of label values, outer to inner; None for plain classes.
+    """
+
+    labels: Mapping[str, int]
+    regions: Mapping[str, tuple[int, ...]] | None = None
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """All label values in rising order; a label index is a position in it, the background's is 0."""
+        return tuple(sorted(self.labels.values()))
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """What is measured: each foreground label by value, or each region."""
+        if self.regions is not None:
+            return dict(self.regions)
+        ordered = sorted(self.labels.items(), key=lambda item: item[1])
+        return {name: (value,) for name, value in ordered if value != 0}
+
+    @property
+    def channel_values(self) -> tuple[int, ...]:
+        """The label value that each of the network's output channels is written with."""
+        if self.regions is not None:
+            return tuple(region[0] for region in self.regions.values())
+        return self.values

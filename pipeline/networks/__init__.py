@@ -1,0 +1,25 @@
+"""Networks: one file each, chosen by name from a dict in plain sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from pipeline.config.schema import NetworkSection
+from pipeline.networks.attention_unet import AttentionUNet
+
+NETWORKS: dict[str, Callable[[NetworkSection, int, int], nn.Module]] = {
+    "attention_unet": AttentionUNet,
+}
+
+
+def build_network(section: NetworkSection, in_channels: int, out_channels: int) -> nn.Module:
+    """The network that `section` names, with fresh weights from torch's global generator.
+
+    Args:
+        section: Name and shape of the network.
+        in_channels: Channels of the image.
+        out_channels: Logits per voxel.
+    """
+    return NETWORKS[section.name](section, in_channels, out_channels)

@@ -1,0 +1,34 @@
+"""The record of experiments: written to the local disk first, delivered to MLflow behind the training's back.
+
+`runs` knows the folders and `listing` what they have come to; `events` is the append-only log in each,
+`record` writes it and `delivery` carries it to MLflow; `store` is MLflow itself, `models` fetches checkpoints
+from it and `server` shows it in a browser.
+MLflow is imported only when something is delivered, fetched or shown.
+"""
+
+from pipeline.tracking.delivery import Delivery, deliver
+from pipeline.tracking.listing import BEST, RunSummary, list_runs, read_metrics
+from pipeline.tracking.models import fetch_model
+from pipeline.tracking.record import NullRecord, Record, resume_record, start_record
+from pipeline.tracking.runs import STORE, RunFolder, find_run
+from pipeline.tracking.server import serve_ui
+from pipeline.tracking.store import tracking_uri
+
+__all__ = [
+    "BEST",
+    "STORE",
+    "Delivery",
+    "NullRecord",
+    "Record",
+    "RunFolder",
+    "RunSummary",
+    "deliver",
+    "fetch_model",
+    "find_run",
+    "list_runs",
+    "read_metrics",
+    "resume_record",
+    "serve_ui",
+    "start_record",
+    "tracking_uri",
+]

@@ -1,0 +1,229 @@
+"""MLflow itself: where it is, how it is opened, and one run inside it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from pipeline.errors import ConfigError, Fault
+from pipeline.tracking.runs import STORE, RunFolder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+
+_SERVERS = ("http", "https")
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_NAME_TAG = "clinseg.run"
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # MLflow's own are 120 s and 7 retries: four minutes a call against a dead server. Ours come back later.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # No connection outlives its transaction, so loader processes forked from training inherit none.
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
+}
+
+
+class DestinationError(Exception):
+    """MLflow does not take this run now; says why and what to do."""
+
+
+def tracking_uri(configured: str | None, store: Path = STORE) -> str:
+    """The tracking URI: the configured one, else `MLFLOW_TRACKING_URI`, else the database in `store`.
+
+    Raises:
+        ConfigError: If MLflow no longer takes such a URI, or it carries a password.
+    """
+    where = "tracking.uri" if configured else "MLFLOW_TRACKING_URI"
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.resolve() / 'mlflow.db'}"
+    parts = urlsplit(uri)
+    if parts.scheme.partition("+")[0] not in _SERVERS + _DATABASES:
+        message = (
+            f"it must name a server (http://host:5000) or a database (sqlite:///{STORE}/mlflow.db), "
+            f"not {uri!r}; MLflow has given up plain folders. Leave it empty for the database in {STORE}"
+        )
+        raise ConfigError(Fault(where, "tracking-uri", message))
+    if parts.password is not None:
+        message = (
+            "a password does not belong in it, for it is written into every run; use "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or for PostgreSQL PGPASSWORD or ~/.pgpass"
+        )
+        raise ConfigError(Fault(where, "tracking-password", message))
+    return _absolute(uri)
+
+
+def is_server(uri: str) -> bool:
+    """Whether the URI names an MLflow server rather than a database."""
+    return urlsplit(uri).scheme in _SERVERS
+
+
+def prepare_mlflow() -> None:
+    """Sets what MLflow reads when it is imported, leaving the user's own settings, and imports it (2 s)."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401, PLC0415 - slow to import, and its settings come first
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of the store; makes the database if there is none (seconds).
+
+    Raises:
+        Exception: Whatever MLflow, its database or its network raise.
+    """
+    prepare_mlflow()
+    from mlflow import MlflowClient  # noqa: PLC0415 - see prepare_mlflow
+
+    if not (database := _sqlite_file(uri)):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    # Of processes that make one database at the same time all but one would die.
+    with FileLock(database.with_name(f".{database.name}.lock")):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+class Destination:
+    """One run inside MLflow. Its methods raise whatever MLflow raises.
+
+    Attributes:
+        run_id: MLflow's id of the run.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client = client
+        self.run_id = run_id
+
+    @classmethod
+    def open(cls, run: RunFolder, run_id: str | None) -> Self:
+        """Finds the run, or makes it if MLflow has none of this id or name.
+
+        Raises:
+            DestinationError: If the run or its experiment was deleted in MLflow.
+        """
+        client = connect(run.uri)
+        if run_id is None or not _exists(client, run_id):
+            run_id = _find_or_create(client, run)
+        destination = cls(client, run_id)
+        destination.check_active()
+        return destination
+
+    def check_active(self) -> None:
+        """Raises `DestinationError` if somebody deleted the run."""
+        if self._client.get_run(self.run_id).info.lifecycle_stage != "active":
+            message = f"its run {self.run_id} was deleted; restore it there (`mlflow runs restore`)"
+            raise DestinationError(message)
+
+    def points(self, names: Iterable[str]) -> set[tuple[str, int]]:
+        """The (name, step) that MLflow already has of these metrics."""
+        histories = [self._client.get_metric_history(self.run_id, name) for name in names]
+        return {(point.key, point.step) for history in histories for point in history}
+
+    def log(self, metrics: list[Metric], parameters: list[Param], tags: list[RunTag]) -> None:
+        """Logs everything, in batches of the size that MLflow takes."""
+        self._client.log_batch(self.run_id, metrics, parameters, tags, synchronous=True)
+
+    def upload(self, path: Path, folder: str) -> None:
+        """Copies a file to the run's artifacts."""
+        self._client.log_artifact(self.run_id, str(path), folder or None)
+
+    def set_status(self, status: str, time: int) -> None:
+        """Sets the status; every one but `RUNNING` ends the run at `time` (milliseconds since 1970)."""
+        if status == "RUNNING":
+            self._client.update_run(self.run_id, status=status)
+        else:
+            self._client.set_terminated(self.run_id, status, time)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow refused what it was given, so that giving it again would not help."""
+    return getattr(error, "error_code", None) in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+
+def is_absent(error: Exception) -> bool:
+    """Whether MLflow has nothing of that name."""
+    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+
+
+def reason_of(error: Exception) -> str:
+    """The error in one short line."""
+    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    # What matters stands at the two ends: what was tried, and what came of it.
+    return text if len(text) <= 300 else f"{text[:120]} … {text[-170:]}"
+
+
+def portable_name(name: str) -> str:
+    """The name with every character that MLflow refuses as its hexadecimal code, so that two stay two."""
+    return re.sub(r"[^/\w.\- :]", lambda match: f"_{ord(match[0]):02x}", name)
+
+
+@contextmanager
+def _lost_race() -> Iterator[None]:
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _exists(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if is_absent(error):
+            return False
+        raise
+    return True
+
+
+def _find_or_create(client: MlflowClient, run: RunFolder) -> str:
+    """The run of this name, which an earlier process may have made without noting its id, or a new one."""
+    experiment_id = _experiment_id(client, run)
+    found = client.search_runs([experiment_id], f"tags.`{_NAME_TAG}` = '{run.name}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    # MLflow would note who is logged in only if told so; a record does not need the name of a person.
+    created = client.create_run(experiment_id, run.created, {_NAME_TAG: run.name}, run.name)
+    return str(created.info.run_id)
+
+
+def _experiment_id(client: MlflowClient, run: RunFolder) -> str:
+    experiment = client.get_experiment_by_name(run.experiment)
+    if experiment is None:
+        location = None if is_server(run.uri) else (run.store / "artifacts").as_uri()
+        with _lost_race():
+            client.create_experiment(run.experiment, artifact_location=location)
+        experiment = client.get_experiment_by_name(run.experiment)
+    if experiment is None:
+        raise DestinationError(f"it neither has nor makes the experiment {run.experiment!r}")
+    if experiment.lifecycle_stage != "active":
+        command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise DestinationError(
+            f"the experiment {run.experiment!r} was deleted; restore it there (`{command}`)"
+        )
+    return str(experiment.experiment_id)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
+    return Path(match[1]) if match else None
+
+
+def _absolute(uri: str) -> str:
+    """The same database wherever a later command is run."""
+    file = _sqlite_file(uri)
+    return uri if file is None else uri.replace(f":///{file}", f":///{file.resolve()}", 1)

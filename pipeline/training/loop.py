@@ -1,0 +1,184 @@
+"""The training loop: time, checkpoints and the record; it knows no task.
+
+Everything random is derived from the seed and the step's number, so a state taken at any step continues as
+if nothing had happened. Losses stay on the device until an epoch ends.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.config import TrainingSection
+from pipeline.data.datasets import PatchSampler
+from pipeline.training.task import AbstractTask
+
+
+class Surroundings(Protocol):
+    """What the loop tells the world and asks of it."""
+
+    def log_metrics(self, values: Mapping[str, float], epoch: int) -> None:
+        """Records what an epoch gave."""
+
+    def save_best(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Keeps the task's weights as the best so far."""
+
+    def save_last(self, state: Mapping[str, Any], epoch: int) -> None:
+        """Keeps everything needed to go on from here."""
+
+    def advance(self, progress: float, epoch: int) -> None:
+        """Shows how far the budget is used up."""
+
+    def is_stop_requested(self) -> bool:
+        """Whether a signal asked to stop."""
+
+
+@dataclass
+class Position:
+    """Where a training is; with the task's state, all that a resumed one needs.
+
+    Attributes:
+        step: Steps done.
+        epoch: Epochs finished.
+        elapsed_s: Seconds of training so far, over all interruptions.
+        best: Best value of the task's metric; minus infinity before the first validation.
+        num_stale: Validations since then.
+        loss_sums: Sum of each loss over the steps of the epoch under way.
+        epoch_steps: Steps of the epoch under way.
+        epoch_s: Seconds of it.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    elapsed_s: float = 0.0
+    best: float = -math.inf
+    num_stale: int = 0
+    loss_sums: dict[str, Tensor] = field(default_factory=dict)
+    epoch_steps: int = 0
+    epoch_s: float = 0.0
+
+
+Ending = Literal["finished", "stopped early", "interrupted"]
+
+
+def fit(
+    task: AbstractTask,
+    sampler: PatchSampler,
+    section: TrainingSection,
+    surroundings: Surroundings,
+    state: Mapping[str, Any] | None = None,
+) -> Ending:
+    """Trains `task` until its budget is used up, it stops improving, or a signal asks to stop.
+
+    Args:
+        task: What is trained.
+        sampler: Gives the batch of each step.
+        section: Budget, validation and stopping.
+        surroundings: Record, checkpoints, progress and signals.
+        state: What `save_last` was given, to go on from there.
+
+    Returns:
+        How it ended. An interrupted training has saved its last state.
+    """
+    position = Position()
+    if state is not None:
+        position = Position(**state["position"])
+        task.load_state_dict(state["task"])
+        _restore_random_states(state["random"])
+    clock = _Clock(position)
+    batches = sampler.iterate(position.step)
+    try:
+        while _progress(position, section) < 1:
+            if section.early_stopping is not None and position.num_stale >= section.early_stopping:
+                return "stopped early"
+            if surroundings.is_stop_requested():
+                surroundings.save_last(_capture(task, position), position.epoch)
+                return "interrupted"
+            losses = task.training_step(next(batches), _progress(position, section))
+            _count_step(position, losses)
+            clock.tick()
+            surroundings.advance(_progress(position, section), position.epoch)
+            is_over = _progress(position, section) >= 1
+            if is_over or position.epoch_steps == section.steps_per_epoch:
+                _end_epoch(task, position, section, surroundings, validates=is_over)
+                clock.tick()
+                surroundings.save_last(_capture(task, position), position.epoch)
+    finally:
+        batches.close()
+    return "finished"
+
+
+class _Clock:
+    """Adds the time that passes to a position; one that was interrupted goes on from what it had."""
+
+    def __init__(self, position: Position) -> None:
+        self.position = position
+        self.last = time.monotonic()
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        self.position.elapsed_s += now - self.last
+        self.position.epoch_s += now - self.last
+        self.last = now
+
+
+def _progress(position: Position, section: TrainingSection) -> float:
+    """Share of the budget used up; with two budgets, of the one that ends first."""
+    shares = [0.0]
+    if section.epochs is not None:
+        shares.append(position.step / (section.epochs * section.steps_per_epoch))
+    if section.minutes is not None:
+        shares.append(position.elapsed_s / (60 * section.minutes))
+    return min(1.0, max(shares))
+
+
+def _count_step(position: Position, losses: Mapping[str, Tensor]) -> None:
+    position.step += 1
+    position.epoch_steps += 1
+    for name, loss in losses.items():
+        # Double precision on the device: a sum of thousands of steps keeps its digits, and nobody waits.
+        position.loss_sums[name] = position.loss_sums.get(name, 0) + loss.double()
+
+
+def _end_epoch(
+    task: AbstractTask,
+    position: Position,
+    section: TrainingSection,
+    surroundings: Surroundings,
+    *,
+    validates: bool,
+) -> None:
+    position.epoch += 1
+    metrics = {name: float(total) / position.epoch_steps for name, total in position.loss_sums.items()}
+    metrics["training/learning_rate"] = task.learning_rate
+    metrics["training/epoch_seconds"] = position.epoch_s
+    metrics["training/patches_per_second"] = position.epoch_steps * section.batch_size / position.epoch_s
+    if validates or position.epoch % section.validate_every == 0:
+        validation = task.validate()
+        metrics |= validation
+        if validation and validation[task.metric] > position.best:
+            position.best, position.num_stale = validation[task.metric], 0
+            surroundings.save_best(validation, position.epoch)
+        elif validation:
+            position.num_stale += 1
+    surroundings.log_metrics(metrics, position.epoch)
+    position.loss_sums, position.epoch_steps, position.epoch_s = {}, 0, 0.0
+
+
+def _capture(task: AbstractTask, position: Position) -> dict[str, Any]:
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    return {"position": asdict(position), "task": task.state_dict(), "random": random}
+
+
+def _restore_random_states(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,155 @@
+"""The segmentation task: Dice and cross-entropy on augmented patches, judged by Dice on whole volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Job
+from pipeline.data.datasets import Batch, PreparedCase
+from pipeline.inference.sliding_window import predict_scores
+from pipeline.labels import LabelContract
+from pipeline.metrics import label_map_dice
+from pipeline.networks import build_network
+from pipeline.training.losses import DeepSupervision, DiceCrossEntropy
+from pipeline.training.optim import AveragedNetwork, build_optimizer, learning_rate
+from pipeline.training.task import AbstractTask
+from transforms.augmentation import Augmentation
+from transforms.keys import IMAGE, LABEL
+from transforms.postprocessing import label_map_on_grid
+
+
+class SegmentationTask(AbstractTask):
+    """Fits one network to label maps.
+
+    Args:
+        job: The complete job.
+        contract: Names and values of the labels.
+        num_channels: Of the images.
+        validation: Prepared cases held out, possibly none.
+        device: Where to compute.
+    """
+
+    metric = "validation/dice/mean"
+
+    def __init__(
+        self,
+        job: Job,
+        contract: LabelContract,
+        num_channels: int,
+        validation: Sequence[PreparedCase],
+        device: torch.device,
+    ) -> None:
+        self.job = job
+        self.contract = contract
+        self.validation = validation
+        self.device = device
+        torch.manual_seed(job.training.seed)
+        self.network = build_network(job.network, num_channels, len(contract.channel_values)).to(device)
+        self.averaged = (
+            AveragedNetwork(self.network, job.training.ema_decay) if job.training.ema_decay else None
+        )
+        self.optimizer = build_optimizer(job.training, self.network.parameters())
+        self.learning_rate = job.training.learning_rate
+        self.loss = DeepSupervision(DiceCrossEntropy(is_regions=contract.regions is not None))
+        self.augmentation = Augmentation(job.augmentation, job.training.patch_size, job.preprocessing.spacing)
+        self.targets = _build_target_table(contract).to(device)
+        self.autocast_type = _choose_autocast_type(device) if job.training.mixed_precision else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
+
+    def training_step(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """One step; see `AbstractTask`."""
+        self.learning_rate = learning_rate(self.job.training, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        image, label = (batch.tensors[key].to(self.device, non_blocking=True) for key in (IMAGE, LABEL))
+        image, label = self.augmentation(image, label, batch.seeds)
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            logits = self.network.forward_deep(image)
+        loss = self.loss(logits, self._build_target(label))
+        self.scaler.scale(loss).backward()
+        if self.job.training.gradient_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.job.training.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.averaged is not None:
+            self.averaged.update(self.network)
+        return {"training/loss": loss.detach()}
+
+    def validate(self) -> dict[str, float]:
+        """Mean Dice per structure over the validation cases, on the network's grid."""
+        if not self.validation:
+            return {}
+        dice = [self._validate_case(prepared) for prepared in self.validation]
+        metrics = {f"validation/dice/{name}": float(np.mean([d[name] for d in dice])) for name in dice[0]}
+        return metrics | {self.metric: float(np.mean(list(metrics.values())))}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights if there are such, else the network's."""
+        return {name: tensor.detach().cpu() for name, tensor in self._judged_network().state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training needs to go on."""
+        return {
+            "network": self.network.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self.network.load_state_dict(state["network"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def _judged_network(self) -> nn.Module:
+        return self.averaged.network if self.averaged is not None else self.network
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None
+        )
+
+    def _build_target(self, label: Tensor) -> Tensor:
+        if self.contract.regions is None:
+            return label.long()
+        return self.targets[label.long()].movedim(-1, 1).float()
+
+    def _validate_case(self, prepared: PreparedCase) -> dict[str, float]:
+        network = self._judged_network().eval()
+        window = self.job.inference.window_size or self.job.training.patch_size
+        with self._autocast():
+            scores = predict_scores(network, prepared.image.to(self.device), window, self.job.inference)
+        grid = (tuple(prepared.label.shape), prepared.affine)
+        predicted = label_map_on_grid(
+            scores.logits,
+            prepared.affine,
+            *grid,
+            self.contract.channel_values,
+            is_regions=self.contract.regions is not None,
+        )
+        reference = np.asarray(self.contract.values, dtype=np.uint16)[prepared.label.numpy()]
+        return label_map_dice(predicted, reference, self.contract.structures)
+
+
+def _build_target_table(contract: LabelContract) -> Tensor:
+    """`(num_label_indices, K)`: which regions a label index belongs to."""
+    regions = (contract.regions or {}).values()
+    return torch.tensor([[value in region for region in regions] for value in contract.values])
+
+
+def _choose_autocast_type(device: torch.device) -> torch.dtype | None:
+    """bfloat16 or float16 on a GPU; bfloat16 is slower than float32 on the CPUs that were measured."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -1,0 +1,51 @@
+"""What the loop asks of a task, and nothing more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.data.datasets import Batch
+
+
+class AbstractTask(ABC):
+    """A task owns its networks, losses and optimizers; the loop owns time, checkpoints and the record.
+
+    Attributes:
+        metric: Name of the validation metric it is judged by; larger is better.
+        learning_rate: That of the latest step.
+    """
+
+    metric: str
+    learning_rate: float
+
+    @abstractmethod
+    def training_step(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:
+        """One optimizer step: forward, backward, update.
+
+        Args:
+            batch: Source patches as the sampler draws them.
+            progress: Share of the budget that is used up, 0 to 1; sets the learning rate.
+
+        Returns:
+            Losses as detached scalars, still on the device: nobody waits for them here.
+        """
+
+    @abstractmethod
+    def validate(self) -> dict[str, float]:
+        """Metrics on the validation cases, `metric` among them; empty if there are none."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """What a prediction needs, on the CPU: the averaged weights if there are such."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that must be as before for training to go on as if never interrupted."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""

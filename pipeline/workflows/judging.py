@@ -1,0 +1,115 @@
+"""The kept checkpoint on the validation cases: predicted like any patient's image, then compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.checkpoint import read_checkpoint
+from pipeline.config import Job
+from pipeline.data.cases import Case
+from pipeline.data.checks import read_checked_case
+from pipeline.data.images import read_label_map
+from pipeline.errors import InputError
+from pipeline.inference.cohort import predict_cohort
+from pipeline.inference.evaluation import CaseMetrics, evaluate_case, summarise_structures, write_metrics
+from pipeline.inference.predictor import Predictor, load_predictor
+from pipeline.progress import progress_bar
+from pipeline.report.figures import draw_curves, draw_overlay
+from pipeline.tracking import Record, read_metrics
+from pipeline.workflows.material import Material
+from pipeline.workflows.models import BEST
+from pipeline.workflows.prediction import write_report
+
+
+def judge(record: Record, job: Job, material: Material, device: torch.device) -> list[CaseMetrics]:
+    """Predicts, compares, draws and records the validation cases with the kept checkpoint.
+
+    This is the path of `clinseg predict` and `clinseg evaluate`, so its numbers are theirs.
+
+    Returns:
+        One row per case and structure; none if no case validates.
+    """
+    folder = record.folder
+    record.log_artifact(folder / BEST, "model")
+    draw_curves(folder / "curves.png", read_metrics(record.run), record.name)
+    record.log_artifact(folder / "curves.png")
+    cases = material.split.validation
+    if not cases:
+        return []
+    checkpoint = read_checkpoint(folder / BEST)
+    predictor = load_predictor(checkpoint, device)
+    with progress_bar("Predicting validation cases", len(cases)) as advance:
+        reports = predict_cohort(predictor, cases, folder / "validation", advance)
+    write_report(folder / "validation" / "report.json", checkpoint, predictor, reports)
+    faults = [fault for report in reports for fault in report.faults]
+    if faults:
+        raise InputError(faults)
+    rows = _compare(cases, folder / "validation", predictor)
+    write_metrics(folder / "cases.csv", rows)
+    record.log_artifact(folder / "cases.csv")
+    _record_summary(record, rows, checkpoint.provenance["epoch"])
+    _draw_overlays(record, job.tracking.overlays, cases, predictor, rows)
+    return rows
+
+
+def _compare(cases: Sequence[Case], folder: Path, predictor: Predictor) -> list[CaseMetrics]:
+    rows = []
+    with progress_bar("Comparing validation cases", len(cases)) as advance:
+        for case in cases:
+            assert case.label is not None, "validation cases have labels"
+            prediction, reference = read_label_map(folder / f"{case.id}.nii.gz"), read_label_map(case.label)
+            rows += evaluate_case(case.id, prediction, reference, predictor.contract.structures)
+            advance()
+    return rows
+
+
+def _record_summary(record: Record, rows: Sequence[CaseMetrics], epoch: int) -> None:
+    summaries = summarise_structures(rows)
+    record.log_metrics(
+        {
+            f"best/{metric}/{structure}": summary.mean
+            for structure, metrics in summaries.items()
+            for metric, summary in metrics.items()
+        },
+        step=epoch,
+    )
+
+
+def _draw_overlays(
+    record: Record, num: int, cases: Sequence[Case], predictor: Predictor, rows: Sequence[CaseMetrics]
+) -> None:
+    """Draws cases from worst to best at even steps: with three, the worst, the median and the best."""
+    ranked = _rank(cases, rows)
+    picked = sorted({round(p) for p in np.linspace(0, len(ranked) - 1, num)}) if num else []
+    labels = predictor.contract.labels
+    with progress_bar("Drawing overlays", len(picked)) as advance:
+        for position in picked:
+            case = ranked[position]
+            assert case.label is not None, "validation cases have labels"
+            path = record.folder / "overlays" / f"{position + 1:03d}-of-{len(ranked):03d}-{case.id}.png"
+            draw_overlay(
+                path,
+                image=read_checked_case(case, labels, predictor.num_channels).images[0],
+                prediction=read_label_map(record.folder / "validation" / f"{case.id}.nii.gz"),
+                reference=read_label_map(case.label),
+                labels=labels,
+                title=f"{case.id}, {_ordinal(position, len(ranked))} of {len(ranked)} by Dice",
+            )
+            record.log_artifact(path, "overlays")
+            advance()
+
+
+def _rank(cases: Sequence[Case], rows: Sequence[CaseMetrics]) -> list[Case]:
+    dice: Mapping[str, list[float]] = {case.id: [] for case in cases}
+    for row in rows:
+        dice[row.case].append(row.values["dice"])
+    return sorted(cases, key=lambda case: float(np.mean(dice[case.id])))
+
+
+def _ordinal(position: int, num: int) -> str:
+    names = {0: "worst", num - 1: "best", (num - 1) // 2: "median"}
+    return names.get(position, f"number {position + 1}")

@@ -1,0 +1,45 @@
+"""Which checkpoint a person means: a run, `latest`, a file, or a registered model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.checkpoint import Checkpoint, read_checkpoint
+from pipeline.errors import ConfigError, Fault
+from pipeline.tracking import STORE, RunFolder, fetch_model, find_run
+
+BEST = Path("checkpoints/best.safetensors")
+LAST = Path("checkpoints/last.safetensors")
+
+
+def load_model(model: str, store: Path = STORE) -> Checkpoint:
+    """Loads the checkpoint that `model` names.
+
+    Args:
+        model: A checkpoint file, `models:/name@alias`, `latest`, or a run by name or MLflow id.
+        store: Folder of the runs.
+
+    Raises:
+        ConfigError: If nothing is called so, or it is no checkpoint of ours.
+        IntegrityError: If the file is damaged.
+        ServiceError: If a registered model cannot be fetched.
+    """
+    if model.startswith("models:/"):
+        return read_checkpoint(fetch_model(model, store))
+    path = Path(model).expanduser()
+    if path.suffix or len(path.parts) > 1 or path.is_file():
+        return read_checkpoint(path)
+    return read_checkpoint(find_checkpoint(find_run(model, store)))
+
+
+def find_checkpoint(run: RunFolder) -> Path:
+    """The checkpoint that a run is judged by: its best, or while there is none its last.
+
+    Raises:
+        ConfigError: If the run has not saved any.
+    """
+    for name in (BEST, LAST):
+        if (run.path / name).is_file():
+            return run.path / name
+    message = "the run has no checkpoint yet; let it finish an epoch, or choose another run (`clinseg runs`)"
+    raise ConfigError(Fault(run.name, "no-checkpoint", message))

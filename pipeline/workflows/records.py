@@ -1,0 +1,20 @@
+"""`clinseg runs`, `sync` and `ui`: what was recorded, here and in MLflow."""
+
+from __future__ import annotations
+
+from pipeline.tracking import Delivery, RunSummary, deliver, find_run, list_runs, serve_ui
+
+
+def runs(limit: int) -> list[RunSummary]:
+    """The newest runs on this disk, MLflow not asked."""
+    return list_runs(limit=limit)
+
+
+def sync(run: str) -> Delivery:
+    """Takes to MLflow what it lacks of a run."""
+    return deliver(find_run(run))
+
+
+def ui(port: int) -> int:
+    """Opens MLflow's UI on the project's store, on loopback, until it is stopped."""
+    return serve_ui(port=port)

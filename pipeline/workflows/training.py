@@ -1,0 +1,166 @@
+"""`clinseg train`: from a config to a checkpoint, its record and its validation masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import read_checkpoint
+from pipeline.config import Job, job_parameters, job_to_yaml, load_job
+from pipeline.data.datasets import PatchSampler
+from pipeline.errors import ConfigError, Fault, IntegrityError, Stopped
+from pipeline.files import write_text
+from pipeline.inference.evaluation import CaseMetrics
+from pipeline.inference.predictor import select_device
+from pipeline.progress import budget_bar
+from pipeline.signals import StopSignals
+from pipeline.tracking import Delivery, Record, RunFolder, find_run, resume_record, start_record
+from pipeline.training.loop import Ending, fit
+from pipeline.training.segmentation import SegmentationTask
+from pipeline.workflows.judging import judge
+from pipeline.workflows.keeping import Keeper
+from pipeline.workflows.material import Material, load_material
+from pipeline.workflows.models import LAST
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a training left.
+
+    Attributes:
+        run: Its name.
+        folder: Where everything of it lies.
+        ending: How the training ended.
+        rows: Metrics of the kept checkpoint per validation case and structure, on the patients' grids.
+        delivery: How much of the record MLflow has.
+    """
+
+    run: str
+    folder: Path
+    ending: Ending
+    rows: list[CaseMetrics]
+    delivery: Delivery
+
+
+def train(config: Path | None, overrides: Sequence[str] = (), resume: str | None = None) -> TrainingResult:
+    """Trains one network, keeps its best and last state, and judges it on the validation cases.
+
+    Args:
+        config: The job; may be left out when a run is resumed.
+        overrides: `key=value` settings that replace the config's.
+        resume: A run (or `latest`) to go on with; it keeps the config it was started with.
+
+    Raises:
+        FaultError: If config, data or the run to resume are wrong; all faults together.
+        Stopped: If a signal ended it; everything so far is saved.
+    """
+    with StopSignals() as signals:
+        run = find_run(resume) if resume is not None else None
+        job = _resumed_job(run, overrides) if run is not None else _new_job(config, overrides)
+        device = select_device(job.training.device)
+        material = load_material(job)
+        state = _load_state(run, material) if run is not None else None
+        record = resume_record(run) if run is not None else _start(job)
+        try:
+            ending, rows = _train_and_judge(record, job, material, device, state, signals)
+        except Stopped:
+            record.close("KILLED")
+            raise Stopped(f"go on with: clinseg train --resume {record.name}") from None
+        except BaseException:
+            record.close("FAILED")
+            raise
+        return TrainingResult(record.name, record.folder, ending, rows, record.close("FINISHED"))
+
+
+def _train_and_judge(
+    record: Record,
+    job: Job,
+    material: Material,
+    device: torch.device,
+    state: Mapping[str, Any] | None,
+    signals: StopSignals,
+) -> tuple[Ending, list[CaseMetrics]]:
+    _describe(record, job, material, device)
+    task = _build_task(job, material, device)
+    with budget_bar(f"Training {record.name}") as show, signals.deferred():
+        keeper = Keeper(record, job, material, task, show, signals)
+        ending = fit(task, _build_sampler(job, material, task), job.training, keeper, state)
+    if ending == "interrupted":
+        raise Stopped
+    keeper.keep_something()
+    return ending, judge(record, job, material, device)
+
+
+def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
+    if config is None:
+        message = "name a config, or a run to go on with: clinseg train CONFIG, clinseg train --resume RUN"
+        raise ConfigError(Fault("CONFIG", "missing-argument", message))
+    return load_job(config, overrides)
+
+
+def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:
+    """The run's own config; an override that says otherwise is refused, for it would be ignored."""
+    stored = run.path / "config.yaml"
+    job = load_job(stored)
+    if overrides and load_job(stored, overrides) != job:
+        message = "a resumed run keeps its config; leave --set and --fold out, or start a new run"
+        raise ConfigError(Fault(run.name, "config-changed", message))
+    return job
+
+
+def _start(job: Job) -> Record:
+    record = start_record(job.tracking.experiment, job.tracking.uri, job.task)
+    write_text(record.folder / "config.yaml", job_to_yaml(job))
+    return record
+
+
+def _load_state(run: RunFolder, material: Material) -> Mapping[str, Any] | None:
+    """What the run saved last; None if it was killed before it saved anything, to begin again."""
+    if not (run.path / LAST).is_file():
+        return None
+    checkpoint = read_checkpoint(run.path / LAST, with_state=True)
+    if checkpoint.provenance["data_hash"] != material.data_hash:
+        message = "the files of its cases are not those it was started with; start a new run"
+        raise IntegrityError(Fault(run.name, "data-changed", message))
+    state = checkpoint.state
+    assert isinstance(state, Mapping)
+    return state
+
+
+def _build_task(job: Job, material: Material, device: torch.device) -> SegmentationTask:
+    if job.training.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    num_channels = len(material.study.channels)
+    return SegmentationTask(job, material.contract, num_channels, material.validation, device)
+
+
+def _build_sampler(job: Job, material: Material, task: SegmentationTask) -> PatchSampler:
+    section = job.training
+    return PatchSampler(
+        material.training,
+        section.patch_size,
+        task.augmentation.source_size,
+        section.batch_size,
+        section.foreground_fraction,
+        section.seed,
+    )
+
+
+def _describe(record: Record, job: Job, material: Material, device: torch.device) -> None:
+    record.log_parameters(job_parameters(job))
+    record.set_tags(
+        {
+            "clinseg.data_hash": material.data_hash,
+            "clinseg.device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "clinseg.fold": str(job.data.fold),
+            "clinseg.num_training_cases": str(len(material.training)),
+            "clinseg.num_validation_cases": str(len(material.validation)),
+        }
+    )
+    for path in material.write_split(record.folder), record.folder / "config.yaml":
+        record.log_artifact(path)

@@ -1,0 +1,116 @@
+"""Folds keep patients together, are balanced, and depend on nothing but patients and seed."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config.schema import DataSection
+from pipeline.data.cases import Case
+from pipeline.data.folds import split_cases
+from pipeline.errors import ConfigError, InputError
+
+
+def section(fold, num_folds: int = 5) -> DataSection:
+    return DataSection(manifest=Path("unused"), fold=fold, num_folds=num_folds)
+
+
+def make_cases(counts, folds=None) -> list[Case]:
+    """Case lists by number of cases of each patient."""
+    return [
+        Case(f"p{patient}-{index}", f"p{patient}", (), fold=None if folds is None else folds[patient])
+        for patient, count in enumerate(counts)
+        for index in range(count)
+    ]
+
+
+@st.composite
+def studies(draw):
+    counts = draw(st.lists(st.integers(1, 4), min_size=5, max_size=30))
+    num_folds = draw(st.integers(2, 5))
+    return make_cases(counts), num_folds, draw(st.integers(0, 2**31 - 1))
+
+
+@given(studies())
+def test_every_case_validates_once_and_no_patient_is_on_both_sides(study):
+    cases, num_folds, seed = study
+    validated = []
+    for fold in range(num_folds):
+        split = split_cases(cases, section(fold, num_folds), seed)
+        assert {c.patient for c in split.training}.isdisjoint(c.patient for c in split.validation)
+        assert sorted(c.id for c in (*split.training, *split.validation)) == sorted(c.id for c in cases)
+        validated += [c.id for c in split.validation]
+    assert sorted(validated) == sorted(c.id for c in cases)
+
+
+@given(studies())
+def test_folds_are_as_balanced_as_patients_allow(study):
+    cases, num_folds, seed = study
+    sizes = [len(split_cases(cases, section(f, num_folds), seed).validation) for f in range(num_folds)]
+    largest_patient = max(sum(c.patient == p for c in cases) for p in {c.patient for c in cases})
+    assert max(sizes) - min(sizes) <= largest_patient
+    assert min(sizes) > 0
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_patients_with_many_cases_are_dealt_out_first(seed):
+    split = split_cases(make_cases([1, 1, 4, 1, 1]), section(0, 2), seed)
+    assert len(split.training) == len(split.validation) == 4
+
+
+@given(studies(), st.randoms())
+def test_the_order_of_cases_does_not_matter(study, random):
+    cases, num_folds, seed = study
+    shuffled = random.sample(cases, len(cases))
+    one, other = (split_cases(c, section(0, num_folds), seed) for c in (cases, shuffled))
+    assert set(one.validation) == set(other.validation)
+    assert list(one.training) == [c for c in cases if c in set(one.training)]
+
+
+def test_the_seed_matters():
+    cases = make_cases([1] * 50)
+    assert split_cases(cases, section(0), 0) != split_cases(cases, section(0), 1)
+
+
+def test_known_folds_stay_as_they_are():
+    """A change here would change every published number: it is not a refactoring."""
+    split = split_cases(make_cases([1] * 10), section(0), seed=0)
+    assert [case.patient for case in split.validation] == ["p0", "p1"]
+
+
+def test_none_trains_on_everything():
+    for cases in (make_cases([1, 2]), make_cases([1, 2], folds=[0, 1])):
+        split = split_cases(cases, section("none"), 0)
+        assert (split.training, split.validation) == (tuple(cases), ())
+
+
+def test_given_folds_are_used_and_cases_without_one_train():
+    cases = make_cases([2, 1, 1], folds=[0, 3, None])
+    assert [c.patient for c in split_cases(cases, section(0), 7).validation] == ["p0", "p0"]
+    assert [c.patient for c in split_cases(cases, section(3), 7).validation] == ["p1"]
+    assert [c.patient for c in split_cases(cases, section(3), 7).training] == ["p0", "p0", "p2"]
+
+
+def test_a_fold_that_does_not_exist_names_those_that_do():
+    with pytest.raises(ConfigError, match=r"no fold 1.* 0, 3 .*unknown-fold"):
+        split_cases(make_cases([1, 1], folds=[0, 3]), section(1), 0)
+    with pytest.raises(ConfigError, match=r"no fold 5.*0, 1, 2, 3, 4.*unknown-fold"):
+        split_cases(make_cases([1] * 9), section(5), 0)
+
+
+@pytest.mark.parametrize("folds", [(0, 1), (0, None)])
+def test_a_patient_in_two_given_folds_is_refused_without_a_name(folds):
+    cases = [
+        Case("a", "Jane", (), fold=folds[0]),
+        Case("b", "Jane", (), fold=folds[1]),
+        Case("c", "Joe", (), fold=0),
+    ]
+    with pytest.raises(InputError, match=r"a, b: .*patient-in-several-folds") as caught:
+        split_cases(cases, section(0), 0)
+    assert "Jane" not in str(caught.value)
+
+
+def test_fewer_patients_than_folds_are_refused():
+    with pytest.raises(ConfigError, match=r"2 patients.*5 folds.*too-few-patients"):
+        split_cases(make_cases([4, 4]), section(0), 0)
