@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import Fault, ResourceError
@@ -34,7 +34,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise resource_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # If even this fails, the error under way says more.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,7 +46,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Makes `folder` if need be and writes to it once, so that a long job does not learn at its end that it cannot.
+    """Makes `folder` if need be and writes to it once: a long job must not learn at its end that it cannot.
 
     Raises:
         ResourceError: If the folder cannot be made or written, or the disk is full.

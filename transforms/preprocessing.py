@@ -19,6 +19,7 @@ from monai.transforms import (
     Orientationd,
     ScaleIntensityRanged,
     Spacingd,
+    Transform,
 )
 from numpy.typing import NDArray
 from torch import Tensor
@@ -109,23 +110,23 @@ def preprocess(
 def build_chain(settings: Preprocessing, keys: Sequence[str]) -> Compose:
     """The MONAI chain of `settings` for dictionaries with `keys` (image, and label if there is one)."""
     modes = ["bilinear" if key == IMAGE else "nearest" for key in keys]
-    chain = [Orientationd(keys, axcodes=settings.orientation, labels=_ANATOMICAL_PAIRS)]
+    chain: list[Transform] = [Orientationd(keys, axcodes=settings.orientation, labels=_ANATOMICAL_PAIRS)]
     if settings.spacing is not None:
-        chain.append(Spacingd(keys, pixdim=settings.spacing, mode=modes, dtype=torch.float32))
-    return Compose([*chain, *_build_normalisation(settings)])
+        chain.append(Spacingd(keys, pixdim=settings.spacing, mode=modes, dtype=np.float32))
+    return Compose([*chain, _build_normalisation(settings)])
 
 
-def _build_normalisation(settings: Preprocessing) -> list[object]:
+def _build_normalisation(settings: Preprocessing) -> Transform:
     if settings.normalisation == "window":
         assert settings.window is not None
         low, high = settings.window
-        return [ScaleIntensityRanged([IMAGE], a_min=low, a_max=high, b_min=-1.0, b_max=1.0, clip=True)]
+        return ScaleIntensityRanged([IMAGE], a_min=low, a_max=high, b_min=-1.0, b_max=1.0, clip=True)
     if settings.normalisation == "dataset":
-        return [_NormaliseByStatistics(settings.statistics)]
-    return [NormalizeIntensityd([IMAGE], channel_wise=True)]
+        return _NormaliseByStatistics(settings.statistics)
+    return NormalizeIntensityd([IMAGE], channel_wise=True)
 
 
-class _NormaliseByStatistics:
+class _NormaliseByStatistics(Transform):
     """Clips each channel to its percentiles and scales it by its mean and deviation, as nnU-Net does CT."""
 
     def __init__(self, statistics: Sequence[IntensityStatistics]) -> None:

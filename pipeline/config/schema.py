@@ -6,11 +6,12 @@ The docstring under a field is its documentation everywhere: in editors (JSON sc
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -34,10 +35,21 @@ def _as_path(value: object) -> object:
         raise ValueError(f"`~` cannot be replaced ({error}); write the path out") from error
 
 
+def _check_order(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"expected the lower bound first, not {list(interval)}")
+    return interval
+
+
 Axes = Annotated[tuple[StrictInt, ...], BeforeValidator(_as_tuple), Field(min_length=2, max_length=3)]
 PerLevel = Annotated[tuple[Axes, ...], BeforeValidator(_as_tuples)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-Interval = Annotated[tuple[float, float], BeforeValidator(_as_tuple)]
+Interval = Annotated[tuple[float, float], BeforeValidator(_as_tuple), AfterValidator(_check_order)]
+Factors = Annotated[
+    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]],
+    BeforeValidator(_as_tuple),
+    AfterValidator(_check_order),
+]
 PathField = Annotated[Path, BeforeValidator(_as_path)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -113,27 +125,34 @@ class AugmentationSection(Section):
     """Random changes of training patches; each is drawn per sample with its own probability."""
 
     rotation_probability: Probability = 0.2
+    """Of a rotation."""
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 30.0
     """Largest angle about each axis, drawn uniformly in both directions."""
     scaling_probability: Probability = 0.2
-    scaling_range: Interval = (0.7, 1.4)
+    """Of a change of size."""
+    scaling_range: Factors = (0.7, 1.4)
     """Zoom factors, drawn log-uniformly."""
     mirror_axes: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = ()
     """Array axes flipped with probability 0.5; leave out the left-right axis where labels have sides."""
     noise_probability: Probability = 0.1
+    """Of added noise."""
     noise_deviation: Annotated[float, Field(ge=0)] = 0.1
     """Largest standard deviation of added Gaussian noise, in normalised intensity."""
     blur_probability: Probability = 0.1
-    blur_sigma: Interval = (0.5, 1.0)
+    """Of a Gaussian blur."""
+    blur_sigma: Factors = (0.5, 1.0)
     """Gaussian sigma in voxels."""
     brightness_probability: Probability = 0.15
-    brightness_range: Interval = (0.75, 1.25)
+    """Of a change of brightness."""
+    brightness_range: Factors = (0.75, 1.25)
     """Factors on intensity."""
     contrast_probability: Probability = 0.15
-    contrast_range: Interval = (0.75, 1.25)
+    """Of a change of contrast."""
+    contrast_range: Factors = (0.75, 1.25)
     """Factors on the distance from the patch's mean."""
     gamma_probability: Probability = 0.3
-    gamma_range: Interval = (0.7, 1.5)
+    """Of a gamma curve."""
+    gamma_range: Factors = (0.7, 1.5)
     """Exponents applied to intensity scaled to [0, 1], mean and deviation kept."""
 
 
@@ -141,6 +160,7 @@ class NetworkSection(Section):
     """The network's shape."""
 
     name: Literal["attention_unet"] = "attention_unet"
+    """Which network; see `docs/attention-unet.md`."""
     dimensions: Literal[2, 3] = 3
     """2 trains on and predicts slices along the last array axis; 3 whole volumes."""
     features: Annotated[
@@ -152,11 +172,29 @@ class NetworkSection(Section):
     kernels: PerLevel | None = None
     """Kernel size per level, odd numbers; null takes 3 along every axis."""
     blocks: Literal["plain", "residual"] = "plain"
+    """Two convolutions per level, with a skip round them if `residual`."""
     attention_gates: bool = True
     """Additive attention on the skip connections; off gives the plain U-Net of equal width."""
     deep_supervision: bool = True
     """Extra outputs at coarser levels, used in training only."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of channels dropped after each block in training."""
+
+    @property
+    def level_strides(self) -> tuple[tuple[int, ...], ...]:
+        """`strides` with its default filled in."""
+        ones, twos = (1,) * self.dimensions, (2,) * self.dimensions
+        return self.strides or (ones, *(twos for _ in self.features[1:]))
+
+    @property
+    def level_kernels(self) -> tuple[tuple[int, ...], ...]:
+        """`kernels` with its default filled in."""
+        return self.kernels or ((3,) * self.dimensions,) * len(self.features)
+
+    @property
+    def total_stride(self) -> tuple[int, ...]:
+        """Voxels of the finest grid per voxel of the coarsest, per axis."""
+        return tuple(math.prod(along) for along in zip(*self.level_strides, strict=True))
 
     @model_validator(mode="after")
     def _check_levels(self) -> NetworkSection:
@@ -180,20 +218,27 @@ class TrainingSection(Section):
     """How the network is fitted. The budget is epochs or minutes; with both, what ends first."""
 
     epochs: Annotated[int, Field(ge=1)] | None = None
+    """Budget in epochs."""
     minutes: Annotated[float, Field(gt=0)] | None = None
     """Wall-clock minutes of training and its validations; the learning rate follows the clock."""
     steps_per_epoch: Annotated[int, Field(ge=1)] = 100
+    """Optimizer steps between two lines of the record."""
     batch_size: Annotated[int, Field(ge=1)] = 2
+    """Patches per step."""
     patch_size: Axes = (64, 64, 64)
     """Voxels per axis of a training patch, on the network's grid."""
     foreground_fraction: Probability = 0.33
     """Share of patches centred on a random voxel of a random structure."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Largest learning rate, at the start of the schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Decoupled for `adamw`, L2 for `sgd`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """Nesterov momentum of `sgd`."""
     schedule: Literal["poly", "cosine"] = "poly"
+    """`poly`: (1 - progress)^0.9. `cosine`: half a wave. Both end at zero with the budget."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the budget over which the learning rate rises linearly."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = 12.0
@@ -207,7 +252,9 @@ class TrainingSection(Section):
     mixed_precision: bool = True
     """bfloat16 or float16 on a GPU; a CPU always computes in float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU if there is one."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Everything random is derived from it."""
     deterministic: bool = False
     """Bit-identical repetition and resumption on one kind of machine; needs a budget in epochs."""
 
@@ -230,6 +277,7 @@ class InferenceSection(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a window that its neighbour covers again."""
     blending: Literal["gaussian", "constant"] = "gaussian"
+    """How the scores of overlapping windows are weighted."""
     batch_size: Annotated[int, Field(ge=1)] = 2
     """Windows per forward pass."""
     flips: bool = False
@@ -253,6 +301,7 @@ class Job(Section):
     """One training job, complete."""
 
     task: Literal["segmentation"] = "segmentation"
+    """What kind of job it is."""
     data: DataSection
     preprocessing: PreprocessingSection = PreprocessingSection()
     augmentation: AugmentationSection = AugmentationSection()
@@ -263,12 +312,7 @@ class Job(Section):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Job:
-        dims = self.network.dimensions
-        levels = len(self.network.features)
-        strides = self.network.strides or ((1,) * dims, *((2,) * dims for _ in range(levels - 1)))
-        total = [1] * dims
-        for stride in strides:
-            total = [t * s for t, s in zip(total, stride, strict=True)]
+        dims, total = self.network.dimensions, self.network.total_stride
         for name, size in (
             ("training.patch_size", self.training.patch_size),
             ("inference.window_size", self.inference.window_size),
@@ -277,9 +321,10 @@ class Job(Section):
                 continue
             if len(size) != dims:
                 raise ValueError(f"{name}: needs {dims} numbers, as network.dimensions says")
-            if any(n < 1 or n % t for n, t in zip(size, total, strict=True)):
+            if size == total or any(n < 1 or n % t for n, t in zip(size, total, strict=True)):
                 raise ValueError(
-                    f"{name}: each axis must be a multiple of the network's total stride {tuple(total)}"
+                    f"{name}: each axis must be a multiple of the network's total stride {total}, "
+                    "and not all of them that stride itself"
                 )
         bad = [a for a in self.augmentation.mirror_axes if not 0 <= a < dims]
         if bad:

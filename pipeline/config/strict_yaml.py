@@ -29,7 +29,6 @@ _BOOLEANS = {"true": True, "false": False}
 # A leading zero is octal to YAML 1.1 and decimal to YAML 1.2, so such digits are left as text.
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)$")
 _DECIMAL = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$")
-_NUMBER_START = list("-+.0123456789")
 _MAX_DIGITS = 300  # all of these fit a float; int() takes quadratic time and gives up at 4300
 
 
@@ -202,7 +201,7 @@ class _Reader:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either YAML 1.1 or this reader would take for something else."""
+    """Quotes text that YAML 1.1 or this reader would take for something else."""
 
 
 def _one_line(dumper: yaml.SafeDumper, values: list[object]) -> yaml.Node:
@@ -216,8 +215,8 @@ def _escaped(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 
 _Dumper.add_representer(list, _one_line)
 _Dumper.add_representer(str, _escaped)
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:int", _INTEGER, _NUMBER_START)
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _DECIMAL, _NUMBER_START)
+# PyYAML takes `1e-5` for text and would write such a name bare; every other spelling it quotes by itself.
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _DECIMAL, list("-+.0123456789"))
 
 
 def _resolved(text: str) -> object:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,7 +146,7 @@ class PatchSampler:
             seeds=tuple(seed for _, _, seed in samples),
         )
 
-    def iterate(self, first_step: int) -> Iterator[Batch]:
+    def iterate(self, first_step: int) -> Generator[Batch]:
         """Batches from `first_step` on, endlessly; the next one is drawn by a thread while one is in use."""
         with ThreadPoolExecutor(max_workers=1) as pool:
             upcoming = pool.submit(self.draw, first_step)

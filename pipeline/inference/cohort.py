@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,7 @@ from pipeline.data.checks import read_checked_case
 from pipeline.errors import Fault, InputError, ResourceError
 from pipeline.export.nifti import write_label_map
 from pipeline.files import sha256_of
-from pipeline.inference.predictor import Predictor
-from pipeline.volume import Volume
+from pipeline.inference.predictor import Prediction, Predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +83,11 @@ def _predict_case(predictor: Predictor, case: Case, folder: Path) -> CaseReport:
     checked = read_checked_case(Case(case.id, case.patient, case.images), labels, predictor.num_channels)
     prediction = predictor.predict(checked.images)
     mask = folder / f"{case.id}.nii.gz"
-    write_label_map(mask, prediction.label_map.array, prediction.label_map.grid, labels)
+    write_label_map(mask, prediction.label_map, prediction.grid, labels)
     return CaseReport(
         case=case.id,
         mask=mask.name,
-        volumes_ml=_measure(prediction.label_map, predictor.contract.structures),
+        volumes_ml=_measure(prediction, predictor.contract.structures),
         seconds=round(time.monotonic() - start, 3),
         num_windows=prediction.num_windows,
         input_hashes=tuple(_hash(path) for path in case.images),
@@ -96,11 +95,11 @@ def _predict_case(predictor: Predictor, case: Case, folder: Path) -> CaseReport:
     )
 
 
-def _measure(label_map: Volume, structures: dict[str, tuple[int, ...]]) -> dict[str, float]:
-    counts = np.bincount(label_map.array.ravel(order="K"))
+def _measure(prediction: Prediction, structures: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    counts = np.bincount(prediction.label_map.ravel(order="K"))
     known = {value: int(count) for value, count in enumerate(counts)}
     return {
-        name: round(sum(known.get(value, 0) for value in values) * label_map.grid.voxel_ml, 6)
+        name: round(sum(known.get(value, 0) for value in values) * prediction.grid.voxel_ml, 6)
         for name, values in structures.items()
     }
 

@@ -26,8 +26,8 @@ def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[Fault
         partner or has two files in one folder.
 
     Raises:
-        InputError: If a path does not exist, one is a file and the other a folder, or a folder holds no NIfTI
-            file.
+        InputError: If a path does not exist, one is a file and the other a folder, or a folder cannot be read
+            or holds no NIfTI file.
     """
     missing = [path for path in (predictions, references) if not path.exists()]
     if missing:
@@ -49,7 +49,12 @@ def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[Fault
 def _label_maps(folder: Path) -> dict[str, list[Path]]:
     """The NIfTI files of a folder by case; a case that has more than one is doubtful."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        message = f"the folder cannot be read ({(error.strerror or 'error').lower()}); mend its permissions"
+        raise InputError(Fault(str(folder), "unreadable", message)) from error
+    for path in paths:
         if is_nifti(path) and not path.name.startswith("."):
             found.setdefault(nifti_stem(path), []).append(path)
     if not found:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.checkpoint import Checkpoint
@@ -14,7 +16,7 @@ from pipeline.errors import ConfigError, Fault, ResourceError
 from pipeline.inference.sliding_window import predict_scores
 from pipeline.labels import LabelContract
 from pipeline.networks import build_network
-from pipeline.volume import Volume
+from pipeline.volume import Grid, Volume
 from transforms.postprocessing import keep_largest_component, label_map_on_grid
 from transforms.preprocessing import IntensityStatistics, Preprocessing, preprocess
 
@@ -24,11 +26,13 @@ class Prediction:
     """A label map and how it came about.
 
     Attributes:
-        label_map: On the grid of the input, in its stored axis order, with the job's label values.
+        label_map: `(I, J, K)` label values, in the stored axis order of the input.
+        grid: That of the input.
         num_windows: Windows that the network saw.
     """
 
-    label_map: Volume
+    label_map: NDArray[np.uint16]
+    grid: Grid
     num_windows: int
 
 
@@ -91,7 +95,7 @@ class Predictor:
             raise ResourceError(Fault("prediction", "out-of-memory", message)) from error
         for name in self.job.inference.largest_component:
             label_map = keep_largest_component(label_map, self.contract.structures[name])
-        return Prediction(Volume(label_map, grid), scores.num_windows)
+        return Prediction(label_map, grid, scores.num_windows)
 
 
 def load_predictor(checkpoint: Checkpoint, device: torch.device) -> Predictor:

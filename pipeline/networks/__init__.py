@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
-
 from pipeline.config.schema import NetworkSection
 from pipeline.networks.attention_unet import AttentionUNet
 
-NETWORKS: dict[str, Callable[[NetworkSection, int, int], nn.Module]] = {
+NETWORKS: dict[str, Callable[[NetworkSection, int, int], AttentionUNet]] = {
     "attention_unet": AttentionUNet,
 }
 
 
-def build_network(section: NetworkSection, in_channels: int, out_channels: int) -> nn.Module:
+def build_network(section: NetworkSection, in_channels: int, out_channels: int) -> AttentionUNet:
     """The network that `section` names, with fresh weights from torch's global generator.
 
     Args:

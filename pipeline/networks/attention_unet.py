@@ -45,9 +45,8 @@ class AttentionUNet(nn.Module):
     def __init__(self, section: NetworkSection, in_channels: int, out_channels: int) -> None:
         super().__init__()
         features, dimensions = section.features, section.dimensions
-        self._strides = section.strides or ((1,) * dimensions, *((2,) * dimensions for _ in features[1:]))
-        self._kernels = section.kernels or ((3,) * dimensions,) * len(features)
-        self.total_stride: Axes = tuple(math.prod(along) for along in zip(*self._strides, strict=True))
+        self._strides, self._kernels = section.level_strides, section.level_kernels
+        self.total_stride: Axes = section.total_stride
 
         block, transposed = BLOCKS[section.blocks], TRANSPOSED[dimensions]
         self.encoder = nn.ModuleList()

@@ -117,7 +117,7 @@ def _view_around(
         return tuple((0.0, size) for size in sizes)
     ends = [np.flatnonzero(profile)[[0, -1]] + (0, 1) for profile in profiles]
     boxes = [(first * mm, last * mm) for (first, last), mm in zip(ends, spacing, strict=True)]
-    margin = max(MARGIN_MM, 0.5 * max(last - first for first, last in boxes))
+    margin = max(MARGIN_MM, 0.25 * max(last - first for first, last in boxes))
     return tuple(
         (max(0.0, first - margin), min(size, last + margin))
         for (first, last), size in zip(boxes, sizes, strict=True)

@@ -43,6 +43,16 @@ def list_runs(store: Path = STORE, limit: int = 20) -> list[RunSummary]:
     return [_summary_of(run) for run in read_runs(store)[:limit]]
 
 
+def read_metrics(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
+    """Every metric of a run as pairs of step and value, in the order they were logged."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for event, _ in read_events(run.events):
+        if event.kind == "metrics":
+            for name, value in event.values.items():
+                series.setdefault(name, []).append((event.step, float(value)))
+    return series
+
+
 def _summary_of(run: RunFolder) -> RunSummary:
     course = _course_of(run)
     is_interrupted = course.status == "RUNNING" and not run.is_held()
@@ -90,13 +100,3 @@ def _course_of(run: RunFolder) -> _Course:
 def _span(began: int | None, last: bytes) -> int:
     event = parse_event(last)
     return max(0, event.time - began) if event is not None and began is not None else 0
-
-
-def read_metrics(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
-    """Every metric of a run as pairs of step and value, in the order they were logged."""
-    series: dict[str, list[tuple[int, float]]] = {}
-    for event, _ in read_events(run.events):
-        if event.kind == "metrics":
-            for name, value in event.values.items():
-                series.setdefault(name, []).append((event.step, float(value)))
-    return series

@@ -10,10 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Never
 
-from pipeline.errors import ConfigError, Fault, ServiceError
+from pipeline.errors import ConfigError, Fault, ServiceError, Stopped
 from pipeline.tracking.runs import STORE
 from pipeline.tracking.store import connect, is_server, tracking_uri
 
@@ -27,7 +25,7 @@ _SETTINGS = {
 
 
 def serve_ui(port: int = 5000, store: Path = STORE, uri: str | None = None) -> None:
-    """Shows the runs at `http://127.0.0.1:<port>` until Ctrl-C or SIGTERM; call it from the main thread.
+    """Shows the runs at `http://127.0.0.1:<port>` until Ctrl-C, or SIGTERM if the caller turns that into `Stopped`.
 
     Args:
         port: TCP port on the loopback interface.
@@ -44,10 +42,10 @@ def serve_ui(port: int = 5000, store: Path = STORE, uri: str | None = None) -> N
         raise ConfigError(Fault(address, "tracking-server", message))
     _check_free(port)
     connect(address)  # makes a missing database here, under the lock, and not in a race with a training
-    with _ending_on_sigterm(), _server(_command(address, port, store)) as process:
+    with _server(_command(address, port, store)) as process:
         try:
             code = process.wait()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             return
     raise ServiceError(
         Fault("mlflow", "server-ended", f"its server ended by itself with code {code}; see above")
@@ -95,15 +93,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except ProcessLookupError:
             return
         return
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    def interrupt(number: int, frame: FrameType | None) -> Never:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import TrainingSection
 
@@ -58,7 +58,8 @@ class AveragedNetwork:
         """Moves the average towards the original's present weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        averages, currents = list(self.network.parameters()), list(network.parameters())
+        averages: list[Tensor] = list(self.network.parameters())
+        currents: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, currents, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:

@@ -130,11 +130,12 @@ class SegmentationTask(AbstractTask):
         window = self.job.inference.window_size or self.job.training.patch_size
         with self._autocast():
             scores = predict_scores(network, prepared.image.to(self.device), window, self.job.inference)
-        grid = (tuple(prepared.label.shape), prepared.affine)
+        height, width, depth = prepared.label.shape
         predicted = label_map_on_grid(
             scores.logits,
             prepared.affine,
-            *grid,
+            (height, width, depth),
+            prepared.affine,
             self.contract.channel_values,
             is_regions=self.contract.regions is not None,
         )

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pipeline
 from pipeline.data.images import read_image, read_label_map
-from pipeline.data.synthetic import HEAD_LABELS, write_head_study
+from pipeline.data.synthetic import write_head_study
 from pipeline.errors import ConfigError, Fault, InputError
+from pipeline.export.nifti import read_label_names
 from pipeline.inference.evaluation import CaseMetrics
 from pipeline.progress import progress_bar
 from pipeline.report.figures import draw_overlay
@@ -70,7 +71,7 @@ def _draw(folder: Path) -> None:
                 image=read_image(folder / "images" / mask.name)[0],
                 prediction=read_label_map(mask),
                 reference=read_label_map(folder / "references" / mask.name),
-                labels=HEAD_LABELS,
+                labels=read_label_names(mask) or {},
                 title=case,
             )
             advance()

@@ -15,6 +15,6 @@ def sync(run: str) -> Delivery:
     return deliver(find_run(run))
 
 
-def ui(port: int) -> int:
+def ui(port: int) -> None:
     """Opens MLflow's UI on the project's store, on loopback, until it is stopped."""
-    return serve_ui(port=port)
+    serve_ui(port=port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,8 @@ def _load_state(run: RunFolder, material: Material) -> Mapping[str, Any] | None:
 
 def _build_task(job: Job, material: Material, device: torch.device) -> SegmentationTask:
     if job.training.deterministic:
+        # cuBLAS repeats itself only with a workspace of fixed size; it must be said before CUDA starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     num_channels = len(material.study.channels)

@@ -113,7 +113,8 @@ def test_a_seed_means_the_same_bytes_and_another_seed_other_heads(tmp_path):
     heads = [name for name in first if "head_" in name]
     assert len(heads) == 6
     assert not {first[name] for name in heads} & {other[name] for name in heads}
-    assert len({first[name] for name in heads}) == len(heads), "patients differ"
+    fluid = {(_read(tmp_path / "a" / name)[0] == 1).sum() for name in heads if "image" not in name}
+    assert len(fluid) == 3, "patients differ, not only their orientation"
 
 
 @pytest.mark.usefixtures("tiny")
@@ -157,23 +158,24 @@ def test_without_nilearn_the_error_says_what_to_install(tmp_path, monkeypatch):
         write_head_study(tmp_path, num_training=1, num_held_out=0, seed=0)
 
 
+def _jacobian(coordinates):
+    return np.linalg.det(np.stack([np.stack(np.gradient(axis), axis=-1) for axis in coordinates], axis=-2))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_deformation_never_folds(seed):
-    coordinates = warps.draw_coordinates(np.random.default_rng(seed), (65, 77, 63))
-    gradient = np.stack([np.stack(np.gradient(axis), axis=-1) for axis in coordinates], axis=-2)
-    jacobian = np.linalg.det(gradient)
+    jacobian = _jacobian(warps.draw_coordinates(np.random.default_rng(seed), (65, 77, 63)))
     assert jacobian.min() > 0.1
     assert jacobian.max() < 4
     assert jacobian.std() > 0.02, "patients differ by more than an affine"
 
 
-def test_the_steepest_deformation_allowed_does_not_fold():
-    shape, num_knots = (97, 97, 97), 7
-    limit = warps._LARGEST_DISPLACEMENT * 96 / (num_knots - 3)
-    signs = [1 - 2 * (np.indices((num_knots,) * 3)[axis] % 2) for axis in range(3)]
-    moved = [warps.smooth_field(limit * signs[axis].astype(float), shape) for axis in range(3)]
-    slope = [np.diff(field, axis=axis) for axis, field in enumerate(moved)]
-    assert min(map(np.min, slope)) > -1
+def test_the_largest_displacements_that_can_be_drawn_do_not_fold():
+    shape, num_knots = (65, 65, 65), 7
+    limit = warps._LARGEST_DISPLACEMENT * 64 / (num_knots - 3)
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (3, *(num_knots,) * 3))
+    jacobian = _jacobian(np.indices(shape) + [warps.smooth_field(limit * sign, shape) for sign in signs])
+    assert jacobian.min() > 0
 
 
 def test_a_smooth_field_reproduces_constants_and_slopes():

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pipeline.errors import ConfigError, FaultError
-from pipeline.tracking import find_run, list_runs, start_record
+from pipeline.tracking import find_run, list_runs, read_metrics, start_record
 from pipeline.tracking.events import Event, EventLog
 from pipeline.tracking.runs import DeliveryNote, create_run, read_note, write_note
 
@@ -90,6 +90,19 @@ def test_a_listing_tells_status_time_worked_best_values_and_what_is_undelivered(
     assert middle.undelivered == 5
     assert middle.started.timestamp() == 1
     assert [run.name for run in list_runs(tmp_path, limit=1)] == [newest.name]
+
+
+def test_the_curves_of_a_run_are_read_from_its_folder(runs):
+    _log(
+        runs[0],
+        _status("RUNNING", 0),
+        *(Event("metrics", n, {"loss": n / 3, "dice": 1.0}, n) for n in range(3)),
+    )
+    assert read_metrics(runs[0]) == {
+        "loss": [(0, 0.0), (1, 1 / 3), (2, 2 / 3)],
+        "dice": [(n, 1.0) for n in range(3)],
+    }
+    assert read_metrics(runs[1]) == {}
 
 
 def test_a_held_run_is_running_and_held_once(runs, tmp_path):

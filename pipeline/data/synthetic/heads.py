@@ -1,9 +1,9 @@
 """T1-weighted heads of patients who do not exist, with their tissues.
 
-They come from the MNI152 template (T1, grey and white matter at 1 mm) inside nilearn's wheel. Every patient is
-the template under a random affine and a smooth deformation, with a skull and scalp around it, drawn with its
-own contrast, bias field, noise and intensity scale. Image and label map are made from the same warped tissue
-maps, so the label edges lie where the image has them.
+They come from the MNI152 template (T1, grey and white matter at 1 mm) inside nilearn's wheel. Every patient
+is the template under a random affine and a smooth deformation, with a skull and scalp around it, drawn with
+its own contrast, bias field, noise and intensity scale. Image and label map are made from the same warped
+tissue maps, so the label edges lie where the image has them.
 """
 
 from __future__ import annotations

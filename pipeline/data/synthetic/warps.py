@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 _KNOT_SPACING = 24.0  # voxels between control points of the deformation
-# Cubic B-spline displacements below 1/2.48 of the knot spacing cannot fold (Choi & Lee, Injectivity conditions
-# of 2D and 3D uniform cubic B-spline functions, Graphical Models 62, 2000); a quarter looks natural.
+# Cubic B-spline displacements below 1/2.48 of the knot spacing cannot fold (Choi & Lee, Injectivity
+# conditions of 2D and 3D uniform cubic B-spline functions, Graphical Models 62, 2000); a quarter looks
+# natural.
 _LARGEST_DISPLACEMENT = 0.25
 
 
