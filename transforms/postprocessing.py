@@ -55,7 +55,8 @@ def label_map_on_grid(
         for channel, value in zip(scores[1:], values[1:], strict=True):
             score = resample(channel)
             result.masked_fill_(score > best, value)
-            torch.maximum(best, score, out=best)
+            # Not in place: without resampling `best` is the caller's own scores.
+            best = torch.maximum(best, score)
     return result.cpu().numpy().astype(np.uint16)
 
 

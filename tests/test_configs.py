@@ -1,0 +1,50 @@
+"""Every shipped config is complete, valid, and builds a network that takes a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.config import Job, job_to_mapping, load_job
+from pipeline.data.datasets import Batch
+from pipeline.labels import LabelContract
+from pipeline.training.segmentation import SegmentationTask
+from transforms.keys import IMAGE, LABEL
+
+ROOT = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(ROOT.rglob("*.yaml"))
+
+
+def leaves(values, prefix=""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_setting_is_written_out(path):
+    import yaml
+
+    written = set(leaves(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    assert written == set(leaves(job_to_mapping(load_job(path))))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_it_builds_and_takes_a_step(path):
+    job = load_job(path)
+    # The network as it is, on the smallest patch that it takes: a step of the full size takes seconds.
+    small = tuple(2 * stride for stride in job.network.total_stride)
+    job = Job(**(dict(job) | {"training": job.training.model_copy(update={"patch_size": small})}))
+    task = SegmentationTask(job, LabelContract({"background": 0, "thing": 3}), 1, [], torch.device("cpu"))
+    size = task.augmentation.source_size
+    tensors = {IMAGE: torch.randn(2, 1, *size), LABEL: torch.randint(0, 2, (2, *size), dtype=torch.uint8)}
+    before = {name: weight.clone() for name, weight in task.weights().items()}
+    losses = task.training_step(Batch(tensors, (1, 2)), progress=0.0)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert any(not torch.equal(before[name], weight) for name, weight in task.weights().items())
+
+
+def test_the_smoke_configs_are_the_jobs():
+    assert {p.name for p in (ROOT / "smoke").glob("*.yaml")} <= {p.name for p in ROOT.glob("*.yaml")}
