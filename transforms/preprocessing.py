@@ -113,7 +113,7 @@ def build_chain(settings: Preprocessing, keys: Sequence[str]) -> Compose:
     chain: list[Transform] = [Orientationd(keys, axcodes=settings.orientation, labels=_ANATOMICAL_PAIRS)]
     if settings.spacing is not None:
         chain.append(Spacingd(keys, pixdim=settings.spacing, mode=modes, dtype=np.float32))
-    return Compose([*chain, _build_normalisation(settings)])
+    return Compose([*chain, _MakeContiguous(), _build_normalisation(settings)])
 
 
 def _build_normalisation(settings: Preprocessing) -> Transform:
@@ -124,6 +124,13 @@ def _build_normalisation(settings: Preprocessing) -> Transform:
     if settings.normalisation == "dataset":
         return _NormaliseByStatistics(settings.statistics)
     return NormalizeIntensityd([IMAGE], channel_wise=True)
+
+
+class _MakeContiguous(Transform):
+    """Lays voxels out in memory order: sums then run the same way, whatever orientation was stored."""
+
+    def __call__(self, sample: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+        return {key: tensor.contiguous() for key, tensor in sample.items()}
 
 
 class _NormaliseByStatistics(Transform):

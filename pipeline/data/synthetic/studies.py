@@ -19,7 +19,7 @@ from pipeline.files import atomic_path, resource_error, write_text
 
 _MANIFEST = "dataset.json"
 _STAMP = "study.json"
-_GENERATOR = 1  # raised whenever the same parameters give other voxels
+_GENERATOR = 3  # raised whenever the same parameters give other voxels
 _FOLDERS = ("training/images", "training/labels", "images", "references")
 # Stored orientation and tilt of the scanner's grid in degrees; the patients take turns.
 _GRIDS = (("RAS", 0.0), ("LPS", 0.0), ("PIR", 0.0), ("RAS", 8.0))

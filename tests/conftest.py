@@ -1,0 +1,72 @@
+"""A trained model for whoever needs one, and the command line without a new process for each call."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+from pipeline.data.synthetic import write_phantom_study
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def clinseg(capsys, monkeypatch):
+    """Runs the command line as the shell would, in this process: `clinseg("predict", …) -> Answer`."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["clinseg", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            cli.main()
+        answer = Answer(int(ending.value.code or 0), *capsys.readouterr())
+        assert "Traceback" not in answer.err
+        return answer
+
+    return run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A phantom study, the folder in which a model was trained on it, and that run."""
+
+    manifest: Path
+    folder: Path
+    run: Path
+
+    @property
+    def model(self):
+        return self.run / "checkpoints/best.safetensors"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A small network, trained for seconds on phantoms by the real command in a process of its own."""
+    import subprocess
+
+    folder = tmp_path_factory.mktemp("trained")
+    manifest = write_phantom_study(folder / "study", num_cases=5)
+    settings = {
+        "data.manifest": manifest,
+        "data.cache_dir": folder / "cache",
+        "training.epochs": 3,
+        "training.steps_per_epoch": 20,
+        "training.validate_every": 1,
+        "training.learning_rate": 0.02,
+        "network.features": "[8, 16]",
+        "tracking.overlays": 1,
+    }
+    command = [sys.executable, "-m", "pipeline", "train", str(ROOT / "configs/smoke/hippocampus.yaml")]
+    command += [f"--set={name}={value}" for name, value in settings.items()]
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    (run,) = (folder / "mlruns/runs").iterdir()
+    return Trained(manifest, folder, run)

@@ -1,0 +1,118 @@
+"""The cache never serves what is stale, and a patch depends on nothing but its seed and number."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import DataSection
+from pipeline.data.cases import read_manifest
+from pipeline.data.datasets import PatchSampler, hash_data, prepare_cases
+from pipeline.data.synthetic import write_phantom_study
+from pipeline.errors import InputError
+from transforms.preprocessing import Preprocessing
+
+
+@pytest.fixture
+def section(tmp_path):
+    manifest = write_phantom_study(tmp_path / "study", num_cases=4)
+    return DataSection(manifest=manifest, cache_dir=tmp_path / "cache")
+
+
+def prepare(section, settings=None):
+    study = read_manifest(section)
+    return prepare_cases(study.cases, study.labels, 1, settings or Preprocessing(), section)
+
+
+def sampler(cases, **changes):
+    settings = {"patch_size": (8, 8, 8), "source_size": (12, 12, 12), "batch_size": 3}
+    return PatchSampler(cases, **(settings | {"foreground_fraction": 0.5, "seed": 7} | changes))
+
+
+def test_a_second_look_maps_the_same_voxels_and_writes_nothing(section):
+    first = prepare(section)
+    written = {path: path.stat().st_mtime_ns for path in section.cache_dir.iterdir()}
+    second = prepare(section)
+    assert {path: path.stat().st_mtime_ns for path in section.cache_dir.iterdir()} == written
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.image, b.image) and torch.equal(a.label, b.label)
+        assert np.array_equal(a.affine, b.affine)
+    assert hash_data(first) == hash_data(second)
+
+
+def test_a_changed_file_or_chain_is_prepared_anew(section):
+    first = prepare(section)
+    path = first[0].case.images[0]
+    old = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(old.dataobj)[::-1].copy(), old.affine), path)
+    changed = prepare(section)
+    assert torch.equal(changed[0].image, first[0].image.flip(1)) and hash_data(changed) != hash_data(first)
+    coarse = prepare(section, Preprocessing(spacing=(2.0, 2.0, 2.0)))
+    assert coarse[0].image.shape != changed[0].image.shape
+
+
+def test_coordinates_are_where_the_labels_are(section):
+    for prepared in prepare(section):
+        assert set(prepared.coordinates) == {1, 2}
+        for label, voxels in prepared.coordinates.items():
+            assert (prepared.label[tuple(voxels.long().T)] == label).all()
+
+
+def test_faults_of_all_cases_come_together(section):
+    cases = read_manifest(section).cases
+    for case in cases[:2]:
+        case.images[0].write_bytes(b"no image")
+    with pytest.raises(InputError) as caught:
+        prepare(section)
+    assert len(caught.value.faults) == 2
+
+
+def test_a_step_has_the_same_patches_wherever_training_starts(section):
+    cases = prepare(section)
+    straight = sampler(cases).iterate(0)
+    expected = [next(straight) for _ in range(5)]
+    resumed = sampler(cases).iterate(3)
+    for batch in expected[3:]:
+        again = next(resumed)
+        assert again.seeds == batch.seeds
+        assert all(torch.equal(again.tensors[key], batch.tensors[key]) for key in batch.tensors)
+    straight.close()
+    resumed.close()
+
+
+def test_every_case_comes_once_in_a_pass(section):
+    cases = prepare(section)
+    marked = [
+        type(c)(c.case, c.image * 0 + n, c.label, c.coordinates, c.affine, "") for n, c in enumerate(cases)
+    ]
+    draws = sampler(marked, batch_size=1)
+    means = [round(float(draws.draw(step).tensors["image"].max())) for step in range(8)]
+    assert sorted(means[:4]) == sorted(means[4:]) == [0, 1, 2, 3]
+
+
+def test_foreground_patches_hold_foreground_and_image_matches_label(section):
+    cases = prepare(section)
+    draws = sampler(cases, foreground_fraction=1.0, source_size=(8, 8, 8))
+    for step in range(10):
+        batch = draws.draw(step)
+        assert (batch.tensors["label"].flatten(1) > 0).any(dim=1).all()
+    first = draws.draw(0).tensors
+    volume = next(
+        c
+        for c in cases
+        if (c.image.unfold(1, 8, 1).unfold(2, 8, 1).unfold(3, 8, 1) == first["image"][0, 0])
+        .flatten(-3)
+        .all(-1)
+        .any()
+    )
+    places = (volume.image.unfold(1, 8, 1).unfold(2, 8, 1).unfold(3, 8, 1) == first["image"][0, 0]).flatten(
+        -3
+    )
+    _, i, j, k = places.all(-1).nonzero()[0].tolist()
+    assert torch.equal(volume.label[i : i + 8, j : j + 8, k : k + 8], first["label"][0])
+
+
+def test_2d_patches_are_slices(section):
+    draws = sampler(prepare(section), patch_size=(8, 8), source_size=(10, 10))
+    batch = draws.draw(0)
+    assert batch.tensors["image"].shape == (3, 1, 10, 10) and batch.tensors["label"].shape == (3, 10, 10)

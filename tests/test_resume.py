@@ -1,0 +1,134 @@
+"""A training that is killed or stopped at any moment ends as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import read_checkpoint
+from pipeline.data.synthetic import write_phantom_study
+
+CONFIG = Path(__file__).parents[1] / "configs/smoke/hippocampus.yaml"
+SETTINGS = {
+    "training.deterministic": "true",
+    "training.epochs": "4",
+    "training.steps_per_epoch": "6",
+    "training.ema_decay": "0.9",
+    "training.validate_every": "1",
+    "training.patch_size": "[16, 16, 16]",
+    "network.features": "[4, 8]",
+    "network.dropout": "0.2",
+    "augmentation.noise_probability": "0.5",
+    "tracking.overlays": "0",
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write_phantom_study(tmp_path_factory.mktemp("phantoms"), num_cases=5)
+
+
+def start(folder, study, *arguments):
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "pipeline", "train"]
+    if "--resume" not in arguments:
+        settings = SETTINGS | {"data.manifest": study, "data.cache_dir": study.parent / "cache"}
+        command += [str(CONFIG), *(f"--set={name}={value}" for name, value in settings.items())]
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return subprocess.Popen(
+        [*command, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process, code=0):
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output.decode()
+    return output.decode()
+
+
+def run_of(folder):
+    (run,) = (folder / "mlruns/runs").iterdir()
+    return run
+
+
+def wait_for(process, folder, is_so):
+    """Waits until the run's folder shows that training has come far enough."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0].decode()
+        runs = folder / "mlruns/runs"
+        if runs.is_dir() and any(is_so(run) for run in runs.iterdir()):
+            return
+        time.sleep(0.002)
+    raise AssertionError("the training never came that far")
+
+
+def weights_of(folder):
+    checkpoint = read_checkpoint(run_of(folder) / "checkpoints/last.safetensors", with_state=True)
+    return {**checkpoint.weights, **checkpoint.state["task"]["network"]}, checkpoint.state["position"]["step"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(study, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    finish(start(folder, study))
+    return weights_of(folder)
+
+
+def has_finished_an_epoch(run):
+    return (run / "checkpoints/last.safetensors").exists()
+
+
+def test_resumed_equals_uninterrupted(study, uninterrupted, tmp_path):
+    """Killed before its first checkpoint, killed in an epoch, stopped by a signal, then left to finish."""
+    process = start(tmp_path, study)
+    wait_for(process, tmp_path, lambda run: (run / "config.yaml").exists())
+    process.kill()
+    finish(process, -signal.SIGKILL)
+
+    process = start(tmp_path, study, "--resume", "latest")
+    wait_for(process, tmp_path, has_finished_an_epoch)
+    process.kill()
+    finish(process, -signal.SIGKILL)
+
+    written = (run_of(tmp_path) / "checkpoints/last.safetensors").stat().st_mtime_ns
+    process = start(tmp_path, study, "--resume", "latest")
+    wait_for(
+        process,
+        tmp_path,
+        lambda run: (run / "checkpoints/last.safetensors").stat().st_mtime_ns != written,
+    )
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=240)
+    if process.returncode != 0:  # the signal may come when all is done
+        assert process.returncode == 75, output.decode()
+        assert f"clinseg train --resume {run_of(tmp_path).name}" in output.decode()
+        finish(start(tmp_path, study, "--resume", "latest"))
+
+    expected, num_steps = uninterrupted
+    found, num_found = weights_of(tmp_path)
+    assert num_found == num_steps == 24
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_resumed_run_refuses_another_config_and_other_data(study, uninterrupted, tmp_path):
+    process = start(tmp_path, study)
+    wait_for(process, tmp_path, has_finished_an_epoch)
+    process.kill()
+    process.communicate()
+    assert "config-changed" in finish(
+        start(tmp_path, study, "--resume", "latest", "--set", "training.seed=5"), 2
+    )
+    label = next((study.parent / "labelsTr").glob("*.nii.gz"))
+    original = label.read_bytes()
+    try:
+        label.write_bytes(next(p for p in sorted(label.parent.glob("*.nii.gz")) if p != label).read_bytes())
+        assert "data-changed" in finish(start(tmp_path, study, "--resume", "latest"), 6)
+    finally:
+        label.write_bytes(original)
