@@ -6,4 +6,21 @@ where rooms meet. `config` is the typed job, `volume` the geometry. `data` finds
 masks; `report` draws. `checkpoint`, `metrics`, `statistics` and `tracking` serve them all.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# MONAI imports MLflow as soon as it is imported itself, and MLflow reads these then: nothing that comes later
+# could still keep it from calling home. The user's own settings win.
+_MLFLOW = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # MLflow's own are 120 s and 7 retries: four minutes a call against a dead server. Ours come back later.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    # No connection outlives its transaction, so loader processes forked from training inherit none.
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
+}
+for _name, _value in _MLFLOW.items():
+    os.environ.setdefault(_name, _value)

@@ -1,4 +1,4 @@
-"""What goes wrong for a user ends in a clear line and the stated exit code, never in a traceback or half a file."""
+"""What goes wrong ends in a clear line and the stated exit code, never in a traceback or half a file."""
 
 import gzip
 import json

@@ -129,7 +129,7 @@ def _build_normalisation(settings: Preprocessing) -> Transform:
 class _MakeContiguous(Transform):
     """Lays voxels out in memory order: sums then run the same way, whatever orientation was stored."""
 
-    def __call__(self, sample: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+    def __call__(self, sample: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: tensor.contiguous() for key, tensor in sample.items()}
 
 

@@ -9,7 +9,7 @@ MLflow is imported only when something is delivered, fetched or shown.
 from pipeline.tracking.delivery import Delivery, deliver
 from pipeline.tracking.listing import BEST, RunSummary, list_runs, read_metrics
 from pipeline.tracking.models import fetch_model
-from pipeline.tracking.record import NullRecord, Record, resume_record, start_record
+from pipeline.tracking.record import Record, resume_record, start_record
 from pipeline.tracking.runs import STORE, RunFolder, find_run
 from pipeline.tracking.server import serve_ui
 from pipeline.tracking.store import tracking_uri
@@ -18,7 +18,6 @@ __all__ = [
     "BEST",
     "STORE",
     "Delivery",
-    "NullRecord",
     "Record",
     "RunFolder",
     "RunSummary",

@@ -151,38 +151,6 @@ class Record:
             self._parameters |= {name: str(value) for name, value in event.values.items()}
 
 
-class NullRecord:
-    """Keeps nothing: the same doors as `Record`, for a loop whose record nobody wants.
-
-    Attributes:
-        name: A name.
-        folder: Where the caller keeps its files.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.name = folder.name
-        self.folder = folder
-
-    def log_parameters(self, values: Mapping[str, str]) -> None:
-        """Keeps nothing."""
-
-    def set_tags(self, values: Mapping[str, str]) -> None:
-        """Keeps nothing."""
-
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Keeps nothing."""
-
-    def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Keeps nothing."""
-
-    def flush(self) -> None:
-        """Has nothing to keep."""
-
-    def close(self, status: Status, timeout_s: float = 30.0) -> Delivery:
-        """Has delivered all of nothing."""
-        return Delivery(self.name, None, 0)
-
-
 class _Drain(threading.Thread):
     """Delivers behind the training's back; a daemon, so that a hanging server cannot hold up the exit."""
 

@@ -25,7 +25,7 @@ _SETTINGS = {
 
 
 def serve_ui(port: int = 5000, store: Path = STORE, uri: str | None = None) -> None:
-    """Shows the runs at `http://127.0.0.1:<port>` until Ctrl-C, or SIGTERM if the caller turns that into `Stopped`.
+    """Shows the runs at `http://127.0.0.1:<port>` until Ctrl-C, or until the caller's `Stopped`.
 
     Args:
         port: TCP port on the loopback interface.

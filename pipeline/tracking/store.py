@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _NAME_TAG = "clinseg.run"
-_SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # MLflow's own are 120 s and 7 retries: four minutes a call against a dead server. Ours come back later.
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    # No connection outlives its transaction, so loader processes forked from training inherit none.
-    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",
-}
 
 
 class DestinationError(Exception):
@@ -68,10 +58,8 @@ def is_server(uri: str) -> bool:
 
 
 def prepare_mlflow() -> None:
-    """Sets what MLflow reads when it is imported, leaving the user's own settings, and imports it (2 s)."""
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401, PLC0415 - slow to import, and its settings come first
+    """Imports MLflow (2 s); its settings stand in `pipeline/__init__.py`."""
+    import mlflow  # noqa: F401, PLC0415 - slow to import
 
 
 def connect(uri: str) -> MlflowClient:

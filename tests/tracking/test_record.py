@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.tracking import NullRecord, Record, deliver, find_run, list_runs, resume_record, start_record
+from pipeline.tracking import deliver, find_run, list_runs, resume_record, start_record
 from pipeline.tracking.runs import DeliveryNote, read_note, write_note
 from pipeline.tracking.store import connect
 
@@ -332,14 +332,3 @@ def test_two_processes_that_begin_at_once_on_an_empty_disk_both_succeed(store):
     command = [sys.executable, "-c", _STARTING]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate(timeout=180)[0].strip() for process in both] == ["0 None"] * 2
-
-
-def test_the_null_record_has_the_doors_of_a_record_and_writes_nothing(tmp_path):
-    def doors(kind):
-        return {name for name in vars(kind) if not name.startswith("_")} - {"name", "folder"}
-
-    assert doors(NullRecord) == doors(Record)
-    null = NullRecord(tmp_path / "run")
-    null.log_metrics({"loss": 1.0}, 0)
-    assert null.close("FINISHED").is_complete
-    assert list(tmp_path.iterdir()) == []

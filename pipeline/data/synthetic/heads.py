@@ -140,8 +140,8 @@ def _paint_brain(
 def _wrap_in_skull(generator: np.random.Generator, brain: Array, inside: Array, skin: Array) -> Array:
     """Puts skull with marrow, muscle, fat and skin around the brain; air is 0.
 
-    Fat is suppressed, as by the pulse of that name: all that surrounds the brain is darker than CSF, so that a
-    small network tells it apart in minutes.
+    Fat is suppressed, as by the pulse of that name: all that surrounds the brain is darker than CSF, so that
+    a small network tells it apart in minutes.
     """
     thickness = 6 + smooth_field(generator.uniform(-3, 3, (8, 8, 8)), brain.shape)
     marrow = np.exp(-(((-inside / thickness - 0.5) / 0.2) ** 2))
