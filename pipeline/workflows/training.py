@@ -13,6 +13,7 @@ import torch
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import Job, job_parameters, job_to_yaml, load_job
 from pipeline.data.datasets import PatchSampler
+from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault, IntegrityError, Stopped
 from pipeline.files import write_text
 from pipeline.inference.evaluation import CaseMetrics
@@ -163,6 +164,7 @@ def _describe(record: Record, job: Job, material: Material, device: torch.device
             "clinseg.fold": str(job.data.fold),
             "clinseg.num_training_cases": str(len(material.training)),
             "clinseg.num_validation_cases": str(len(material.validation)),
+            **{f"environment.{name}": version for name, version in environment().items()},
         }
     )
     for path in material.write_split(record.folder), record.folder / "config.yaml":
