@@ -180,7 +180,7 @@ def test_a_missing_key_is_placed_at_its_section(faults):
     [
         ("  minutes: 3\n  deterministic: true", "5:3", "training.deterministic"),
         ("preprocessing:\n  normalisation: window", "4:1", "preprocessing.window"),
-        ("preprocessing:\n  normalisation: window\n  window: [2, 1]", "6:3", "preprocessing.window"),
+        ("preprocessing:\n  normalisation: window\n  window: [2, 2]", "6:3", "preprocessing.window"),
         ("network: {dimensions: 2}", "2:1", "training.patch_size"),
         ("  patch_size: [30, 32, 32]", "4:3", "training.patch_size"),
         ("augmentation: {mirror_axes: [3]}", "4:16", "augmentation.mirror_axes"),

@@ -145,10 +145,10 @@ REFUSED = {
     truncate: "truncated",
     flip_a_byte: "gzip-damaged",
     lie_about_the_size: "truncated",
-    claim_a_hundred_thousand_cubed: "truncated",
+    claim_a_hundred_thousand_cubed: "too-large",
     not_an_image: "",
     not_a_number: "non-finite",
-    zero_spacing: "spacing",
+    zero_spacing: "pixdim",
     absurd_spacing: "spacing-range",
     shear: "shear",
     singular: "affine-singular",
@@ -167,8 +167,8 @@ def test_check_refuses_and_names_the_case(clinseg, study, damage):
     answer = clinseg("check", CONFIG, "--set", f"data.manifest={study / 'dataset.json'}")
     assert answer.code == 3
     faults = [line for line in answer.err.splitlines() if line.startswith("error: ")]
-    assert any(REFUSED[damage] in fault and "phantom_02" in fault for fault in faults), answer.err
-    assert len(faults) == 1, "the sound cases are not blamed"
+    assert any(REFUSED[damage] in fault for fault in faults), answer.err
+    assert all("phantom_02" in fault for fault in faults), "the sound cases are not blamed"
 
 
 def empty_label(study):
@@ -244,6 +244,7 @@ def test_a_damaged_checkpoint_is_refused(clinseg, trained, study, tmp_path):
     ("arguments", "code", "told"),
     [
         (["train", "{config}", "--set", "training.epoch=3"], 2, "training.epochs"),
+        (["train", "{config}", "--set", "inference.largest_component=[liver]"], 2, "shell, core"),
         (["train", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["train"], 2, "CONFIG"),
         (["train", "--resume", "latest"], 2, "latest"),

@@ -78,7 +78,13 @@ def prepare_cases(
             on_case()
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        results = list(pool.map(prepare, cases))
+        pending = [pool.submit(prepare, case) for case in cases]
+        try:
+            results = [future.result() for future in pending]
+        except BaseException:
+            # Who stops does not wait for the cases that have not begun.
+            pool.shutdown(cancel_futures=True)
+            raise
     faults = [fault for result in results if isinstance(result, tuple) for fault in result]
     if faults:
         raise InputError(faults)

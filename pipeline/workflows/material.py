@@ -11,7 +11,7 @@ from pipeline.data.cases import Study, read_manifest
 from pipeline.data.datasets import PreparedCase, hash_data, prepare_cases
 from pipeline.data.fingerprint import measure_intensities
 from pipeline.data.folds import Split, split_cases
-from pipeline.errors import Fault, InputError
+from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.files import write_text
 from pipeline.inference.predictor import build_preprocessing
 from pipeline.labels import LabelContract
@@ -57,6 +57,8 @@ def load_material(job: Job) -> Material:
         FaultError: With all faults of manifest and cases together.
     """
     study = read_manifest(job.data)
+    contract = LabelContract(study.labels, job.data.regions)
+    _check_structures(job, contract)
     split = split_cases(study.cases, job.data, job.training.seed)
     cases = [*split.training, *split.validation]
     unlabelled = [case for case in cases if case.label is None]
@@ -74,10 +76,18 @@ def load_material(job: Job) -> Material:
     num_training = len(split.training)
     return Material(
         study=study,
-        contract=LabelContract(study.labels, job.data.regions),
+        contract=contract,
         split=split,
         statistics=statistics,
         training=prepared[:num_training],
         validation=prepared[num_training:],
         data_hash=hash_data(prepared),
     )
+
+
+def _check_structures(job: Job, contract: LabelContract) -> None:
+    unknown = [name for name in job.inference.largest_component if name not in contract.structures]
+    if unknown:
+        known = ", ".join(contract.structures)
+        message = f"there is no structure called {', '.join(unknown)}; the data declare: {known}"
+        raise ConfigError(Fault("inference.largest_component", "unknown-structure", message))
