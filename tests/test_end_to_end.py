@@ -3,6 +3,8 @@
 import csv
 import json
 import sqlite3
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -113,6 +115,13 @@ def test_a_dicom_series_gives_the_same_mask_and_no_name_leaves_it(
     assert np.array_equal(voxels, expected[0]) and np.allclose(affine, expected[1], atol=1e-4)
     for path in (tmp_path / "out").iterdir():
         assert b"Secret" not in path.read_bytes() and b"4711" not in path.read_bytes()
+
+
+def test_a_process_that_read_dicom_ends_soundly(trained, image, tmp_path):
+    write_series(tmp_path / "series", *image)
+    command = [sys.executable, "-m", "pipeline", "predict", trained.model, tmp_path / "series"]
+    done = subprocess.run([*command, "-o", tmp_path / "out"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_predict_and_evaluate_reproduce_the_runs_own_metrics(clinseg, trained, tmp_path):
