@@ -9,7 +9,9 @@ from pipeline.config import load_job
 from pipeline.data.cases import read_manifest
 from pipeline.data.checks import CheckReport, check_study
 from pipeline.data.folds import split_cases
+from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
+from pipeline.workflows.material import check_structures
 
 
 def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
@@ -20,6 +22,7 @@ def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
     """
     job = load_job(config, overrides)
     study = read_manifest(job.data)
+    check_structures(job, LabelContract(study.labels, job.data.regions))
     split_cases(study.cases, job.data, job.training.seed)
     with progress_bar("Checking cases", len(study.cases)) as advance:
         return check_study(study, advance)

@@ -58,7 +58,7 @@ def load_material(job: Job) -> Material:
     """
     study = read_manifest(job.data)
     contract = LabelContract(study.labels, job.data.regions)
-    _check_structures(job, contract)
+    check_structures(job, contract)
     split = split_cases(study.cases, job.data, job.training.seed)
     cases = [*split.training, *split.validation]
     unlabelled = [case for case in cases if case.label is None]
@@ -85,7 +85,8 @@ def load_material(job: Job) -> Material:
     )
 
 
-def _check_structures(job: Job, contract: LabelContract) -> None:
+def check_structures(job: Job, contract: LabelContract) -> None:
+    """Raises a ConfigError if the job names a structure that the data do not declare."""
     unknown = [name for name in job.inference.largest_component if name not in contract.structures]
     if unknown:
         known = ", ".join(contract.structures)
