@@ -20,6 +20,7 @@ from pipeline.files import resource_error
 from pipeline.signals import StopSignals
 
 if TYPE_CHECKING:
+    from pipeline.inference.budget import Plan
     from pipeline.inference.evaluation import CaseMetrics
     from pipeline.tracking import Delivery
 
@@ -50,7 +51,9 @@ def train(
     from pipeline.workflows.training import train as run_training
 
     settings = [*(overrides or []), *([f"data.fold={fold}"] if fold is not None else [])]
-    result = run_training(config, settings, resume)
+    result = run_training(
+        config, settings, resume, on_needs=lambda needs: _err.print(f"training: {needs}", markup=False)
+    )
     _show_metrics(result.rows, "Validation, on the patients' own grids")
     _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
     _out.print(f"Apply it:   clinseg predict {result.run} INPUT -o predictions")
@@ -66,11 +69,20 @@ def predict(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for masks and report.json.")],
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_memory: Annotated[
+        str | None, typer.Option(help="Memory to keep within, such as 2GiB; else what is free.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the masks made before.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show each case's plan.")] = False,
 ) -> None:
     """Predict masks on the images' own grids."""
     from pipeline.workflows.prediction import predict as run_prediction
 
-    reports = run_prediction(model, inputs, output, device)
+    def show_plan(case: str, plan: Plan) -> None:
+        if verbose:
+            _err.print(f"{case}: {plan}", markup=False)
+
+    reports = run_prediction(model, inputs, output, device, max_memory, resume=resume, on_plan=show_plan)
     _show_faults("warning", (warning for report in reports for warning in report.warnings))
     refused = [fault for report in reports for fault in report.faults]
     num_masks = sum(report.mask is not None for report in reports)

@@ -6,7 +6,8 @@ probability above one half.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,83 +19,208 @@ from torch import Tensor
 _AXIS_TOLERANCE = 1e-3
 _VOXEL_TOLERANCE = 1e-3
 
+# Voxels decided together: few enough for the processor's cache, many enough for its vector units.
+_CHUNK_VOXELS = 2**17
+_CLASSES_AT_ONCE = 8
+
+Shape = tuple[int, int, int]
+_Slices = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How the scores of a voxel become its label.
+
+    Attributes:
+        values: Label value written for each class or region.
+        is_regions: Whether they are independent regions, outer to inner, instead of classes.
+        weight: `(K, C)` of a linear layer that makes `K` logits of `C` scores; None if scores are logits. It
+            commutes with blending and with linear resampling, so it may come last, once per voxel.
+        bias: `(K,)` of that layer.
+    """
+
+    values: tuple[int, ...]
+    is_regions: bool = False
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+
+class LabelMapBuilder:
+    """A label map on the patient's grid, from scores that arrive block by block.
+
+    The result equals resampling the scores of the whole volume linearly to the patient's grid and deciding
+    every voxel there, however the volume was cut.
+
+    Args:
+        decision: How scores become labels.
+        source_shape: `(h, w, d)` of the network's grid.
+        affine: 4x4 voxel → world of the network's grid.
+        shape: `(I, J, K)` of the patient's grid.
+        target_affine: 4x4 voxel → world of the patient's grid; its axes are those of `affine` up to order,
+            direction and spacing.
+
+    Attributes:
+        label_map: `(I, J, K)` label values in the smallest unsigned integer type, in Fortran order, the
+            order in which NIfTI stores them; background until decided.
+        overlap: Per axis of the network's grid, how many planes a block must share with the one before.
+    """
+
+    def __init__(
+        self,
+        decision: Decision,
+        source_shape: Shape,
+        affine: NDArray[np.float64],
+        shape: Shape,
+        target_affine: NDArray[np.float64],
+    ) -> None:
+        self._decision = decision
+        self._axes, positions = _match_axes(affine, shape, target_affine)
+        sizes = [source_shape[axis] for axis in self._axes]
+        self._lines = [_Line.at(p, size) for p, size in zip(positions, sizes, strict=True)]
+        # The axis that shrinks most goes first: the fewest voxels are then touched by the others.
+        self._order = sorted(range(3), key=lambda axis: shape[axis] / sizes[axis])
+        self.label_map = np.zeros(shape, dtype=np.min_scalar_type(max(decision.values)), order="F")
+        shared = {self._axes[k]: int(self._lines[k].is_interpolated) for k in range(3)}
+        self.overlap = shared[0], shared[1], shared[2]
+
+    @property
+    def is_resampling(self) -> bool:
+        """Whether a voxel's label depends on the scores of its neighbours."""
+        return any(self.overlap)
+
+    def add(self, scores: Tensor, origin: Shape) -> None:
+        """Decides every voxel whose scores depend on nothing outside of a block.
+
+        Args:
+            scores: `(C, h, w, d)` float32 of a block of the network's grid, normalised if resampled.
+            origin: The block's first voxel.
+
+        Raises:
+            FloatingPointError: If scores are not numbers.
+        """
+        # In memory order, so that a chunk of the block is read in one go.
+        block = scores.permute(0, *(axis + 1 for axis in self._axes))
+        starts = [origin[axis] for axis in self._axes]
+        ready = [
+            line.within(start, start + size)
+            for line, start, size in zip(self._lines, starts, block.shape[1:], strict=True)
+        ]
+        outer = self._axes.index(0)
+        for chunk in _cut(ready, outer):
+            labels = self._decide(block, starts, chunk)
+            self.label_map[chunk] = labels.cpu().numpy()
+
+    def _decide(self, block: Tensor, starts: Sequence[int], chunk: _Slices) -> Tensor:
+        resampled = (self._resample(channel, starts, chunk) for channel in block)
+        decision = self._decision
+        if decision.weight is None:
+            return _decide(resampled, decision)
+        assert decision.bias is not None
+        scores = torch.stack(tuple(resampled))
+        return _decide(_apply_linearly(scores, decision.weight, decision.bias), decision)
+
+    def _resample(self, channel: Tensor, starts: Sequence[int], chunk: _Slices) -> Tensor:
+        for axis in self._order:
+            channel = self._lines[axis].resample(channel, axis, starts[axis], chunk[axis])
+        return channel
+
 
 def label_map_on_grid(
     scores: Tensor,
     affine: NDArray[np.float64],
-    shape: tuple[int, int, int],
+    shape: Shape,
     target_affine: NDArray[np.float64],
-    values: Sequence[int],
-    *,
-    is_regions: bool,
-) -> NDArray[np.uint16]:
-    """Resamples all scores linearly to a grid and decides every voxel there.
-
-    One class is resampled at a time against a running winner, so full-size scores of all classes never
-    exist together; the result equals resampling them all first.
+    decision: Decision,
+) -> NDArray[np.unsignedinteger]:
+    """Resamples the scores of a whole volume linearly to a grid and decides every voxel there.
 
     Args:
-        scores: `(K, h, w, d)` logits on the network's grid; for classes, channel 0 is the background.
+        scores: `(C, h, w, d)` on the network's grid.
         affine: 4x4 voxel → world of `scores`.
         shape: `(I, J, K)` of the target grid.
-        target_affine: 4x4 voxel → world of the target grid; its axes are those of `affine` up to order,
-            direction and spacing.
-        values: Label value written for each channel.
-        is_regions: Whether channels are independent regions, outer to inner, instead of classes.
+        target_affine: Its 4x4 voxel → world.
+        decision: How scores become labels.
 
     Returns:
-        `(I, J, K)` label values; in C order of the target's axes.
+        `(I, J, K)` label values; see `LabelMapBuilder.label_map`.
     """
-    resample = _build_resampling(tuple(scores.shape[1:]), affine, shape, target_affine)
-    result = torch.full(shape, values[0] if not is_regions else 0, dtype=torch.int32, device=scores.device)
-    if is_regions:
-        for channel, value in zip(scores, values, strict=True):
-            result[resample(channel) > 0] = value
-    else:
-        best = resample(scores[0])
-        for channel, value in zip(scores[1:], values[1:], strict=True):
-            score = resample(channel)
-            result.masked_fill_(score > best, value)
-            # Not in place: without resampling `best` is the caller's own scores.
-            best = torch.maximum(best, score)
-    return result.cpu().numpy().astype(np.uint16)
+    height, width, depth = scores.shape[1:]
+    builder = LabelMapBuilder(decision, (height, width, depth), affine, shape, target_affine)
+    builder.add(scores, (0, 0, 0))
+    return builder.label_map
 
 
-def keep_largest_component(label_map: NDArray[np.uint16], values: Sequence[int]) -> NDArray[np.uint16]:
+def keep_largest_component(
+    label_map: NDArray[np.unsignedinteger], values: Sequence[int]
+) -> NDArray[np.unsignedinteger]:
     """Sets all but the largest 26-connected component of the union of `values` to background."""
     mask = np.isin(label_map, values)
-    components, num = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    if num <= 1:
+    if not mask.any():
         return label_map
-    sizes = np.bincount(components.ravel())[1:]
-    return np.where(mask & (components != 1 + int(sizes.argmax())), np.uint16(0), label_map)
+    box = ndimage.find_objects(mask.view(np.uint8))[0]
+    components, num = ndimage.label(mask[box], structure=np.ones((3, 3, 3)))
+    if num == 1:
+        return label_map
+    sizes = sum(np.bincount(plane.ravel(), minlength=num + 1) for plane in components)
+    largest = 1 + int(np.asarray(sizes)[1:].argmax())
+    result = label_map.copy(order="K")
+    result[box][mask[box] & (components != largest)] = 0
+    return result
 
 
-class _Resampling:
-    """Linear interpolation of one channel along three axes, or plain indexing where the grids coincide."""
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Where the voxels of one target axis lie on the source axis, monotonically.
 
-    def __init__(
-        self, axes: tuple[int, int, int], positions: Sequence[NDArray[np.float64]], sizes: Sequence[int]
-    ) -> None:
-        self.axes = axes
-        self.positions = positions
-        self.sizes = sizes
+    Attributes:
+        lower: `(n,)` int64 source voxel at or before each target voxel.
+        upper: The one behind; equal to `lower` where nothing is interpolated.
+        weight: `(n,)` float32 share of the upper one; None if no voxel of the axis lies between two.
+    """
 
-    def __call__(self, channel: Tensor) -> Tensor:
-        result = channel.float().permute(self.axes)
-        # The axis that shrinks most goes first: the fewest voxels are then touched by the others.
-        order = sorted(range(3), key=lambda axis: len(self.positions[axis]) / self.sizes[axis])
-        for axis in order:
-            result = _interpolate(result, axis, self.positions[axis])
-        return result.contiguous()
+    lower: NDArray[np.int64]
+    upper: NDArray[np.int64]
+    weight: NDArray[np.float32] | None
+
+    @classmethod
+    def at(cls, positions: NDArray[np.float64], size: int) -> _Line:
+        clamped = np.clip(positions, 0, size - 1)
+        nearest = np.rint(clamped)
+        if np.abs(clamped - nearest).max() < _VOXEL_TOLERANCE:
+            index = nearest.astype(np.int64)
+            return cls(index, index, None)
+        lower = np.minimum(np.floor(clamped), max(size - 2, 0)).astype(np.int64)
+        return cls(lower, np.minimum(lower + 1, size - 1), (clamped - lower).astype(np.float32))
+
+    @property
+    def is_interpolated(self) -> bool:
+        return self.weight is not None
+
+    def within(self, first: int, stop: int) -> slice:
+        """The target voxels that depend on source voxels `first` to `stop` alone."""
+        inside = np.flatnonzero((self.lower >= first) & (self.upper < stop))
+        return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
+
+    def resample(self, volume: Tensor, axis: int, start: int, target: slice) -> Tensor:
+        """Gives `volume`, whose first source voxel is `start`, the voxels `target` along `axis`."""
+        lower = _take(volume, axis, self.lower[target] - start)
+        if self.weight is None:
+            return lower
+        upper = _take(volume, axis, self.upper[target] - start)
+        weight = torch.from_numpy(self.weight[target]).to(volume.device)
+        return torch.lerp(lower, upper, weight.reshape([-1 if k == axis else 1 for k in range(3)]))
 
 
-def _build_resampling(
-    source_shape: tuple[int, ...],
-    affine: NDArray[np.float64],
-    shape: tuple[int, int, int],
-    target_affine: NDArray[np.float64],
-) -> _Resampling:
+def _take(volume: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:
+    if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+        return volume.narrow(axis, int(index[0]), len(index))
+    return volume.index_select(axis, torch.from_numpy(index).to(volume.device))
+
+
+def _match_axes(
+    affine: NDArray[np.float64], shape: Shape, target_affine: NDArray[np.float64]
+) -> tuple[Shape, list[NDArray[np.float64]]]:
+    """The source axis of each target axis, and where its voxels lie on it."""
     to_source = np.linalg.inv(affine) @ target_affine
     linear = to_source[:3, :3]
     axes = np.abs(linear / np.linalg.norm(linear, axis=0)).argmax(axis=0)
@@ -106,21 +232,55 @@ def _build_resampling(
     positions = [
         to_source[axes[k], 3] + linear[axes[k], k] * np.arange(shape[k], dtype=np.float64) for k in range(3)
     ]
-    first, second, third = (int(axis) for axis in axes)
-    return _Resampling((first, second, third), positions, [source_shape[axis] for axis in axes])
+    return (int(axes[0]), int(axes[1]), int(axes[2])), positions
 
 
-def _interpolate(volume: Tensor, axis: int, positions: NDArray[np.float64]) -> Tensor:
-    size = volume.shape[axis]
-    clamped = np.clip(positions, 0, size - 1)
-    nearest = np.rint(clamped)
-    if np.abs(clamped - nearest).max() < _VOXEL_TOLERANCE:
-        if np.array_equal(nearest, np.arange(size)):
-            return volume
-        return volume.index_select(axis, torch.from_numpy(nearest.astype(np.int64)).to(volume.device))
-    lower = np.minimum(np.floor(clamped), max(size - 2, 0)).astype(np.int64)
-    weight = torch.from_numpy((clamped - lower).astype(np.float32)).to(volume.device)
-    weight = weight.reshape([-1 if k == axis else 1 for k in range(3)])
-    index = torch.from_numpy(lower).to(volume.device)
-    upper = torch.from_numpy(np.minimum(lower + 1, size - 1)).to(volume.device)
-    return torch.lerp(volume.index_select(axis, index), volume.index_select(axis, upper), weight)
+def _cut(ready: Sequence[slice], outer: int) -> Iterator[_Slices]:
+    """Cuts a box of target voxels into chunks along one axis."""
+    sizes = [part.stop - part.start for part in ready]
+    if not all(sizes):
+        return
+    step = max(1, _CHUNK_VOXELS * sizes[outer] // (sizes[0] * sizes[1] * sizes[2]))
+    for start in range(ready[outer].start, ready[outer].stop, step):
+        chunk = [*ready]
+        chunk[outer] = slice(start, min(start + step, ready[outer].stop))
+        yield chunk[0], chunk[1], chunk[2]
+
+
+def _apply_linearly(scores: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
+    """Logits `(…)` of one class after the other, of `(C, …)` scores."""
+    flat = scores.flatten(1)
+    for first in range(0, len(weight), _CLASSES_AT_ONCE):
+        some = slice(first, first + _CLASSES_AT_ONCE)
+        for logits in torch.addmm(bias[some, None], weight[some], flat):
+            yield logits.view(scores.shape[1:])
+
+
+def _decide(logits: Iterator[Tensor], decision: Decision) -> Tensor:
+    """Label values from one logit volume after the other, against a running winner."""
+    best = next(logits)
+    kind = torch.uint8 if max(decision.values) <= 255 else torch.int32
+    label = torch.zeros(best.shape, dtype=kind, device=best.device)
+    if decision.is_regions:
+        total = best.clone()
+        label.masked_fill_(best > 0, decision.values[0])
+        for logit, value in zip(logits, decision.values[1:], strict=True):
+            label.masked_fill_(logit > 0, value)
+            total += logit
+        _check_numbers(total)
+        return label
+    label.fill_(decision.values[0])
+    best = best.clone(memory_format=torch.contiguous_format)
+    wins = torch.empty_like(best, dtype=torch.bool)
+    for logit, value in zip(logits, decision.values[1:], strict=True):
+        torch.gt(logit, best, out=wins)
+        label.masked_fill_(wins, value)
+        torch.maximum(best, logit, out=best)
+    _check_numbers(best)
+    return label
+
+
+def _check_numbers(scores: Tensor) -> None:
+    # A NaN would silently become background: neither larger nor positive.
+    if bool(scores.isnan().any()):
+        raise FloatingPointError("the network's scores are not numbers")

@@ -278,10 +278,12 @@ class InferenceSection(Section):
     """Share of a window that its neighbour covers again."""
     blending: Literal["gaussian", "constant"] = "gaussian"
     """How the scores of overlapping windows are weighted."""
-    batch_size: Annotated[int, Field(ge=1)] = 2
-    """Windows per forward pass."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Windows per forward pass, mirrored copies counted; null takes what suits the device."""
     flips: bool = False
     """Average over all mirrored copies of a window (test-time augmentation)."""
+    skip_empty: bool = False
+    """Compute windows that hold one single value only once; the result stays the same."""
     largest_component: Names = ()
     """Structures of which only the largest connected component is kept."""
 

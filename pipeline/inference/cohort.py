@@ -1,20 +1,26 @@
-"""Many cases, one after the other: a broken one costs only itself."""
+"""Many cases: while one is predicted the next is read and the last written; a broken one harms no other."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
-from pipeline.errors import Fault, InputError, ResourceError
+from pipeline.errors import Fault, FaultError
 from pipeline.export.nifti import write_label_map
 from pipeline.files import sha256_of
-from pipeline.inference.predictor import Prediction, Predictor
+from pipeline.inference.budget import Plan
+from pipeline.inference.labelling import LabelMap
+from pipeline.inference.predictor import Predictor
+from pipeline.volume import Grid
+from transforms.preprocessing import Prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +30,12 @@ class CaseReport:
     Attributes:
         case: Its id.
         mask: File name of the label map, or None if there is none.
+        mask_hash: SHA-256 of that file.
         volumes_ml: Millilitres of each structure.
-        seconds: From reading to the verified mask.
-        num_windows: Windows that the network saw.
+        seconds: Of work on it, from reading to the verified mask.
+        num_windows: Windows that were blended, mirrored copies not counted.
+        num_skipped: Of these, how many were empty and needed no forward pass.
+        plan: How the volume was cut.
         input_hashes: SHA-256 of each input file.
         warnings: What was odd about the input.
         faults: Why there is no mask.
@@ -34,27 +43,43 @@ class CaseReport:
 
     case: str
     mask: str | None = None
+    mask_hash: str | None = None
     volumes_ml: dict[str, float] | None = None
     seconds: float = 0.0
     num_windows: int = 0
+    num_skipped: int = 0
+    plan: str | None = None
     input_hashes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class _Loaded:
+    """A case that was read and brought to the network's grid."""
+
+    prepared: Prepared
+    grid: Grid
+    report: CaseReport
 
 
 def predict_cohort(
     predictor: Predictor,
     cases: Sequence[Case],
     folder: Path,
-    on_case: Callable[[], None] = lambda: None,
+    on_case: Callable[[CaseReport], None] = lambda report: None,
+    on_plan: Callable[[str, Plan], None] = lambda case, plan: None,
 ) -> list[CaseReport]:
     """Predicts every case and writes `folder/<case>.nii.gz`.
+
+    Under a memory budget a case is read only when the one before has left memory.
 
     Args:
         predictor: A trained network.
         cases: What to predict; a label of a case is not looked at.
         folder: Where masks go; made if it is not there.
-        on_case: Called after each case.
+        on_case: Is told each report as soon as its mask is on disk.
+        on_plan: Is told each case's plan before its first window.
 
     Returns:
         One report per case, in their order; a refused case is one with faults.
@@ -62,50 +87,123 @@ def predict_cohort(
     Raises:
         ResourceError: If a mask cannot be written; what was finished stays.
     """
-    reports = []
-    for case in cases:
+    reports: list[CaseReport] = []
+    is_sequential = predictor.max_memory is not None
+    with ThreadPoolExecutor(max_workers=1) as reader, ThreadPoolExecutor(max_workers=1) as writer:
+        unfinished: deque[Future[CaseReport]] = deque()
         try:
-            reports.append(_predict_case(predictor, case, folder))
-        except InputError as error:
-            reports.append(CaseReport(case.id, faults=error.faults))
-        except ResourceError as error:
-            # A full disk stops the next case as well; a volume too large for memory stops only itself.
-            if any(fault.rule != "out-of-memory" for fault in error.faults):
-                raise
-            reports.append(CaseReport(case.id, faults=error.faults))
-        on_case()
+            for case, loading in _read_ahead(reader, predictor, cases, num_ahead=0 if is_sequential else 1):
+                unfinished.append(_predict(predictor, case, loading, folder, writer, on_plan))
+                while len(unfinished) > (0 if is_sequential else 1):
+                    _finish(unfinished, reports, on_case)
+            while unfinished:
+                _finish(unfinished, reports, on_case)
+        except BaseException:
+            # Who stops does not wait for a case that has not begun.
+            reader.shutdown(wait=False, cancel_futures=True)
+            raise
     return reports
 
 
-def _predict_case(predictor: Predictor, case: Case, folder: Path) -> CaseReport:
+def _read_ahead(
+    reader: Executor, predictor: Predictor, cases: Sequence[Case], num_ahead: int
+) -> Iterator[tuple[Case, Future[_Loaded]]]:
+    """Each case with its loading, which began while the case before was predicted."""
+    started: deque[tuple[Case, Future[_Loaded]]] = deque()
+    for case in cases:
+        started.append((case, reader.submit(_load, predictor, case)))
+        if len(started) > num_ahead:
+            yield started.popleft()
+    yield from started
+
+
+def _predict(
+    predictor: Predictor,
+    case: Case,
+    loading: Future[_Loaded],
+    folder: Path,
+    writer: Executor,
+    on_plan: Callable[[str, Plan], None],
+) -> Future[CaseReport]:
+    """Predicts a case and begins to write its mask, or tells why there is none."""
+    try:
+        loaded = loading.result()
+        label_map, report = _label(predictor, loaded, on_plan)
+    except FaultError as error:
+        refused: Future[CaseReport] = Future()
+        refused.set_result(CaseReport(case.id, faults=error.faults))
+        return refused
+    return writer.submit(_write, predictor, label_map, loaded.grid, report, folder)
+
+
+def _finish(
+    unfinished: deque[Future[CaseReport]],
+    reports: list[CaseReport],
+    on_case: Callable[[CaseReport], None],
+) -> None:
+    reports.append(unfinished.popleft().result())
+    on_case(reports[-1])
+
+
+def _load(predictor: Predictor, case: Case) -> _Loaded:
     start = time.monotonic()
     labels = predictor.contract.labels
     checked = read_checked_case(Case(case.id, case.patient, case.images), labels, predictor.num_channels)
-    prediction = predictor.predict(checked.images)
-    mask = folder / f"{case.id}.nii.gz"
-    write_label_map(mask, prediction.label_map, prediction.grid, labels)
-    return CaseReport(
+    report = CaseReport(
         case=case.id,
-        mask=mask.name,
-        volumes_ml=_measure(prediction, predictor.contract.structures),
-        seconds=round(time.monotonic() - start, 3),
-        num_windows=prediction.num_windows,
-        input_hashes=tuple(_hash(path) for path in case.images),
+        input_hashes=hash_inputs(case),
         warnings=tuple(str(warning) for warning in checked.warnings),
+    )
+    prepared = predictor.prepare(checked.images)
+    return _Loaded(prepared, checked.images[0].grid, replace(report, seconds=time.monotonic() - start))
+
+
+def _label(
+    predictor: Predictor, loaded: _Loaded, on_plan: Callable[[str, Plan], None]
+) -> tuple[LabelMap, CaseReport]:
+    start, case = time.monotonic(), loaded.report.case
+    label_map = predictor.predict(loaded.prepared, loaded.grid, lambda plan: on_plan(case, plan))
+    report = replace(
+        loaded.report,
+        num_windows=label_map.plan.num_windows,
+        num_skipped=label_map.num_skipped,
+        plan=str(label_map.plan),
+        seconds=loaded.report.seconds + time.monotonic() - start,
+    )
+    return label_map, report
+
+
+def _write(
+    predictor: Predictor, label_map: LabelMap, grid: Grid, report: CaseReport, folder: Path
+) -> CaseReport:
+    start = time.monotonic()
+    mask = folder / f"{report.case}.nii.gz"
+    write_label_map(mask, label_map.array, grid, predictor.contract.labels)
+    return replace(
+        report,
+        mask=mask.name,
+        mask_hash=sha256_of(mask),
+        volumes_ml=_measure(label_map, grid, predictor.contract.structures),
+        seconds=round(report.seconds + time.monotonic() - start, 3),
     )
 
 
-def _measure(prediction: Prediction, structures: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-    counts = np.bincount(prediction.label_map.ravel(order="K"))
-    known = {value: int(count) for value, count in enumerate(counts)}
+def _measure(label_map: LabelMap, grid: Grid, structures: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
+    array = label_map.array
+    counts = np.zeros(np.iinfo(array.dtype).max + 1, dtype=np.int64)
+    for k in range(array.shape[2]):  # bincount widens to 64 bits: one slice at a time
+        counts += np.bincount(array[:, :, k].ravel(order="K"), minlength=len(counts))
     return {
-        name: round(sum(known.get(value, 0) for value in values) * prediction.grid.voxel_ml, 6)
+        name: round(float(counts[list(values)].sum()) * grid.voxel_ml, 6)
         for name, values in structures.items()
     }
 
 
-def _hash(path: Path) -> str:
-    if not path.is_dir():
-        return sha256_of(path)
-    # A series is its files, whatever they are called.
-    return " ".join(sorted(sha256_of(file) for file in path.iterdir() if file.is_file()))
+def hash_inputs(case: Case) -> tuple[str, ...]:
+    """SHA-256 of each image; of a series those of its files, whatever they are called."""
+    return tuple(
+        " ".join(sorted(sha256_of(file) for file in path.iterdir() if file.is_file()))
+        if path.is_dir()
+        else sha256_of(path)
+        for path in case.images
+    )

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Job, PreprocessingSection, job_from_mapping
-from pipeline.errors import ConfigError, Fault, ResourceError
-from pipeline.inference.sliding_window import predict_scores
+from pipeline.errors import ConfigError, Fault
+from pipeline.inference.budget import Plan
+from pipeline.inference.labelling import Labeller, LabelMap
 from pipeline.labels import LabelContract
-from pipeline.networks import build_network
+from pipeline.networks import AttentionUNet, build_network
 from pipeline.volume import Grid, Volume
-from transforms.postprocessing import keep_largest_component, label_map_on_grid
-from transforms.preprocessing import IntensityStatistics, Preprocessing, preprocess
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """A label map and how it came about.
-
-    Attributes:
-        label_map: `(I, J, K)` label values, in the stored axis order of the input.
-        grid: That of the input.
-        num_windows: Windows that the network saw.
-    """
-
-    label_map: NDArray[np.uint16]
-    grid: Grid
-    num_windows: int
+from transforms.preprocessing import IntensityStatistics, Prepared, Preprocessing, preprocess
 
 
 class Predictor:
@@ -44,8 +25,9 @@ class Predictor:
         contract: Names and values of the labels.
         channels: Names of the image channels.
         statistics: Per channel, for `normalisation: dataset`; else empty.
-        network: In evaluation mode, on `device`.
+        network: With trained weights.
         device: Where to compute.
+        max_memory: Bytes that a prediction may take at its peak; None for what is free.
     """
 
     def __init__(
@@ -54,51 +36,37 @@ class Predictor:
         contract: LabelContract,
         channels: Sequence[str],
         statistics: Sequence[IntensityStatistics],
-        network: nn.Module,
+        network: AttentionUNet,
         device: torch.device,
+        max_memory: int | None = None,
     ) -> None:
-        self.job = job
         self.contract = contract
         self.num_channels = len(channels)
-        self.preprocessing = build_preprocessing(job.preprocessing, statistics)
-        self.network = network.to(device).eval()
         self.device = device
+        self.max_memory = max_memory
+        self._preprocessing = build_preprocessing(job.preprocessing, statistics)
+        self._labeller = Labeller(
+            network.to(device).eval(),
+            contract,
+            job.inference,
+            job.inference.window_size or job.training.patch_size,
+            device,
+            mixed_precision=job.training.mixed_precision,
+        )
 
-    def predict(self, images: Sequence[Volume]) -> Prediction:
-        """Predicts one case.
+    def prepare(self, images: Sequence[Volume]) -> Prepared:
+        """Brings the images of a case, one volume per channel on one grid, to the network's grid."""
+        arrays = [image.array for image in images]
+        return preprocess(self._preprocessing, arrays, images[0].grid.affine)
 
-        Args:
-            images: One volume per channel, all on one grid.
-
-        Raises:
-            ResourceError: If the memory of the device does not suffice.
-        """
-        grid = images[0].grid
-        prepared = preprocess(self.preprocessing, [image.array for image in images], grid.affine)
-        window = self.job.inference.window_size or self.job.training.patch_size
-        autocast = self.device.type == "cuda" and self.job.training.mixed_precision
-        try:
-            with torch.inference_mode(), torch.autocast(self.device.type, enabled=autocast):
-                scores = predict_scores(
-                    self.network, prepared.image.to(self.device), window, self.job.inference
-                )
-                label_map = label_map_on_grid(
-                    scores.logits,
-                    prepared.affine,
-                    grid.shape,
-                    grid.affine,
-                    self.contract.channel_values,
-                    is_regions=self.contract.regions is not None,
-                )
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            message = "the volume does not fit into memory; lower inference.batch_size or use a larger device"
-            raise ResourceError(Fault("prediction", "out-of-memory", message)) from error
-        for name in self.job.inference.largest_component:
-            label_map = keep_largest_component(label_map, self.contract.structures[name])
-        return Prediction(label_map, grid, scores.num_windows)
+    def predict(
+        self, prepared: Prepared, grid: Grid, on_plan: Callable[[Plan], None] = lambda plan: None
+    ) -> LabelMap:
+        """Predicts a prepared case on the patient's grid; see `Labeller.label`."""
+        return self._labeller.label(prepared, grid, self.max_memory, on_plan)
 
 
-def load_predictor(checkpoint: Checkpoint, device: torch.device) -> Predictor:
+def load_predictor(checkpoint: Checkpoint, device: torch.device, max_memory: int | None = None) -> Predictor:
     """Builds network and chain that a checkpoint describes."""
     job = job_from_mapping(checkpoint.job)
     contract = LabelContract(checkpoint.labels, job.data.regions)
@@ -106,7 +74,7 @@ def load_predictor(checkpoint: Checkpoint, device: torch.device) -> Predictor:
     network.load_state_dict(checkpoint.weights)
     measured = (checkpoint.intensity or {}).get("channels", [])
     statistics = [IntensityStatistics(**channel) for channel in measured]
-    return Predictor(job, contract, checkpoint.channels, statistics, network, device)
+    return Predictor(job, contract, checkpoint.channels, statistics, network, device, max_memory)
 
 
 def build_preprocessing(

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pipeline.config.schema import NetworkSection
 from pipeline.networks.attention_unet import AttentionUNet
 
+__all__ = ["NETWORKS", "AttentionUNet", "build_network"]
+
 NETWORKS: dict[str, Callable[[NetworkSection, int, int], AttentionUNet]] = {
     "attention_unet": AttentionUNet,
 }

@@ -73,9 +73,20 @@ class AttentionUNet(nn.Module):
             ValueError: If the image has another rank, a size that is no multiple of `total_stride`, or so
                 few voxels that the coarsest grid has only one.
         """
-        decoded, _ = self._decode(image)
-        logits: Tensor = self.heads[0](decoded[0])
+        logits: Tensor = self.head(self.forward_features(image))
         return logits
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """The features (B, features[0], …) of which `head` makes the logits of `forward`."""
+        decoded, _ = self._decode(image)
+        return decoded[0]
+
+    @property
+    def head(self) -> Pointwise:
+        """The linear layer that makes the finest logits, voxel by voxel."""
+        head = self.heads[0]
+        assert isinstance(head, Pointwise)
+        return head
 
     def forward_deep(self, image: Tensor) -> list[Tensor]:
         """Logits of every supervised level, finest first; the first are those of `forward`.
@@ -93,7 +104,7 @@ class AttentionUNet(nn.Module):
         none.
         """
         decoded, attention = self._decode(image)
-        return self.heads[0](decoded[0]), attention
+        return self.head(decoded[0]), attention
 
     @property
     def receptive_field(self) -> Axes:

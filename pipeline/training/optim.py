@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,10 @@ def learning_rate(section: TrainingSection, progress: float) -> float:
     return section.learning_rate * factor
 
 
-class AveragedNetwork:
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+class AveragedNetwork(Generic[_Network]):
     """A copy of a network whose weights are an exponential moving average of the original's.
 
     The decay starts low and rises to its value, so that the random start is soon forgotten.
@@ -48,7 +51,7 @@ class AveragedNetwork:
         network: The copy, in evaluation mode.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: _Network, decay: float) -> None:
         self.decay = decay
         self.num_updates = 0
         self.network = copy.deepcopy(network).eval().requires_grad_(False)

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from pipeline.config import Job
 from pipeline.data.datasets import Batch, PreparedCase
-from pipeline.inference.sliding_window import predict_scores
+from pipeline.inference.labelling import Labeller, autocast_type
 from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice
-from pipeline.networks import build_network
+from pipeline.networks import AttentionUNet, build_network
 from pipeline.training.losses import DeepSupervision, DiceCrossEntropy
 from pipeline.training.optim import AveragedNetwork, build_optimizer, learning_rate
 from pipeline.training.task import AbstractTask
+from pipeline.volume import Grid
 from transforms.augmentation import Augmentation
 from transforms.keys import IMAGE, LABEL
-from transforms.postprocessing import label_map_on_grid
+from transforms.preprocessing import Prepared
 
 
 class SegmentationTask(AbstractTask):
@@ -58,7 +59,7 @@ class SegmentationTask(AbstractTask):
         self.loss = DeepSupervision(DiceCrossEntropy(is_regions=contract.regions is not None))
         self.augmentation = Augmentation(job.augmentation, job.training.patch_size, job.preprocessing.spacing)
         self.targets = _build_target_table(contract).to(device)
-        self.autocast_type = _choose_autocast_type(device) if job.training.mixed_precision else None
+        self.autocast_type = autocast_type(device) if job.training.mixed_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
 
     def training_step(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -66,13 +67,8 @@ class SegmentationTask(AbstractTask):
         self.learning_rate = learning_rate(self.job.training, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        image, label = (batch.tensors[key].to(self.device, non_blocking=True) for key in (IMAGE, LABEL))
-        image, label = self.augmentation(image, label, batch.seeds)
-        self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            logits = self.network.forward_deep(image)
-        loss = self.loss(logits, self._build_target(label))
+        loss = self._compute_loss(batch)
         self.scaler.scale(loss).backward()
         if self.job.training.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
@@ -83,11 +79,18 @@ class SegmentationTask(AbstractTask):
             self.averaged.update(self.network)
         return {"training/loss": loss.detach()}
 
+    def rehearse(self, batch: Batch) -> None:
+        """Forward and backward without a step; see `AbstractTask`."""
+        with torch.random.fork_rng(device_type="cuda"):  # forks the CPU's generator as well
+            self._compute_loss(batch).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def validate(self) -> dict[str, float]:
         """Mean Dice per structure over the validation cases, on the network's grid."""
         if not self.validation:
             return {}
-        dice = [self._validate_case(prepared) for prepared in self.validation]
+        labeller = self._build_labeller()
+        dice = [self._validate_case(labeller, prepared) for prepared in self.validation]
         metrics = {f"validation/dice/{name}": float(np.mean([d[name] for d in dice])) for name in dice[0]}
         return metrics | {self.metric: float(np.mean(list(metrics.values())))}
 
@@ -112,8 +115,29 @@ class SegmentationTask(AbstractTask):
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
-    def _judged_network(self) -> nn.Module:
+    def _compute_loss(self, batch: Batch) -> Tensor:
+        image, label = (batch.tensors[key].to(self.device, non_blocking=True) for key in (IMAGE, LABEL))
+        image, label = self.augmentation(image, label, batch.seeds)
+        self.network.train()
+        with self._autocast():
+            logits = self.network.forward_deep(image)
+        loss: Tensor = self.loss(logits, self._build_target(label))
+        return loss
+
+    def _judged_network(self) -> AttentionUNet:
         return self.averaged.network if self.averaged is not None else self.network
+
+    def _build_labeller(self) -> Labeller:
+        # Post-processing belongs to the patient's grid, where the kept checkpoint is judged.
+        section = self.job.inference.model_copy(update={"largest_component": ()})
+        return Labeller(
+            self._judged_network().eval(),
+            self.contract,
+            section,
+            self.job.inference.window_size or self.job.training.patch_size,
+            self.device,
+            mixed_precision=self.job.training.mixed_precision,
+        )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -125,20 +149,10 @@ class SegmentationTask(AbstractTask):
             return label.long()
         return self.targets[label.long()].movedim(-1, 1).float()
 
-    def _validate_case(self, prepared: PreparedCase) -> dict[str, float]:
-        network = self._judged_network().eval()
-        window = self.job.inference.window_size or self.job.training.patch_size
-        with self._autocast():
-            scores = predict_scores(network, prepared.image.to(self.device), window, self.job.inference)
+    def _validate_case(self, labeller: Labeller, prepared: PreparedCase) -> dict[str, float]:
         height, width, depth = prepared.label.shape
-        predicted = label_map_on_grid(
-            scores.logits,
-            prepared.affine,
-            (height, width, depth),
-            prepared.affine,
-            self.contract.channel_values,
-            is_regions=self.contract.regions is not None,
-        )
+        grid = Grid((height, width, depth), prepared.affine)
+        predicted = labeller.label(Prepared(prepared.image, prepared.affine), grid).array
         reference = np.asarray(self.contract.values, dtype=np.uint16)[prepared.label.numpy()]
         return label_map_dice(predicted, reference, self.contract.structures)
 
@@ -147,10 +161,3 @@ def _build_target_table(contract: LabelContract) -> Tensor:
     """`(num_label_indices, K)`: which regions a label index belongs to."""
     regions = (contract.regions or {}).values()
     return torch.tensor([[value in region for region in regions] for value in contract.values])
-
-
-def _choose_autocast_type(device: torch.device) -> torch.dtype | None:
-    """bfloat16 or float16 on a GPU; bfloat16 is slower than float32 on the CPUs that were measured."""
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -35,6 +35,10 @@ class AbstractTask(ABC):
         """
 
     @abstractmethod
+    def rehearse(self, batch: Batch) -> None:
+        """Takes the memory of a step without learning anything from it; every state stays as it is."""
+
+    @abstractmethod
     def validate(self) -> dict[str, float]:
         """Metrics on the validation cases, `metric` among them; empty if there are none."""
 

@@ -43,7 +43,7 @@ def judge(record: Record, job: Job, material: Material, device: torch.device) ->
     checkpoint = read_checkpoint(folder / BEST)
     predictor = load_predictor(checkpoint, device)
     with progress_bar("Predicting validation cases", len(cases)) as advance:
-        reports = predict_cohort(predictor, cases, folder / "validation", advance)
+        reports = predict_cohort(predictor, cases, folder / "validation", on_case=lambda report: advance())
     write_report(folder / "validation" / "report.json", checkpoint, predictor, reports)
     faults = [fault for report in reports for fault in report.faults]
     if faults:

@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case
 from pipeline.data.images import find_inputs
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault
-from pipeline.files import check_writable, write_text
-from pipeline.inference.cohort import CaseReport, predict_cohort
+from pipeline.files import check_writable, sha256_of, write_text
+from pipeline.inference.budget import Plan
+from pipeline.inference.cohort import CaseReport, hash_inputs, predict_cohort
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
+from pipeline.memory import parse_size
 from pipeline.progress import progress_bar
 from pipeline.workflows.models import load_model
 
 
-def predict(model: str, inputs: Sequence[Path], folder: Path, device: str = "auto") -> list[CaseReport]:
+def predict(
+    model: str,
+    inputs: Sequence[Path],
+    folder: Path,
+    device: str = "auto",
+    max_memory: str | None = None,
+    *,
+    resume: bool = False,
+    on_plan: Callable[[str, Plan], None] = lambda case, plan: None,
+) -> list[CaseReport]:
     """Predicts every input with a trained model and writes `folder/<case>.nii.gz` and `folder/report.json`.
+
+    The report is written anew after each case, so that an interrupted prediction can go on.
 
     Args:
         model: A run, `latest`, a checkpoint file or `models:/name@alias`; everything else comes from it.
         inputs: NIfTI files, folders of them, or DICOM series folders.
         folder: Where masks go.
         device: `auto`, `cpu` or `cuda`.
+        max_memory: A size such as `2GiB` that the prediction keeps within; None for what is free.
+        resume: Whether to keep the masks that this model made of these very files before.
+        on_plan: Is told each case's plan before its first window.
 
     Returns:
         One report per case; a refused case carries its faults.
@@ -35,15 +52,26 @@ def predict(model: str, inputs: Sequence[Path], folder: Path, device: str = "aut
     Raises:
         FaultError: If nothing can be predicted at all: no such model or input, or no place to write.
     """
+    limit = parse_size(max_memory) if max_memory is not None else None
     checkpoint = load_model(model)
-    predictor = load_predictor(checkpoint, select_device(device))
+    predictor = load_predictor(checkpoint, select_device(device), limit)
     cases = find_inputs(inputs, predictor.num_channels)
     _refuse_overwriting(cases, folder)
     check_writable(folder)
-    with progress_bar("Predicting cases", len(cases)) as advance:
-        reports = predict_cohort(predictor, cases, folder, advance)
-    write_report(folder / "report.json", checkpoint, predictor, reports)
-    return reports
+    path = folder / "report.json"
+    finished = _find_finished(path, checkpoint, cases) if resume else {}
+    reports = dict(finished)
+    pending = [case for case in cases if case.id not in finished]
+    with progress_bar("Predicting cases", len(pending)) as advance:
+
+        def keep(report: CaseReport) -> None:
+            reports[report.case] = report
+            write_report(path, checkpoint, predictor, list(reports.values()))
+            advance()
+
+        predict_cohort(predictor, pending, folder, keep, on_plan)
+    write_report(path, checkpoint, predictor, [reports[case.id] for case in cases])
+    return [reports[case.id] for case in cases]
 
 
 def write_report(
@@ -69,6 +97,41 @@ def _describe(report: CaseReport) -> dict[str, object]:
     content["faults"] = [str(fault) for fault in report.faults]
     content["status"] = "refused" if report.faults else "predicted"
     return content
+
+
+def _find_finished(path: Path, checkpoint: Checkpoint, cases: Sequence[Case]) -> dict[str, CaseReport]:
+    """Reports of the cases whose mask this model made of these files and that is still what was written."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["model_sha256"] != checkpoint.content_hash:
+            return {}
+        told = {entry["case"]: entry for entry in content["cases"] if entry["status"] == "predicted"}
+        known = {case.id: _parse_report(told[case.id]) for case in cases if case.id in told}
+    except (LookupError, TypeError, ValueError, OSError) as error:
+        message = "this report cannot be read, so nothing can be resumed; leave --resume out to start anew"
+        raise ConfigError(Fault(str(path), "report-unreadable", message)) from error
+    return {
+        case.id: known[case.id]
+        for case in cases
+        if case.id in known and _is_finished(known[case.id], case, path.parent)
+    }
+
+
+def _parse_report(entry: Mapping[str, Any]) -> CaseReport:
+    content = {field.name: entry[field.name] for field in fields(CaseReport)}
+    content |= {name: tuple(content[name]) for name in ("input_hashes", "warnings", "faults")}
+    return CaseReport(**content)
+
+
+def _is_finished(report: CaseReport, case: Case, folder: Path) -> bool:
+    mask = folder / f"{case.id}.nii.gz"
+    try:
+        is_same = mask.is_file() and sha256_of(mask) == report.mask_hash
+        return is_same and hash_inputs(case) == report.input_hashes
+    except OSError:
+        return False  # what cannot be read now is told when it is predicted
 
 
 def _refuse_overwriting(cases: Sequence[Case], folder: Path) -> None:

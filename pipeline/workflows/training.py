@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, Fault, IntegrityError, Stopped
 from pipeline.files import write_text
 from pipeline.inference.evaluation import CaseMetrics
 from pipeline.inference.predictor import select_device
+from pipeline.memory import is_out_of_memory
 from pipeline.progress import budget_bar
 from pipeline.signals import StopSignals
 from pipeline.tracking import Delivery, Record, RunFolder, find_run, resume_record, start_record
@@ -27,6 +28,7 @@ from pipeline.workflows.judging import judge
 from pipeline.workflows.keeping import Keeper
 from pipeline.workflows.material import Material, load_material
 from pipeline.workflows.models import LAST
+from pipeline.workflows.needs import Needs, measure_needs, out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,19 @@ class TrainingResult:
     delivery: Delivery
 
 
-def train(config: Path | None, overrides: Sequence[str] = (), resume: str | None = None) -> TrainingResult:
+def train(
+    config: Path | None,
+    overrides: Sequence[str] = (),
+    resume: str | None = None,
+    on_needs: Callable[[Needs], None] = lambda needs: None,
+) -> TrainingResult:
     """Trains one network, keeps its best and last state, and judges it on the validation cases.
 
     Args:
         config: The job; may be left out when a run is resumed.
         overrides: `key=value` settings that replace the config's.
         resume: A run (or `latest`) to go on with; it keeps the config it was started with.
+        on_needs: Is told what memory and disk it takes before it starts.
 
     Raises:
         FaultError: If config, data or the run to resume are wrong; all faults together.
@@ -68,7 +76,7 @@ def train(config: Path | None, overrides: Sequence[str] = (), resume: str | None
         state = _load_state(run, material) if run is not None else None
         record = resume_record(run) if run is not None else _start(job)
         try:
-            ending, rows = _train_and_judge(record, job, material, device, state, signals)
+            ending, rows = _train_and_judge(record, job, material, device, state, signals, on_needs)
         except Stopped:
             record.close("KILLED")
             raise Stopped(f"go on with: clinseg train --resume {record.name}") from None
@@ -85,12 +93,20 @@ def _train_and_judge(
     device: torch.device,
     state: Mapping[str, Any] | None,
     signals: StopSignals,
+    on_needs: Callable[[Needs], None],
 ) -> tuple[Ending, list[CaseMetrics]]:
     _describe(record, job, material, device)
     task = _build_task(job, material, device)
+    sampler = _build_sampler(job, material, task)
+    on_needs(measure_needs(task, sampler.draw(0), material, record.folder, device))
     with budget_bar(f"Training {record.name}") as show, signals.deferred():
         keeper = Keeper(record, job, material, task, show, signals)
-        ending = fit(task, _build_sampler(job, material, task), job.training, keeper, state)
+        try:
+            ending = fit(task, sampler, job.training, keeper, state)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory() from error
     if ending == "interrupted":
         raise Stopped
     keeper.keep_something()

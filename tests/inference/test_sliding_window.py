@@ -1,57 +1,218 @@
-"""A volume's scores do not depend on how it was cut into windows."""
+"""Blended scores are those of MONAI, and do not depend on how a volume was cut or what memory there was."""
+
+import math
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data.utils import dense_patch_slices
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
-from pipeline.config import InferenceSection
-from pipeline.inference.sliding_window import predict_scores
+from pipeline.inference.budget import Work
+from pipeline.inference.sliding_window import WindowRunner, sweep
+from pipeline.inference.windows import Windows, lay_windows, space_evenly, weigh_voxels
+from pipeline.memory import is_out_of_memory
+
+CPU = torch.device("cpu")
 
 
-def pointwise(dims, channels=2, outputs=3):
-    torch.manual_seed(0)
-    return (nn.Conv3d if dims == 3 else nn.Conv2d)(channels, outputs, 1)
+def context(dims=3, channels=1, outputs=3, seed=0):
+    torch.manual_seed(seed)
+    kind = nn.Conv3d if dims == 3 else nn.Conv2d
+    return nn.Sequential(kind(channels, 4, 3, padding=1), nn.ReLU(), kind(4, outputs, 3, padding=1))
+
+
+def monai_windows(shape, size, overlap):
+    """Windows where MONAI has them: the last of an axis moved back, padding split before and behind."""
+    padded = [max(n, w) for n, w in zip(shape, size, strict=True)]
+    steps = [w if w == n else max(1, int(w * (1 - overlap))) for n, w in zip(padded, size, strict=True)]
+    places = [[part.start for part in place] for place in dense_patch_slices(padded, size, steps)]
+    before = [max(0, w - n) // 2 for n, w in zip(shape, size, strict=True)]
+    starts = [sorted({place[k] - before[k] for place in places}) for k in range(3)]
+    return Windows(tuple(shape), tuple(size), tuple(tuple(axis) for axis in starts))
+
+
+def blend(
+    network, image, windows, *, parts=1, keep=0, batch=2, flips=False, skips_empty=False, mode="gaussian"
+):
+    """Whole-volume scores from the slabs of a sweep, and the runner."""
+    runner = WindowRunner(
+        network, windows.size, flips=flips, batch_size=batch, skips_empty=skips_empty, device=CPU
+    )
+    work = Work(windows, 3, (keep, keep, keep), normalises=True)
+    scores = None
+    with torch.inference_mode():
+        for box in work.boxes(parts):
+            for block in sweep(
+                runner,
+                image,
+                windows,
+                weigh_voxels(windows.size, mode, CPU),
+                box=box,
+                axis=work.axis,
+                keep=keep,
+                normalises=True,
+            ):
+                if scores is None:
+                    scores = torch.full((len(block.scores), *windows.shape), math.nan)
+                place = tuple(
+                    slice(first, first + size)
+                    for first, size in zip(block.origin, block.scores.shape[1:], strict=True)
+                )
+                scores[(slice(None), *place)] = block.scores
+    return scores, runner
+
+
+VOLUMES = st.tuples(*[st.integers(1, 17)] * 3)
+SIZES = st.tuples(*[st.sampled_from([4, 5, 8])] * 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=VOLUMES,
+    size=SIZES,
+    overlap=st.sampled_from([0, 0.25, 0.5, 0.7]),
+    outputs=st.integers(1, 5),
+    parts=st.integers(1, 4),
+    keep=st.integers(0, 1),
+    batch=st.integers(1, 9),
+    mode=st.sampled_from(["gaussian", "constant"]),
+)
+def test_equals_monai(shape, size, overlap, outputs, parts, keep, batch, mode):
+    network, image = context(outputs=outputs), torch.randn(1, *shape)
+    windows = monai_windows(shape, size, overlap)
+    with torch.inference_mode():
+        expected = SlidingWindowInferer(size, 2, overlap, mode)(image[None], network)[0]
+    parts = min(parts, Work(windows, 3, (keep, keep, keep), normalises=True).most_parts)
+    scores, _ = blend(network, image, windows, parts=parts, keep=keep, batch=batch, mode=mode)
+    assert torch.allclose(scores, expected, atol=1e-5)
+    if outputs > 1:
+        top = expected.topk(2, dim=0).values
+        is_clear = top[0] - top[1] > 1e-5
+        assert torch.equal(scores.argmax(0)[is_clear], expected.argmax(0)[is_clear])
+        assert is_clear.float().mean() > 0.99
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=VOLUMES, size=SIZES, overlap=st.floats(0, 0.8), parts=st.integers(1, 5), keep=st.integers(0, 1))
+def test_however_it_is_cut_the_bits_are_the_same(shape, size, overlap, parts, keep):
+    network, image = context(), torch.randn(1, *shape)
+    windows = lay_windows(shape, size, overlap)
+    whole, _ = blend(network, image, windows, batch=1)
+    parts = min(parts, Work(windows, 3, (keep, keep, keep), normalises=True).most_parts)
+    cut, _ = blend(network, image, windows, batch=1, parts=parts, keep=keep)
+    assert torch.equal(whole, cut)
 
 
 @pytest.mark.parametrize("shape", [(20, 17, 9), (5, 30, 1), (8, 8, 8)])
-@pytest.mark.parametrize("blending", ["gaussian", "constant"])
+@pytest.mark.parametrize("mode", ["gaussian", "constant"])
 @pytest.mark.parametrize("flips", [False, True])
-def test_a_voxelwise_network_gives_the_whole_volumes_answer(shape, blending, flips):
-    network, image = pointwise(3), torch.randn(2, *shape)
-    section = InferenceSection(blending=blending, flips=flips, overlap=0.4)
-    scores = predict_scores(network, image, (8, 8, 8), section)
-    assert torch.allclose(scores.logits, network(image[None])[0], atol=1e-5)
+def test_a_voxelwise_network_gives_the_whole_volumes_answer(shape, mode, flips):
+    torch.manual_seed(0)
+    network, image = nn.Conv3d(2, 3, 1), torch.randn(2, *shape)
+    scores, _ = blend(network, image, lay_windows(shape, (8, 8, 8), 0.4), mode=mode, flips=flips)
+    assert torch.allclose(scores, network(image[None])[0], atol=1e-5)
 
 
-def test_a_2d_job_predicts_every_slice_alone():
-    network, image = pointwise(2), torch.randn(2, 20, 13, 4)
-    scores = predict_scores(network, image, (8, 8), InferenceSection())
-    expected = torch.stack([network(image[None, ..., k])[0] for k in range(4)], dim=-1)
-    assert torch.allclose(scores.logits, expected, atol=1e-5)
-    assert scores.num_windows % 4 == 0
+def sweep_slices(network, image, axis, batch):
+    windows = lay_windows(tuple(image.shape[1:]), (8, 8), 0.5)
+    runner = WindowRunner(network, (8, 8), flips=False, batch_size=batch, skips_empty=False, device=CPU)
+    weights = weigh_voxels((8, 8), "gaussian", CPU)
+    box = tuple((0, n) for n in windows.shape)
+    with torch.inference_mode():
+        blocks = sweep(runner, image, windows, weights, box=box, axis=axis, keep=0, normalises=True)
+        return torch.cat([block.scores.clone() for block in blocks], dim=1 + axis)
 
 
-def test_equals_monai_on_a_network_with_context():
-    torch.manual_seed(1)
-    network, image = nn.Conv3d(1, 2, 3, padding=1), torch.randn(1, 21, 18, 15)
-    expected = SlidingWindowInferer((8, 8, 8), overlap=0.5, mode="gaussian")(image[None], network)[0]
-    scores = predict_scores(network, image, (8, 8, 8), InferenceSection(overlap=0.5))
-    assert torch.allclose(scores.logits, expected, atol=1e-5)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_network_for_slices_predicts_every_slice_alone(axis):
+    network, image = context(dims=2), torch.randn(1, 20, 12, 4)
+    with torch.inference_mode():
+        inferer = SlidingWindowInferer((8, 8), 1, 0.5, "gaussian")
+        expected = torch.stack([inferer(image[None, ..., k], network)[0] for k in range(4)], dim=-1)
+    assert torch.allclose(sweep_slices(network, image, axis, batch=3), expected, atol=1e-5)
 
 
-def test_flips_make_a_lopsided_network_symmetric():
-    class Lopsided(nn.Module):
-        def forward(self, windows):
-            return torch.cat([windows.roll(1, dims=2), windows], dim=1)
+@pytest.mark.parametrize("batch", [1, 3, 8, 16])
+def test_flips_are_the_mean_over_all_mirrored_copies(batch):
+    network, image = context(), torch.randn(1, 8, 8, 8)
+    windows = lay_windows((8, 8, 8), (8, 8, 8), 0.5)
+    scores, _ = blend(network, image, windows, flips=True, batch=batch)
+    with torch.inference_mode():
+        axes = [[k for k in range(3) if bits >> k & 1] for bits in range(8)]
+        copies = [
+            network(image.flip([a + 1 for a in some])[None])[0].flip([a + 1 for a in some]) for some in axes
+        ]
+    assert torch.allclose(scores, torch.stack(copies).mean(0), atol=1e-6)
 
-    image = torch.randn(1, 8, 8, 8)
-    section = InferenceSection(flips=True)
-    scores = predict_scores(Lopsided(), image, (8, 8, 8), section)
-    mirrored = predict_scores(Lopsided(), image.flip(1), (8, 8, 8), section)
-    assert torch.allclose(mirrored.logits.flip(1), scores.logits, atol=1e-6)
-    plain = InferenceSection(flips=False)
-    assert not torch.allclose(
-        predict_scores(Lopsided(), image.flip(1), (8, 8, 8), plain).logits.flip(1),
-        predict_scores(Lopsided(), image, (8, 8, 8), plain).logits,
-    )
+
+class Scarce(nn.Module):
+    """A network with memory for `limit` windows, from the given call on for fewer."""
+
+    def __init__(self, inner, limits):
+        super().__init__()
+        self.inner, self.limits, self.largest = inner, limits, []
+
+    def forward(self, windows):
+        limit = self.limits[min(len(self.largest), len(self.limits) - 1)]
+        if len(windows) > limit:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …")
+        self.largest.append(len(windows))
+        return self.inner(windows)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_running_out_of_memory_on_the_way_halves_the_batch_and_changes_no_label(flips):
+    network, image = context(), torch.randn(1, 20, 9, 11)
+    windows = lay_windows((20, 9, 11), (8, 8, 8), 0.5)
+    plain, _ = blend(network, image, windows, flips=flips, batch=8)
+    scarce = Scarce(network, [8, 3, 3, 1])
+    scores, runner = blend(scarce, image, windows, flips=flips, batch=8)
+    assert torch.allclose(scores, plain, atol=1e-6)
+    assert torch.equal(scores.argmax(0), plain.argmax(0))
+    assert runner.batch_size == 1
+    assert scarce.largest[0] == 8
+
+
+def test_not_even_one_window_is_an_error_of_its_own():
+    windows = lay_windows((8, 8, 8), (8, 8, 8), 0.5)
+    with pytest.raises(torch.OutOfMemoryError):
+        blend(Scarce(context(), [0]), torch.randn(1, 8, 8, 8), windows)
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    windows = lay_windows((8, 8, 8), (8, 8, 8), 0.5)
+    with pytest.raises(RuntimeError, match="channels"):
+        blend(context(channels=2), torch.randn(1, 8, 8, 8), windows)
+
+
+def test_skipping_empty_windows_changes_nothing():
+    image = torch.zeros(1, 40, 8, 8)
+    image[:, 16:24] = torch.randn(1, 8, 8, 8)
+    image[:, 32:] = 3
+    windows = lay_windows((40, 8, 8), (8, 8, 8), 0.5)
+    plain, _ = blend(context(), image, windows, batch=1)
+    scores, runner = blend(context(), image, windows, batch=1, skips_empty=True)
+    assert torch.equal(scores, plain)
+    assert runner.num_skipped == 3  # at 0, 4 and 8 all is 0, at 28 it is mixed, at 32 all is 3
+    assert runner.num_windows == 9
+
+
+@given(size=st.integers(1, 200), window=st.integers(1, 64), overlap=st.floats(0, 0.9))
+def test_windows_cover_an_axis_evenly_and_are_no_more_than_needed(size, window, overlap):
+    starts = space_evenly(size, window, overlap)
+    if size <= window:
+        assert starts == (-((window - size) // 2),)
+        return
+    gaps = [second - first for first, second in pairwise(starts)]
+    assert starts[0] == 0
+    assert starts[-1] == size - window
+    assert max(gaps) - min(gaps) <= 1
+    assert max(gaps) <= max(1, math.ceil(window * (1 - overlap)))
+    assert len(starts) == math.ceil((size - window) / max(1.0, window * (1 - overlap))) + 1

@@ -79,9 +79,9 @@ def test_it_learns_validates_and_predicts(tmp_path, kind):
     predictor = Predictor(job, contract, study.channels, (), network, torch.device("cpu"))
     case = study.cases[3]
     images = read_checked_case(case, study.labels, len(study.channels)).images
-    prediction = predictor.predict(images)
-    assert prediction.label_map.shape == images[0].array.shape
-    assert set(np.unique(prediction.label_map)) <= set(study.labels.values())
+    array = predictor.predict(predictor.prepare(images), images[0].grid).array
+    assert array.shape == images[0].array.shape
+    assert set(np.unique(array)) <= set(study.labels.values())
 
 
 def test_state_returns_exactly(tmp_path):

@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import map_coordinates
 
-from transforms.postprocessing import keep_largest_component, label_map_on_grid
+from transforms.postprocessing import (
+    Decision,
+    keep_largest_component,
+    label_map_on_grid,
+)
 from transforms.preprocessing import Preprocessing, preprocess
 
 ORIENTATIONS = [
@@ -47,9 +51,9 @@ def test_equals_resampling_all_scores_first(shape, spacing, target, codes, seed)
     chain = Preprocessing(spacing=target)
     prepared = preprocess(chain, [np.asarray(stored.dataobj)], stored.affine)
     scores = generator.normal(size=(4, *prepared.image.shape[1:])).astype(np.float32)
-    values = [0, 2, 5, 300]
+    values = (0, 2, 5, 300)
     found = label_map_on_grid(
-        torch.from_numpy(scores), prepared.affine, stored.shape, stored.affine, values, is_regions=False
+        torch.from_numpy(scores), prepared.affine, stored.shape, stored.affine, Decision(values)
     )
     expected, is_clear = resample_all_then_decide(
         scores, prepared.affine, stored.shape, stored.affine, values
@@ -66,15 +70,13 @@ def test_without_resampling_a_label_map_returns_unchanged(codes):
     array = np.asarray(stored.dataobj)
     prepared = preprocess(Preprocessing(), [array], stored.affine, array)
     scores = torch.stack([(prepared.label == value).float() for value in (0, 1, 4)])
-    found = label_map_on_grid(
-        scores, prepared.affine, array.shape, stored.affine, (0, 1, 4), is_regions=False
-    )
+    found = label_map_on_grid(scores, prepared.affine, array.shape, stored.affine, Decision((0, 1, 4)))
     assert np.array_equal(found, array)
 
 
 def test_inner_regions_overwrite_outer_ones():
     scores = torch.tensor([[1.0, 1.0, -1.0, 1.0], [-1.0, 1.0, -1.0, -1.0]]).reshape(2, 4, 1, 1)
-    found = label_map_on_grid(scores, np.eye(4), (4, 1, 1), np.eye(4), (1, 2), is_regions=True)
+    found = label_map_on_grid(scores, np.eye(4), (4, 1, 1), np.eye(4), Decision((1, 2), is_regions=True))
     assert found.ravel().tolist() == [1, 2, 0, 1]
 
 

@@ -1,0 +1,319 @@
+"""Sliding-window prediction against its peers, in one run: time, memory and labels.
+
+    python benchmarks/inference.py -o docs/benchmarks/inference.md [--only buffers network memory grid]
+
+Peers: MONAI's `SlidingWindowInferer`; nnU-Net's predictor, if `nnunetv2` is installed (constrained, or it
+replaces torch); and the bare network over the same windows. Times are taken in rounds, every method once a
+round; ratios are those of a round, told as median (smallest to largest). Memory is measured in a process of
+its own: its peak beyond what it takes when image and network are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import SlidingWindowInferer
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.config import InferenceSection, NetworkSection
+from pipeline.inference.labelling import Labeller, autocast_type
+from pipeline.inference.windows import lay_windows
+from pipeline.labels import LabelContract
+from pipeline.memory import format_size, resident_bytes
+from pipeline.networks import AttentionUNet, build_network
+from pipeline.networks.blocks import Pointwise
+from pipeline.volume import Grid
+from transforms.preprocessing import Prepared
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+OVERLAP = 0.5
+Shape = tuple[int, int, int]
+Labels = NDArray[Any]
+
+
+class Stub(nn.Module):
+    """A network that takes no time: its features are ready-made, so that all the rest is what is measured."""
+
+    def __init__(self, num_classes: int, num_features: int, window: Shape) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.features = torch.randn(1, num_features, *window, generator=generator)
+        self.head = Pointwise(num_features, num_classes)
+        nn.init.normal_(self.head.weight, generator=generator)
+        nn.init.zeros_(self.head.bias)
+        self.ready = self.head(self.features).detach() if num_classes <= num_features else None
+
+    def forward_features(self, windows: Tensor) -> Tensor:
+        """The same features for every window."""
+        return self.features.repeat(len(windows), 1, 1, 1, 1)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """The same logits for every window."""
+        if self.ready is not None:
+            ready: Tensor = self.ready.repeat(len(windows), 1, 1, 1, 1)
+            return ready
+        logits: Tensor = self.head(self.forward_features(windows))
+        return logits
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods are given."""
+
+    network: nn.Module
+    image: Tensor
+    num_classes: int
+    window: Shape
+    flips: bool = False
+
+    @property
+    def num_windows(self) -> int:
+        """Windows that cover the image."""
+        height, width, depth = self.image.shape[1:]
+        return lay_windows((height, width, depth), self.window, OVERLAP).num
+
+
+def build_labeller(setting: Setting) -> Labeller:
+    contract = LabelContract({f"label {n}": n for n in range(setting.num_classes)})
+    section = InferenceSection(flips=setting.flips, overlap=OVERLAP)
+    # A stub is no AttentionUNet, but has all that is used of one.
+    network: Any = setting.network
+    return Labeller(network, contract, section, setting.window, DEVICE, mixed_precision=True)
+
+
+def ours(setting: Setting) -> Labels:
+    height, width, depth = setting.image.shape[1:]
+    grid = Grid((height, width, depth), np.eye(4))
+    return build_labeller(setting).label(Prepared(setting.image, np.eye(4)), grid).array
+
+
+def monai(setting: Setting) -> Labels:
+    """MONAI's inferer, then argmax."""
+    inferer = SlidingWindowInferer(setting.window, 1, OVERLAP, "gaussian")
+    predict = mirrored(setting.network) if setting.flips else setting.network
+    with torch.inference_mode():
+        logits = inferer(setting.image[None].to(DEVICE), predict)
+        assert isinstance(logits, Tensor)
+        return logits.argmax(1)[0].cpu().numpy()
+
+
+def nnunet(setting: Setting) -> Labels:
+    """nnU-Net's predictor with our network put into it, then argmax."""
+    predictor = import_module("nnunetv2.inference.predict_from_raw_data").nnUNetPredictor(
+        tile_step_size=1 - OVERLAP,
+        use_gaussian=True,
+        use_mirroring=setting.flips,
+        perform_everything_on_device=DEVICE.type == "cuda",
+        device=DEVICE,
+        allow_tqdm=False,
+    )
+    predictor.network = setting.network
+    predictor.configuration_manager = SimpleNamespace(patch_size=setting.window)
+    predictor.label_manager = SimpleNamespace(num_segmentation_heads=setting.num_classes)
+    predictor.allowed_mirroring_axes = (0, 1, 2)
+    with torch.inference_mode():
+        labels: Labels = predictor.predict_sliding_window_return_logits(setting.image).argmax(0).cpu().numpy()
+        return labels
+
+
+def bare(setting: Setting) -> None:
+    """The network alone, over as many windows."""
+    batch = setting.image[(slice(None), *(slice(0, n) for n in setting.window))][None].contiguous().to(DEVICE)
+    kind = autocast_type(DEVICE)
+    with torch.inference_mode(), torch.autocast(DEVICE.type, dtype=kind, enabled=kind is not None):
+        for _ in range(setting.num_windows * (8 if setting.flips else 1)):
+            setting.network(batch)
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def mirrored(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    axes = [[2 + k for k in range(3) if bits >> k & 1] for bits in range(8)]
+
+    def predict(windows: Tensor) -> Tensor:
+        return torch.stack([network(windows.flip(some)).flip(some) for some in axes]).mean(0)
+
+    return predict
+
+
+def reference_network(num_classes: int) -> AttentionUNet:
+    """The network of the shipped hippocampus job."""
+    torch.manual_seed(0)
+    return build_network(NetworkSection(features=(16, 32, 64, 96)), 1, num_classes).to(DEVICE).eval()
+
+
+def clock(
+    setting: Setting, methods: Mapping[str, Callable[[Setting], object]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, object]]:
+    """Seconds of every method in every round, and what each gave last."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    results = {}
+    for number in range(rounds):
+        for name, method in methods.items():
+            start = time.perf_counter()
+            results[name] = method(setting)
+            times[name].append(time.perf_counter() - start)
+            print(f"  round {number + 1}: {name} {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    return times, results
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    return f"{statistics.median(values):.3g}{unit} ({min(values):.3g} to {max(values):.3g})"
+
+
+def ratio(times: dict[str, list[float]], name: str, to: str) -> str:
+    return spread([a / b for a, b in zip(times[name], times[to], strict=True)])
+
+
+def measure_buffers(rounds: int) -> list[str]:
+    rows = []
+    for num_classes in (3, 30):
+        stub = Stub(num_classes, num_classes, (96, 96, 96)).to(DEVICE)
+        setting = Setting(stub, torch.zeros(1, 512, 512, 300), num_classes, (96, 96, 96))
+        times, _ = clock(setting, {"ours": ours, "MONAI": monai}, rounds)
+        rows.append(
+            f"| 512×512×300, {num_classes} classes | {spread(times['ours'], ' s')} | "
+            f"{spread(times['MONAI'], ' s')} | {ratio(times, 'ours', 'MONAI')} |"
+        )
+    header = ["| no network, windows of 96³ | ours | MONAI plain and argmax | ratio |", "|---|---|---|---|"]
+    return [*header, *rows]
+
+
+def measure_network(rounds: int) -> list[str]:
+    methods: dict[str, Callable[[Setting], object]] = {"bare": bare, "ours": ours, "MONAI": monai}
+    if find_spec("nnunetv2"):
+        methods["nnU-Net"] = nnunet
+    rows = []
+    for shape, side, flips in (((128,) * 3, 64, False), ((197, 233, 189), 96, False), ((96,) * 3, 64, True)):
+        image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        setting = Setting(reference_network(4), image, 4, (side, side, side), flips)
+        times, labels = clock(setting, methods, rounds)
+        size = "×".join(map(str, shape))
+        mirroring = ", 8 flips" if flips else ""
+        cells = [
+            f"{size}, {setting.num_windows} windows of {side}³{mirroring}",
+            spread(times["ours"], " s"),
+            ratio(times, "ours", "bare"),
+        ]
+        for peer in ("MONAI", "nnU-Net"):
+            if peer in times:
+                num_unlike = np.count_nonzero(np.asarray(labels["ours"]) != np.asarray(labels[peer]))
+                cells += [ratio(times, "ours", peer), f"{num_unlike} of {image.numel()}"]
+            else:
+                cells += ["not measured"] * 2
+        rows.append(f"| {' | '.join(cells)} |")
+    header = [
+        "| with the reference network, 4 classes | ours | ratio to the bare network | to MONAI | "
+        "labels unlike MONAI's | to nnU-Net | labels unlike nnU-Net's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return [*header, *rows]
+
+
+@dataclass(frozen=True)
+class MemoryCase:
+    """A prediction whose memory is measured."""
+
+    shape: Shape
+    num_classes: int
+    num_features: int = 16
+    target: Shape | None = None
+    more: int | None = None
+
+
+MEMORY_CASES = {
+    "512×512×600, 3 classes": MemoryCase((512, 512, 600), 3),
+    "512×512×600, 30 classes": MemoryCase((512, 512, 600), 30),
+    "512×512×600, 104 classes": MemoryCase((512, 512, 600), 104),
+    "512×512×600, 104 classes, 1 GiB allowed": MemoryCase((512, 512, 600), 104, more=2**30),
+    "128³ onto 203³, 30 classes": MemoryCase((128, 128, 128), 30, target=(203, 203, 203)),
+}
+
+
+def measure_memory(rounds: int) -> list[str]:
+    del rounds  # memory has hardly any spread
+    rows = []
+    for name, case in MEMORY_CASES.items():
+        command = [sys.executable, __file__, "--one", name]
+        told = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        full = 4 * case.num_classes * math.prod(case.target or case.shape)
+        rows.append(
+            f"| {name} | {format_size(told['peak'])} | {format_size(full)} | {told['peak'] / full:.3f} | "
+            f"{told['seconds']:.0f} s | {told['plan']} |"
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    header = [
+        "| no network, 16 features, windows of 96³ | peak beyond image and network | full scores | share | "
+        "time | plan |",
+        "|---|---|---|---|---|---|",
+    ]
+    return [*header, *rows]
+
+
+def measure_one(case: MemoryCase) -> None:
+    """Peak memory of one case in this process, as JSON."""
+    window = (96, 96, 96)
+    target = case.target or case.shape
+    spacing = [(n - 1) / (m - 1) for n, m in zip(case.shape, target, strict=True)]
+    stub = Stub(case.num_classes, case.num_features, window)
+    labeller = build_labeller(Setting(stub, torch.zeros(1), case.num_classes, window))
+    # Libraries are loaded, and the window's memory is known, before anything is measured.
+    labeller.label(Prepared(torch.zeros(1, *window), np.eye(4)), Grid(window, np.eye(4)), 2**40)
+    image = torch.ones(1, *case.shape)
+    before = resident_bytes()
+    peak = [before]
+
+    def watch() -> None:
+        while True:
+            peak[0] = max(peak[0], resident_bytes())
+            time.sleep(0.005)
+
+    threading.Thread(target=watch, daemon=True).start()
+    start = time.perf_counter()
+    grid = Grid(target, np.diag([*spacing, 1.0]))
+    budget = None if case.more is None else before + case.more
+    plan = labeller.label(Prepared(image, np.eye(4)), grid, budget).plan
+    seconds = time.perf_counter() - start
+    print(json.dumps({"peak": peak[0] - before, "seconds": seconds, "plan": str(plan)}))
+
+
+PARTS = {"buffers": measure_buffers, "network": measure_network, "memory": measure_memory}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Sliding-window prediction against its peers.")
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/benchmarks/inference.md"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        measure_one(MEMORY_CASES[arguments.one])
+        return
+    machine = (
+        torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    )
+    tables = ["\n".join(PARTS[part](arguments.rounds)) for part in arguments.only]
+    head = f"Measured on {machine}, torch {torch.__version__}, {arguments.rounds} rounds."
+    arguments.output.write_text("\n\n".join([head, *tables]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

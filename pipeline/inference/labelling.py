@@ -1,0 +1,208 @@
+"""A label map on the patient's grid, from a network and an image on the network's grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import InferenceSection
+from pipeline.errors import Fault, IntegrityError, ResourceError
+from pipeline.inference.budget import Memory, Plan, Work, make_plan
+from pipeline.inference.sliding_window import Network, WindowRunner, sweep
+from pipeline.inference.windows import lay_windows, weigh_voxels
+from pipeline.labels import LabelContract
+from pipeline.memory import available_bytes, format_size, measure_peak, resident_bytes
+from pipeline.networks import AttentionUNet
+from pipeline.volume import Grid
+from transforms.postprocessing import Decision, LabelMapBuilder, keep_largest_component
+from transforms.preprocessing import Prepared
+
+_LARGEST_BATCH = 32
+_COMPONENT_BYTES = 6  # a voxel while connected components are searched: a mask and their numbers
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMap:
+    """A label map and how it came about.
+
+    Attributes:
+        array: `(I, J, K)` label values, in the stored axis order of the input.
+        plan: How the volume was cut.
+        num_skipped: Windows that needed no forward pass, since they held nothing.
+    """
+
+    array: NDArray[np.unsignedinteger]
+    plan: Plan
+    num_skipped: int
+
+
+class Labeller:
+    """Slides a network over images and decides every voxel of the patient's grid.
+
+    Args:
+        network: A trained network on `device`.
+        contract: Names and values of the labels.
+        section: Overlap, blending, flips, batches and post-processing.
+        window_size: Voxels per axis; with two axes, slices along the last array axis are predicted alone.
+        device: Where to compute.
+        mixed_precision: Whether the network may compute in 16 bits on a GPU. Scores are summed in 32.
+    """
+
+    def __init__(
+        self,
+        network: AttentionUNet,
+        contract: LabelContract,
+        section: InferenceSection,
+        window_size: Sequence[int],
+        device: torch.device,
+        *,
+        mixed_precision: bool,
+    ) -> None:
+        self._network, self._decision = _split_head(network, contract)
+        self.contract = contract
+        self.section = section
+        self.window_size = tuple(window_size)
+        self.device = device
+        self._autocast_type = autocast_type(device) if mixed_precision else None
+        self._weights = weigh_voxels(self.window_size, section.blending, device)
+        self._num_scores: int = network.head.weight.shape[0 if self._decision.weight is None else 1]
+        self._window_bytes: dict[tuple[int, ...], int] = {}
+
+    def label(
+        self,
+        prepared: Prepared,
+        grid: Grid,
+        max_memory: int | None = None,
+        on_plan: Callable[[Plan], None] = lambda plan: None,
+    ) -> LabelMap:
+        """Predicts one image.
+
+        Args:
+            prepared: The image on the network's grid.
+            grid: The patient's grid, that of the label map.
+            max_memory: Bytes that this process, and on a GPU its tensors, may take at their peak. If None,
+                what is free.
+            on_plan: Is told the plan before the first window.
+
+        Raises:
+            ResourceError: If no plan keeps within that memory, or it did not suffice after all.
+            IntegrityError: If the network's scores are not numbers.
+        """
+        shape = _shape_of(prepared.image)
+        builder = LabelMapBuilder(self._decision, shape, prepared.affine, grid.shape, grid.affine)
+        windows = lay_windows(shape, self.window_size, self.section.overlap)
+        normalises = builder.is_resampling or self._decision.weight is not None
+        work = Work(windows, self._num_scores, builder.overlap, normalises)
+        try:
+            with torch.inference_mode(), self._autocast():
+                plan, image = self._plan(work, prepared.image, builder, max_memory)
+                on_plan(plan)
+                runner = self._build_runner(plan)
+                for box in plan.boxes:
+                    for block in sweep(
+                        runner,
+                        image,
+                        windows,
+                        self._weights,
+                        box=box,
+                        axis=plan.axis,
+                        keep=builder.overlap[plan.axis],
+                        normalises=normalises,
+                    ):
+                        builder.add(block.scores, block.origin)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            message = "not even one window fits into the memory that is free; end other programs"
+            raise ResourceError(Fault("prediction", "out-of-memory", message)) from error
+        except FloatingPointError as error:
+            message = f"{error}; the model is damaged or its precision does not suffice, train it again"
+            raise IntegrityError(Fault("prediction", "not-a-number", message)) from error
+        array = builder.label_map
+        for name in self.section.largest_component:
+            array = keep_largest_component(array, self.contract.structures[name])
+        return LabelMap(array, plan, runner.num_skipped)
+
+    def _build_runner(self, plan: Plan) -> WindowRunner:
+        return WindowRunner(
+            self._network,
+            self.window_size,
+            flips=self.section.flips,
+            batch_size=plan.batch_size,
+            skips_empty=self.section.skip_empty,
+            device=self.device,
+        )
+
+    def _plan(
+        self, work: Work, image: Tensor, builder: LabelMapBuilder, max_memory: int | None
+    ) -> tuple[Plan, Tensor]:
+        """The plan, and the image where windows are best cut from: on the device if it fits there."""
+        label_bytes = builder.label_map.nbytes
+        if self.device.type == "cpu":
+            window_bytes = 0 if max_memory is None else self._measure_window(image)
+            used = resident_bytes() + label_bytes
+            limit = max_memory if max_memory is not None else used + available_bytes()
+            self._check_components(label_bytes, used, limit)
+            return make_plan(work, self.section.batch_size or 1, Memory(limit, used, window_bytes)), image
+        window_bytes = self._measure_window(image)
+        used = torch.cuda.memory_allocated(self.device)
+        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - used
+        limit = min(used + free, max_memory or used + free)
+        batch = self.section.batch_size or max(1, min(_LARGEST_BATCH, free // (2 * window_bytes)))
+        with suppress(ResourceError):
+            plan = make_plan(work, batch, Memory(limit, used + image.nbytes, window_bytes))
+            return plan, image.to(self.device)
+        return make_plan(work, batch, Memory(limit, used, window_bytes)), image
+
+    def _check_components(self, label_bytes: int, used: int, limit: int) -> None:
+        needed = used + _COMPONENT_BYTES * label_bytes
+        if self.section.largest_component and needed > limit:
+            message = (
+                f"keeping largest components takes {format_size(needed)}, {format_size(limit)} are allowed; "
+                "allow more, or train with an empty inference.largest_component"
+            )
+            raise ResourceError(Fault("max-memory", "budget-too-small", message))
+
+    def _measure_window(self, image: Tensor) -> int:
+        """Bytes of a forward pass of one window, measured once."""
+        size = (1, image.shape[0], *self.window_size)
+        if size not in self._window_bytes:
+            window = torch.zeros(size, device=self.device)
+            self._window_bytes[size] = window.nbytes + measure_peak(
+                lambda: self._network(window), self.device
+            )
+        return self._window_bytes[size]
+
+    def _autocast(self) -> torch.autocast:
+        kind = self._autocast_type
+        return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """bfloat16 or float16 on a GPU; bfloat16 is slower than float32 on the CPUs that were measured."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _split_head(network: AttentionUNet, contract: LabelContract) -> tuple[Network, Decision]:
+    """What is summed over windows: the network's logits, or its last features if those are fewer.
+
+    The head is linear, and so are blending, mirroring and resampling: it may as well come last, once per
+    voxel instead of once per window. With 104 classes and 16 features that is a sixth of the memory.
+    """
+    values, is_regions = contract.channel_values, contract.regions is not None
+    num_logits, num_features = network.head.weight.shape
+    if num_logits <= num_features:
+        return network, Decision(values, is_regions)
+    weight, bias = network.head.weight.detach(), network.head.bias.detach()
+    return network.forward_features, Decision(values, is_regions, weight, bias)
+
+
+def _shape_of(image: Tensor) -> tuple[int, int, int]:
+    height, width, depth = image.shape[1:]
+    return height, width, depth

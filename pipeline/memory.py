@@ -1,0 +1,81 @@
+"""Memory of this process and of a GPU, and sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from pipeline.errors import ConfigError, Fault
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[A-Za-z]*)\s*")
+_RESET_PEAK = Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+
+
+def measure_peak(action: Callable[[], object], device: torch.device) -> int:
+    """Bytes that `action` takes at its peak beyond what is taken before: of a GPU, or of this process.
+
+    Raises:
+        ConfigError: If the system does not tell the peak of a process; Linux does.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        action()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        # The kernel's own account misses nothing between two looks; it begins anew when it is told so.
+        _RESET_PEAK.write_text("5")
+        before = resident_bytes()
+        action()
+        told = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    except (OSError, StopIteration) as error:
+        message = "this system does not tell a program's peak of memory, Linux does; leave the budget out"
+        raise ConfigError(Fault("max-memory", "not-measurable", message)) from error
+    return max(1024 * int(told.split()[1]) - before, 0)
+
+
+def resident_bytes() -> int:
+    """Physical memory of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def available_bytes() -> int:
+    """Physical memory that nobody uses."""
+    return int(psutil.virtual_memory().available)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as `2GiB`, `1500 MB` or `800000000`.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None or match["unit"].upper() not in _UNITS:
+        message = f"a size such as 2GiB or 1500MB was expected, not {text!r}"
+        raise ConfigError(Fault("max-memory", "not-a-size", message))
+    return int(float(match["number"]) * _UNITS[match["unit"].upper()])
+
+
+def format_size(num_bytes: int) -> str:
+    """A size for people, in GiB or MiB."""
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; torch has no type of its own for it on a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    told = str(error)
+    return isinstance(error, RuntimeError) and any(
+        phrase in told
+        for phrase in ("not enough memory", "can't allocate memory", "bad_alloc", "out of memory")
+    )

@@ -1,0 +1,131 @@
+"""A cohort is worked on side by side, told in order, and goes on where it was interrupted."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pipeline.checkpoint import read_checkpoint
+from pipeline.data.cases import Case
+from pipeline.inference.cohort import predict_cohort
+from pipeline.inference.predictor import load_predictor, select_device
+
+
+@pytest.fixture
+def images(trained, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(trained.manifest.parent / "imagesTr", folder)
+    return folder
+
+
+def report_of(folder):
+    return {case["case"]: case for case in json.loads((folder / "report.json").read_text())["cases"]}
+
+
+@pytest.mark.parametrize("max_memory", [None, 2**40])
+def test_reports_come_in_order_and_a_broken_case_costs_only_itself(trained, images, tmp_path, max_memory):
+    paths = sorted(images.iterdir())
+    paths[1].write_bytes(paths[1].read_bytes()[:300])
+    predictor = load_predictor(read_checkpoint(trained.model), select_device("cpu"), max_memory)
+    cases = [Case(path.name.split(".")[0], path.name, (path,)) for path in paths]
+    told, planned = [], []
+    reports = predict_cohort(
+        predictor, cases, tmp_path / "out", told.append, lambda case, plan: planned.append(case)
+    )
+    assert reports == told
+    assert [report.case for report in reports] == [case.id for case in cases]
+    assert [bool(report.faults) for report in reports] == [False, True, False, False, False]
+    assert planned == [case.id for number, case in enumerate(cases) if number != 1]
+    assert all((tmp_path / "out" / report.mask).is_file() for report in reports if not report.faults)
+
+
+def test_resume_keeps_what_is_finished_and_nothing_else(clinseg, trained, images, tmp_path):
+    out = tmp_path / "out"
+    assert clinseg("predict", trained.model, images, "-o", out).code == 0
+    masks = sorted(out.glob("*.nii.gz"))
+    contents = {mask.name: mask.read_bytes() for mask in masks}
+    before = report_of(out)
+    masks[0].unlink()
+    masks[1].write_bytes(b"not what was written")
+    changed = sorted(images.iterdir())[2]
+    shutil.copy(sorted(images.iterdir())[3], changed)  # the image is another one now
+    kept = {mask: mask.stat().st_mtime_ns for mask in masks[2:]}
+    assert clinseg("predict", trained.model, images, "-o", out, "--resume").code == 0
+    assert masks[0].read_bytes() == contents[masks[0].name]
+    assert masks[1].read_bytes() == contents[masks[1].name]
+    assert masks[2].read_bytes() == contents[masks[3].name]
+    assert masks[2].stat().st_mtime_ns > kept[masks[2]]
+    assert [mask.stat().st_mtime_ns for mask in masks[3:]] == [kept[mask] for mask in masks[3:]]
+    after = report_of(out)
+    assert list(after) == list(before)
+    assert all(after[name] == before[name] for name in list(before)[3:])
+
+
+def test_resume_with_another_model_begins_anew(clinseg, trained, images, tmp_path):
+    out, last = tmp_path / "out", trained.run / "checkpoints/last.safetensors"
+    assert clinseg("predict", trained.model, images, "-o", out).code == 0
+    before = report_of(out)
+    assert clinseg("predict", last, images, "-o", out, "--resume").code == 0
+    assert json.loads((out / "report.json").read_text())["model_sha256"] == read_checkpoint(last).content_hash
+    assert all(case["seconds"] != before[name]["seconds"] for name, case in report_of(out).items())
+
+
+def test_a_report_that_is_none_is_refused(clinseg, trained, images, tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    answer = clinseg("predict", trained.model, images, "-o", tmp_path, "--resume")
+    assert answer.code == 2
+    assert "nothing can be resumed" in answer.err
+
+
+def test_a_stopped_prediction_goes_on_where_it_was(clinseg, trained, images, tmp_path):
+    for number in range(30):
+        shutil.copy(images / "phantom_01.nii.gz", images / f"copy_{number:02d}.nii.gz")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pipeline", "predict", str(trained.model), str(images), "-o", str(out)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not (out / "report.json").is_file():
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGTERM)
+    assert "Traceback" not in running.communicate()[1]
+    assert running.returncode == 75
+    finished = report_of(out)
+    assert 0 < len(finished) < 35
+    assert clinseg("predict", trained.model, images, "-o", out, "--resume").code == 0
+    whole = report_of(out)
+    assert len(whole) == 35
+    assert all(whole[name] == case for name, case in finished.items())
+
+
+def test_the_plan_is_shown_and_a_budget_changes_no_voxel(clinseg, trained, images, tmp_path):
+    path = images / "phantom_01.nii.gz"
+    answer = clinseg("predict", trained.model, path, "-o", tmp_path / "free", "-v")
+    assert answer.code == 0
+    assert "phantom_01: " in answer.err and "windows along axis" in answer.err
+    answer = clinseg("predict", trained.model, path, "-o", tmp_path / "kept", "--max-memory", "4GiB", "-v")
+    assert answer.code == 0 and "peak" in answer.err
+    free, kept = ((tmp_path / name / "phantom_01.nii.gz").read_bytes() for name in ("free", "kept"))
+    assert free == kept
+    answer = clinseg("predict", trained.model, path, "-o", tmp_path / "none", "--max-memory", "50MiB")
+    assert answer.code == 3
+    assert "the least that would do is" in answer.err
+    assert clinseg("predict", trained.model, path, "-o", tmp_path, "--max-memory", "lots").code == 2
+
+
+def test_volumes_are_those_of_the_mask(clinseg, trained, images, tmp_path):
+    assert clinseg("predict", trained.model, images / "phantom_01.nii.gz", "-o", tmp_path).code == 0
+    mask = nib.load(tmp_path / "phantom_01.nii.gz")
+    voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
+    content = json.loads((tmp_path / "report.json").read_text())
+    counts = {
+        name: np.isin(np.asarray(mask.dataobj), values).sum() * voxel_ml
+        for name, values in content["structures"].items()
+    }
+    assert content["cases"][0]["volumes_ml"] == pytest.approx(counts, abs=1e-6)

@@ -1,0 +1,172 @@
+"""Labels on the patient's grid are those of scores resampled whole, within the memory that was allowed."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import InferenceSection, NetworkSection
+from pipeline.errors import IntegrityError, ResourceError
+from pipeline.inference.labelling import Labeller
+from pipeline.inference.windows import lay_windows, weigh_voxels
+from pipeline.labels import LabelContract
+from pipeline.networks import build_network
+from pipeline.volume import Grid
+from transforms.postprocessing import Decision, label_map_on_grid
+from transforms.preprocessing import Prepared
+
+CPU = torch.device("cpu")
+
+
+def contract(num_labels):
+    return LabelContract({"background": 0} | {f"organ{n}": n for n in range(1, num_labels)})
+
+
+def network(num_labels, features=(4, 6)):
+    torch.manual_seed(3)
+    section = NetworkSection(features=features, deep_supervision=False)
+    built = build_network(section, 1, num_labels)
+    torch.nn.init.normal_(built.head.bias)
+    return built.eval()
+
+
+def labeller(num_labels, window=(8, 8, 8), features=(4, 6), **settings):
+    return Labeller(
+        network(num_labels, features),
+        contract(num_labels),
+        InferenceSection(**settings),
+        window,
+        CPU,
+        mixed_precision=True,
+    )
+
+
+def whole_scores(net, image, window, overlap):
+    """Scores of the whole volume, blended plainly in double precision."""
+    windows = lay_windows(tuple(image.shape[1:]), window, overlap)
+    weights = weigh_voxels(window, "gaussian", CPU).double()
+    padded = torch.nn.functional.pad(image, [n for w in reversed(window) for n in (w, w)])
+    total, share = 0, 0
+    for start in windows.along(0, tuple((0, n) for n in windows.shape)):
+        place = tuple(slice(s + w, s + 2 * w) for s, w in zip(start, window, strict=True))
+        with torch.inference_mode():
+            logits = net(padded[(slice(None), *place)][None])[0].double()
+        if isinstance(total, int):
+            total = torch.zeros(len(logits), *padded.shape[1:], dtype=torch.float64)
+            share = torch.zeros(padded.shape[1:], dtype=torch.float64)
+        total[(slice(None), *place)] += logits * weights
+        share[place] += weights
+    inner = tuple(slice(w, w + n) for w, n in zip(window, image.shape[1:], strict=True))
+    return (total[(slice(None), *inner)] / share[inner]).float()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(2, 20)] * 3),
+    spacing=st.tuples(*[st.sampled_from([1.0, 0.5, 0.7, 1.9])] * 3),
+    num_labels=st.sampled_from([2, 4, 5, 11]),
+    max_memory=st.booleans(),
+)
+def test_equals_resampling_all_scores_then_deciding(shape, spacing, num_labels, max_memory):
+    image = torch.randn(1, *shape)
+    target = tuple(max(1, round((n - 1) / mm) + 1) for n, mm in zip(shape, spacing, strict=True))
+    grid = Grid(target, np.diag([*spacing, 1.0]))
+    made = labeller(num_labels, overlap=0.5)
+    label_map = made.label(Prepared(image, np.eye(4)), grid, 2**34 if max_memory else None)
+    scores = whole_scores(network(num_labels), image, (8, 8, 8), 0.5)
+    decision = Decision(tuple(range(num_labels)))
+    expected = label_map_on_grid(scores, np.eye(4), target, grid.affine, decision)
+    is_clear = np.ones(target, dtype=bool)
+    if num_labels > 1:  # where the two best are as good as equal, rounding decides
+        best = label_map_on_grid(scores + 0, np.eye(4), target, grid.affine, decision)
+        noise = 1e-5 * torch.randn_like(scores)
+        for sign in (1, -1):
+            shaken = label_map_on_grid(scores + sign * noise, np.eye(4), target, grid.affine, decision)
+            is_clear &= shaken == best
+    assert np.mean(~is_clear) < 0.02
+    assert np.array_equal(label_map.array[is_clear], expected[is_clear])
+    assert label_map.array.flags.f_contiguous
+
+
+def test_the_head_comes_last_where_there_are_fewer_features_than_classes():
+    few, many = labeller(4), labeller(11)
+    image = Prepared(torch.randn(1, 20, 20, 20), np.eye(4))
+    grid = Grid((20, 20, 20), np.eye(4))
+    assert few.label(image, grid).plan.buffer_bytes == 4 * 4 * 8 * 20 * 20
+    assert many.label(image, grid).plan.buffer_bytes == 4 * (4 + 1) * 8 * 20 * 20  # not 11
+
+
+def test_scores_that_are_no_numbers_are_never_written_as_background():
+    made = labeller(3)
+    with torch.no_grad():
+        made._network.head.bias[1] = float("nan")
+    with pytest.raises(IntegrityError, match="not numbers"):
+        made.label(Prepared(torch.randn(1, 8, 8, 8), np.eye(4)), Grid((8, 8, 8), np.eye(4)))
+
+
+def test_a_budget_that_cannot_be_kept_is_refused_before_any_work_with_the_least_that_would_do():
+    image, grid = Prepared(torch.randn(1, 30, 30, 30), np.eye(4)), Grid((30, 30, 30), np.eye(4))
+    with pytest.raises(ResourceError, match=r"the least that would do is [\d.]+ [MG]iB"):
+        labeller(3).label(image, grid, 100 * 2**20)
+    with pytest.raises(ResourceError, match="largest components"):
+        labeller(3, largest_component=("organ1",)).label(image, grid, 100 * 2**20)
+
+
+LIMITED = """
+import hashlib, resource, sys, threading, time
+import numpy as np, torch
+sys.path.insert(0, sys.argv[1])
+from test_labelling import labeller
+from pipeline.memory import resident_bytes
+from pipeline.volume import Grid
+from transforms.preprocessing import Prepared
+
+torch.manual_seed(0)
+torch.set_num_threads(2)
+shape = (128, 128, 48)
+image, grid = Prepared(torch.randn(1, *shape), np.eye(4)), Grid(shape, np.eye(4))
+settings = {"window": (32, 32, 32), "features": (24, 24)}
+small = Prepared(torch.randn(1, 40, 40, 40), np.eye(4))
+made = labeller(24, **settings)
+made.label(small, Grid((40, 40, 40), np.eye(4)), 2**40)  # libraries are loaded, the window is measured
+plans = []
+def look(plan):
+    plans.append(plan)
+    if len(plans) == 1:
+        raise InterruptedError
+try:
+    made.label(image, grid, 2**40, look)
+except InterruptedError:
+    budget = plans[0].expected_bytes - plans[0].buffer_bytes // 3
+if sys.argv[2] == "limited":
+    data = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmData:")) * 1024
+    allowed = data + budget - resident_bytes()
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
+peak = [0]
+def watch():
+    while True:
+        peak[0] = max(peak[0], resident_bytes())
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
+made = made.label(image, grid, budget if sys.argv[2] == "limited" else None, look)
+print(len(plans[1].boxes), peak[0] <= budget, hashlib.sha256(made.array.tobytes(order="K")).hexdigest())
+"""
+
+
+def test_a_budget_is_kept_under_a_hard_limit_and_changes_no_label(request):
+    here = str(request.path.parent)
+    answers = {}
+    for how in ("limited", "free"):
+        done = subprocess.run(
+            [sys.executable, "-c", LIMITED, here, how], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        answers[how] = done.stdout.split()
+    assert int(answers["limited"][0]) > 1
+    assert answers["limited"][1] == "True"
+    assert answers["free"][0] == "1"
+    assert answers["limited"][2] == answers["free"][2]

@@ -1,0 +1,41 @@
+"""Sizes are read and told as people write them, and a peak is seen however short it is."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.memory import available_bytes, format_size, measure_peak, parse_size, resident_bytes
+
+MIB = 2**20
+
+
+def test_a_peak_is_seen_after_it_has_passed():
+    device = torch.device("cpu")
+    peak = measure_peak(lambda: np.ones(200 * MIB, dtype=np.uint8).sum(), device)
+    assert 190 * MIB < peak < 260 * MIB
+    assert measure_peak(lambda: None, device) < 20 * MIB
+
+
+def test_memory_is_counted_in_bytes():
+    assert 10 * MIB < resident_bytes() < 100_000 * MIB
+    assert available_bytes() > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("2GiB", 2**31), ("2 gib", 2**31), ("1500MB", 1_500_000_000), ("0.5GiB", 2**29), ("1024", 1024)],
+)
+def test_sizes_are_read(text, expected):
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "much", "2 TiBs", "-1GiB", "1e3"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ConfigError, match="2GiB"):
+        parse_size(text)
+
+
+def test_sizes_are_told():
+    assert format_size(3 * 2**29) == "1.50 GiB"
+    assert format_size(5 * MIB) == "5 MiB"
