@@ -214,7 +214,7 @@ def _verified_hash(path: Path, file: FileIO) -> str:
     return digest.hexdigest()
 
 
-def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: bool) -> Checkpoint:  # noqa: ANN401
+def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: bool) -> Checkpoint:  # noqa: ANN401 - untyped
     metadata = archive.metadata()
     if int(metadata["version"]) > _VERSION:
         found = metadata["version"]
@@ -223,11 +223,12 @@ def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: b
 
     def tensor(name: str) -> Tensor:
         # Some versions of safetensors hand out windows into the file, which may change after it was checked.
-        return archive.get_tensor(name).clone()  # type: ignore[no-any-return]
+        copied: Tensor = archive.get_tensor(name).clone()
+        return copied
 
     content = json.loads(metadata["content"])
     fields = {name: _unpack(content[name], tensor) for name in _FIELDS}
-    weights = {name: tensor(name) for name in archive.keys() if not name.startswith(_STATE)}  # noqa: SIM118
+    weights = {name: tensor(name) for name in archive.keys() if not name.startswith(_STATE)}  # noqa: SIM118 - no dict
     state = _unpack(content["state"], tensor) if with_state and "state" in content else None
     return Checkpoint(weights=weights, state=state, content_hash=content_hash, **fields)
 

@@ -73,6 +73,9 @@ def predict(
         str | None, typer.Option(help="Memory to keep within, such as 2GiB; else what is free.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the masks made before.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write DIR/probabilities/<case>.nii as well.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show each case's plan.")] = False,
 ) -> None:
     """Predict masks on the images' own grids."""
@@ -82,7 +85,16 @@ def predict(
         if verbose:
             _err.print(f"{case}: {plan}", markup=False)
 
-    reports = run_prediction(model, inputs, output, device, max_memory, resume=resume, on_plan=show_plan)
+    reports = run_prediction(
+        model,
+        inputs,
+        output,
+        device,
+        max_memory,
+        resume=resume,
+        with_probabilities=probabilities,
+        on_plan=show_plan,
+    )
     _show_faults("warning", (warning for report in reports for warning in report.warnings))
     refused = [fault for report in reports for fault in report.faults]
     num_masks = sum(report.mask is not None for report in reports)

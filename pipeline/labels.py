@@ -32,6 +32,13 @@ class LabelContract:
         return {name: (value,) for name, value in ordered if value != 0}
 
     @property
+    def channel_names(self) -> tuple[str, ...]:
+        """The label or region that each of the network's output channels stands for."""
+        if self.regions is not None:
+            return tuple(self.regions)
+        return tuple(sorted(self.labels, key=self.labels.__getitem__))
+
+    @property
     def channel_values(self) -> tuple[int, ...]:
         """The label value that each of the network's output channels is written with."""
         if self.regions is not None:

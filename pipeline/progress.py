@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 @contextmanager
@@ -27,6 +34,6 @@ def budget_bar(title: str) -> Iterator[Callable[[float, str], None]]:
         yield lambda share, text: progress.update(bar, completed=share, description=f"{title}{text}")
 
 
-def _start(*columns: object) -> Progress:
+def _start(*columns: ProgressColumn) -> Progress:
     console = Console(stderr=True)
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)  # type: ignore[arg-type]
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

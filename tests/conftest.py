@@ -90,3 +90,18 @@ def trained(tmp_path_factory):
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     (run,) = (folder / "mlruns/runs").iterdir()
     return Trained(manifest, folder, run)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 64 KiB."""
+    import subprocess
+
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"needs the right to mount a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -175,3 +175,15 @@ def test_runs_lists_it_and_ids_find_it(clinseg, trained, image, tmp_path, monkey
     for number, model in enumerate(("latest", trained.run.name, run_id)):
         answer = clinseg("predict", model, tmp_path / "scan.nii.gz", "-o", tmp_path / str(number))
         assert answer.code == 0, answer.err
+
+
+def test_a_run_of_another_disk_is_fetched_by_its_id(clinseg, trained, image, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained.folder}/mlruns/mlflow.db")
+    nib.save(nib.Nifti1Image(*image), tmp_path / "scan.nii.gz")
+    run_id = json.loads((trained.run / "delivery.json").read_text())["run_id"]
+    answer = clinseg("predict", run_id, "scan.nii.gz", "-o", "out")
+    assert answer.code == 0, answer.err
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["run"] == trained.run.name
+    assert clinseg("predict", "0" * 32, "scan.nii.gz", "-o", "out").code == 2

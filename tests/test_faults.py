@@ -299,20 +299,6 @@ def test_a_folder_without_permission(clinseg, trained, study, tmp_path):
     assert answer.code == 4 and "permission" in answer.err
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of 64 KiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False, capture_output=True
-    )
-    if mount.returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def test_a_full_disk_leaves_whole_masks_or_none(clinseg, trained, study, small_disk):
     (small_disk / "filler").write_bytes(b"x" * 50_000)
     answer = clinseg("predict", trained.model, study / "imagesTr", "-o", small_disk / "out")

@@ -6,7 +6,7 @@ probability above one half.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +19,14 @@ from torch import Tensor
 _AXIS_TOLERANCE = 1e-3
 _VOXEL_TOLERANCE = 1e-3
 
-# Voxels decided together: few enough for the processor's cache, many enough for its vector units.
-_CHUNK_VOXELS = 2**17
+CHUNK_VOXELS = 2**17
+"""Voxels decided together: few enough for the processor's cache, many enough for its vector units."""
 _CLASSES_AT_ONCE = 8
 
 Shape = tuple[int, int, int]
-_Slices = tuple[slice, slice, slice]
+Slices = tuple[slice, slice, slice]
+ProbabilitySink = Callable[[Slices, Tensor], None]
+"""Takes a place on the patient's grid and its `(K, …)` probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class LabelMapBuilder:
         shape: `(I, J, K)` of the patient's grid.
         target_affine: 4x4 voxel → world of the patient's grid; its axes are those of `affine` up to order,
             direction and spacing.
+        sink: Is given the probabilities of every voxel, some of them twice; scores must then be normalised.
 
     Attributes:
         label_map: `(I, J, K)` label values in the smallest unsigned integer type, in Fortran order, the
@@ -72,8 +75,10 @@ class LabelMapBuilder:
         affine: NDArray[np.float64],
         shape: Shape,
         target_affine: NDArray[np.float64],
+        sink: ProbabilitySink | None = None,
     ) -> None:
         self._decision = decision
+        self._sink = sink
         self._axes, positions = _match_axes(affine, shape, target_affine)
         sizes = [source_shape[axis] for axis in self._axes]
         self._lines = [_Line.at(p, size) for p, size in zip(positions, sizes, strict=True)]
@@ -110,16 +115,19 @@ class LabelMapBuilder:
             labels = self._decide(block, starts, chunk)
             self.label_map[chunk] = labels.cpu().numpy()
 
-    def _decide(self, block: Tensor, starts: Sequence[int], chunk: _Slices) -> Tensor:
+    def _decide(self, block: Tensor, starts: Sequence[int], chunk: Slices) -> Tensor:
         resampled = (self._resample(channel, starts, chunk) for channel in block)
         decision = self._decision
-        if decision.weight is None:
-            return _decide(resampled, decision)
-        assert decision.bias is not None
-        scores = torch.stack(tuple(resampled))
-        return _decide(_apply_linearly(scores, decision.weight, decision.bias), decision)
+        logits: Iterator[Tensor] = resampled
+        if decision.weight is not None and decision.bias is not None:
+            logits = _apply_linearly(torch.stack(tuple(resampled)), decision.weight, decision.bias)
+        if self._sink is not None:
+            together = torch.stack(tuple(logits))
+            self._sink(chunk, together.sigmoid() if decision.is_regions else together.softmax(0))
+            logits = iter(together)
+        return _decide(logits, decision)
 
-    def _resample(self, channel: Tensor, starts: Sequence[int], chunk: _Slices) -> Tensor:
+    def _resample(self, channel: Tensor, starts: Sequence[int], chunk: Slices) -> Tensor:
         for axis in self._order:
             channel = self._lines[axis].resample(channel, axis, starts[axis], chunk[axis])
         return channel
@@ -235,12 +243,12 @@ def _match_axes(
     return (int(axes[0]), int(axes[1]), int(axes[2])), positions
 
 
-def _cut(ready: Sequence[slice], outer: int) -> Iterator[_Slices]:
+def _cut(ready: Sequence[slice], outer: int) -> Iterator[Slices]:
     """Cuts a box of target voxels into chunks along one axis."""
     sizes = [part.stop - part.start for part in ready]
     if not all(sizes):
         return
-    step = max(1, _CHUNK_VOXELS * sizes[outer] // (sizes[0] * sizes[1] * sizes[2]))
+    step = max(1, CHUNK_VOXELS * sizes[outer] // (sizes[0] * sizes[1] * sizes[2]))
     for start in range(ready[outer].start, ready[outer].stop, step):
         chunk = [*ready]
         chunk[outer] = slice(start, min(start + step, ready[outer].stop))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -109,12 +110,12 @@ class _Draft:
 def _read(case: Case, labels: Mapping[str, int], num_channels: int) -> _Draft:
     draft = _Draft()
     for path in case.images:
-        draft.images += draft.keep(lambda path=path: read_with_warnings(path))  # type: ignore[misc]
+        draft.images += draft.keep(partial(read_with_warnings, path))
     if not draft.errors:
         draft.errors += _image_faults(case, draft.images, num_channels)
         draft.warnings += _constant_images(case, draft.images)
     if (label_path := case.label) is not None:
-        for label in draft.keep(lambda: read_label_with_warnings(label_path)):
+        for label in draft.keep(partial(read_label_with_warnings, label_path)):
             draft.label = label
             draft.errors += _value_faults(case, label, labels)
             if draft.images:

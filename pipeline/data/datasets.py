@@ -24,7 +24,7 @@ from pipeline.config import DataSection
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
 from pipeline.errors import Fault, InputError
-from pipeline.files import atomic_path, sha256_of
+from pipeline.files import atomic_path, sha256_of, write_text
 from transforms.keys import IMAGE, LABEL
 from transforms.preprocessing import Preprocessing, preprocess
 
@@ -213,14 +213,27 @@ def _prepare_case(
     content_hash = _hash_content(case)
     key = json.dumps([_CACHE_VERSION, content_hash, asdict(settings), sorted(labels.values())])
     path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
-    if not path.is_file():
+    if not _is_whole(path):
         _write_prepared(path, case, labels, num_channels, settings)
+        write_text(_hash_path(path), sha256_of(path))
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     prefix = "coordinates/"
     coordinates = {int(n.removeprefix(prefix)): t for n, t in tensors.items() if n.startswith(prefix)}
     affine = tensors["affine"].numpy()
     return PreparedCase(case, tensors[IMAGE], tensors[LABEL], coordinates, affine, content_hash)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a cache file is there and every byte of it is what was written: the format has no checksum."""
+    try:
+        return _hash_path(path).read_text(encoding="utf-8") == sha256_of(path)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _hash_path(path: Path) -> Path:
+    return path.with_suffix(".sha256")
 
 
 def _hash_content(case: Case) -> str:

@@ -112,6 +112,7 @@ def _read(where: str, stream: BinaryIO, ratio: int = 1) -> tuple[Layout, NDArray
     raw = np.empty(layout.num_bytes, dtype=np.uint8)
     view, filled = raw.data, 0
     while filled < len(view):
+        # typing's BinaryIO has no readinto, which every file and gzip stream has.
         num_read = stream.readinto(view[filled : filled + _CHUNK])  # type: ignore[attr-defined]
         if not num_read:
             raise EOFError

@@ -54,7 +54,8 @@ def write_label_map(
     """
     _check(path, labels_array, grid, labels)
     array = np.asfortranarray(labels_array, dtype=np.min_scalar_type(max(labels.values())))
-    header = _header(grid, array.dtype, labels)
+    header = build_header(grid, array.dtype, {"labels": dict(labels)})
+    header.set_intent("label")
     content = nib.Nifti1Image(array, None, header).to_bytes()
     with atomic_path(path) as temporary:
         _write(temporary, content)
@@ -114,17 +115,29 @@ def _check(path: Path, array: NDArray[np.integer[Any]], grid: Grid, labels: Mapp
         raise ValueError(f"the array holds values that no label declares: {undeclared[:10]}")
 
 
-def _header(grid: Grid, dtype: np.dtype[Any], labels: Mapping[str, int]) -> nib.Nifti1Header:
+def build_header(
+    grid: Grid, dtype: np.dtype[Any], meaning: Mapping[str, Any], num_frames: int | None = None
+) -> nib.Nifti1Header:
+    """A header with exactly the geometry of a grid.
+
+    Args:
+        grid: The geometry.
+        dtype: Of the voxels.
+        meaning: What values or frames are called; goes into an extension as JSON.
+        num_frames: Volumes along a fourth axis; None for a three-dimensional file.
+
+    Raises:
+        ValueError: If the grid's header forms contradict its affine.
+    """
     header = nib.Nifti1Header()
-    header.set_data_shape(grid.shape)
+    header.set_data_shape(grid.shape if num_frames is None else (*grid.shape, num_frames))
     header.set_data_dtype(dtype)
     header.set_xyzt_units("mm")
-    header.set_intent("label")
     header.set_slope_inter(None, None)
     _set_geometry(header, grid)
     if not Grid(grid.shape, header.get_best_affine()).is_close(grid):
         raise ValueError("the grid's sform and qform cannot express its affine")
-    content = json.dumps({"clinseg": {"labels": dict(labels)}}).encode()
+    content = json.dumps({"clinseg": meaning}).encode()
     header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, content))
     return header
 

@@ -10,17 +10,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
-from pipeline.errors import Fault, FaultError
+from pipeline.errors import Fault, FaultError, ResourceError
 from pipeline.export.nifti import write_label_map
+from pipeline.export.probabilities import write_probabilities
 from pipeline.files import sha256_of
 from pipeline.inference.budget import Plan
 from pipeline.inference.labelling import LabelMap
 from pipeline.inference.predictor import Predictor
-from pipeline.volume import Grid
+from pipeline.memory import format_size, resident_bytes
+from pipeline.volume import Grid, Volume
 from transforms.preprocessing import Prepared
+
+_PREPARING_BYTES = 8  # a voxel: the float32 image, and once more while it is turned
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ def predict_cohort(
     folder: Path,
     on_case: Callable[[CaseReport], None] = lambda report: None,
     on_plan: Callable[[str, Plan], None] = lambda case, plan: None,
+    *,
+    with_probabilities: bool = False,
 ) -> list[CaseReport]:
     """Predicts every case and writes `folder/<case>.nii.gz`.
 
@@ -80,6 +87,7 @@ def predict_cohort(
         folder: Where masks go; made if it is not there.
         on_case: Is told each report as soon as its mask is on disk.
         on_plan: Is told each case's plan before its first window.
+        with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well.
 
     Returns:
         One report per case, in their order; a refused case is one with faults.
@@ -93,7 +101,9 @@ def predict_cohort(
         unfinished: deque[Future[CaseReport]] = deque()
         try:
             for case, loading in _read_ahead(reader, predictor, cases, num_ahead=0 if is_sequential else 1):
-                unfinished.append(_predict(predictor, case, loading, folder, writer, on_plan))
+                probabilities = folder / f"probabilities/{case.id}.nii" if with_probabilities else None
+                predicting = _predict(predictor, case, loading, probabilities, on_plan)
+                unfinished.append(_write_beside(writer, predictor, predicting, folder))
                 while len(unfinished) > (0 if is_sequential else 1):
                     _finish(unfinished, reports, on_case)
             while unfinished:
@@ -117,23 +127,40 @@ def _read_ahead(
     yield from started
 
 
+@dataclass(frozen=True, eq=False)
+class _Predicted:
+    """A case whose mask is to be written."""
+
+    label_map: LabelMap
+    grid: Grid
+    report: CaseReport
+
+
 def _predict(
     predictor: Predictor,
     case: Case,
     loading: Future[_Loaded],
-    folder: Path,
-    writer: Executor,
+    probabilities: Path | None,
     on_plan: Callable[[str, Plan], None],
-) -> Future[CaseReport]:
-    """Predicts a case and begins to write its mask, or tells why there is none."""
+) -> _Predicted | CaseReport:
+    """Predicts a case, or tells why not."""
     try:
-        loaded = loading.result()
-        label_map, report = _label(predictor, loaded, on_plan)
+        return _label(predictor, loading.result(), probabilities, on_plan)
     except FaultError as error:
-        refused: Future[CaseReport] = Future()
-        refused.set_result(CaseReport(case.id, faults=error.faults))
-        return refused
-    return writer.submit(_write, predictor, label_map, loaded.grid, report, folder)
+        # A full disk stops the next case as well.
+        if any(fault.rule in ("disk-full", "not-writable") for fault in error.faults):
+            raise
+        return CaseReport(case.id, faults=error.faults)
+
+
+def _write_beside(
+    writer: Executor, predictor: Predictor, predicted: _Predicted | CaseReport, folder: Path
+) -> Future[CaseReport]:
+    if isinstance(predicted, _Predicted):
+        return writer.submit(_write, predictor, predicted, folder)
+    refused: Future[CaseReport] = Future()
+    refused.set_result(predicted)
+    return refused
 
 
 def _finish(
@@ -154,15 +181,39 @@ def _load(predictor: Predictor, case: Case) -> _Loaded:
         input_hashes=hash_inputs(case),
         warnings=tuple(str(warning) for warning in checked.warnings),
     )
+    _check_preparing(predictor, case, checked.images)
     prepared = predictor.prepare(checked.images)
     return _Loaded(prepared, checked.images[0].grid, replace(report, seconds=time.monotonic() - start))
 
 
+def _check_preparing(predictor: Predictor, case: Case, images: Sequence[Volume]) -> None:
+    """Refuses an image that cannot even be brought to the network's grid within the budget."""
+    num_voxels = sum(image.array.size for image in images)
+    needed = resident_bytes() + _PREPARING_BYTES * num_voxels
+    if predictor.max_memory is not None and needed > predictor.max_memory:
+        message = (
+            f"it cannot be prepared within {format_size(predictor.max_memory)}; the least that would do is "
+            f"{format_size(needed)}"
+        )
+        raise ResourceError(Fault(case.id, "budget-too-small", message))
+
+
 def _label(
-    predictor: Predictor, loaded: _Loaded, on_plan: Callable[[str, Plan], None]
-) -> tuple[LabelMap, CaseReport]:
+    predictor: Predictor,
+    loaded: _Loaded,
+    probabilities: Path | None,
+    on_plan: Callable[[str, Plan], None],
+) -> _Predicted:
     start, case = time.monotonic(), loaded.report.case
-    label_map = predictor.predict(loaded.prepared, loaded.grid, lambda plan: on_plan(case, plan))
+
+    def tell(plan: Plan) -> None:
+        on_plan(case, plan)
+
+    if probabilities is None:
+        label_map = predictor.predict(loaded.prepared, loaded.grid, tell)
+    else:
+        with write_probabilities(probabilities, loaded.grid, predictor.contract.channel_names) as file:
+            label_map = predictor.predict(loaded.prepared, loaded.grid, tell, file.put)
     report = replace(
         loaded.report,
         num_windows=label_map.plan.num_windows,
@@ -170,26 +221,26 @@ def _label(
         plan=str(label_map.plan),
         seconds=loaded.report.seconds + time.monotonic() - start,
     )
-    return label_map, report
+    return _Predicted(label_map, loaded.grid, report)
 
 
-def _write(
-    predictor: Predictor, label_map: LabelMap, grid: Grid, report: CaseReport, folder: Path
-) -> CaseReport:
-    start = time.monotonic()
+def _write(predictor: Predictor, predicted: _Predicted, folder: Path) -> CaseReport:
+    start, report = time.monotonic(), predicted.report
     mask = folder / f"{report.case}.nii.gz"
-    write_label_map(mask, label_map.array, grid, predictor.contract.labels)
+    write_label_map(mask, predicted.label_map.array, predicted.grid, predictor.contract.labels)
+    volumes = _measure(predicted.label_map.array, predicted.grid, predictor.contract.structures)
     return replace(
         report,
         mask=mask.name,
         mask_hash=sha256_of(mask),
-        volumes_ml=_measure(label_map, grid, predictor.contract.structures),
+        volumes_ml=volumes,
         seconds=round(report.seconds + time.monotonic() - start, 3),
     )
 
 
-def _measure(label_map: LabelMap, grid: Grid, structures: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-    array = label_map.array
+def _measure(
+    array: NDArray[np.unsignedinteger], grid: Grid, structures: Mapping[str, tuple[int, ...]]
+) -> dict[str, float]:
     counts = np.zeros(np.iinfo(array.dtype).max + 1, dtype=np.int64)
     for k in range(array.shape[2]):  # bincount widens to 64 bits: one slice at a time
         counts += np.bincount(array[:, :, k].ravel(order="K"), minlength=len(counts))

@@ -20,7 +20,13 @@ from pipeline.labels import LabelContract
 from pipeline.memory import available_bytes, format_size, measure_peak, resident_bytes
 from pipeline.networks import AttentionUNet
 from pipeline.volume import Grid
-from transforms.postprocessing import Decision, LabelMapBuilder, keep_largest_component
+from transforms.postprocessing import (
+    CHUNK_VOXELS,
+    Decision,
+    LabelMapBuilder,
+    ProbabilitySink,
+    keep_largest_component,
+)
 from transforms.preprocessing import Prepared
 
 _LARGEST_BATCH = 32
@@ -80,6 +86,7 @@ class Labeller:
         grid: Grid,
         max_memory: int | None = None,
         on_plan: Callable[[Plan], None] = lambda plan: None,
+        sink: ProbabilitySink | None = None,
     ) -> LabelMap:
         """Predicts one image.
 
@@ -89,19 +96,22 @@ class Labeller:
             max_memory: Bytes that this process, and on a GPU its tensors, may take at their peak. If None,
                 what is free.
             on_plan: Is told the plan before the first window.
+            sink: Is given the probabilities of every voxel as they come, some of them twice.
 
         Raises:
             ResourceError: If no plan keeps within that memory, or it did not suffice after all.
             IntegrityError: If the network's scores are not numbers.
         """
         shape = _shape_of(prepared.image)
-        builder = LabelMapBuilder(self._decision, shape, prepared.affine, grid.shape, grid.affine)
+        builder = LabelMapBuilder(self._decision, shape, prepared.affine, grid.shape, grid.affine, sink)
         windows = lay_windows(shape, self.window_size, self.section.overlap)
-        normalises = builder.is_resampling or self._decision.weight is not None
+        normalises = builder.is_resampling or self._decision.weight is not None or sink is not None
         work = Work(windows, self._num_scores, builder.overlap, normalises)
         try:
             with torch.inference_mode(), self._autocast():
-                plan, image = self._plan(work, prepared.image, builder, max_memory)
+                label_bytes = builder.label_map.nbytes
+                sink_bytes = 0 if sink is None else _probability_bytes(len(self._decision.values), grid)
+                plan, image = self._plan(work, prepared.image, label_bytes, sink_bytes, max_memory)
                 on_plan(plan)
                 runner = self._build_runner(plan)
                 for box in plan.boxes:
@@ -138,18 +148,17 @@ class Labeller:
         )
 
     def _plan(
-        self, work: Work, image: Tensor, builder: LabelMapBuilder, max_memory: int | None
+        self, work: Work, image: Tensor, label_bytes: int, sink_bytes: int, max_memory: int | None
     ) -> tuple[Plan, Tensor]:
         """The plan, and the image where windows are best cut from: on the device if it fits there."""
-        label_bytes = builder.label_map.nbytes
         if self.device.type == "cpu":
             window_bytes = 0 if max_memory is None else self._measure_window(image)
-            used = resident_bytes() + label_bytes
+            used = resident_bytes() + label_bytes + sink_bytes
             limit = max_memory if max_memory is not None else used + available_bytes()
             self._check_components(label_bytes, used, limit)
             return make_plan(work, self.section.batch_size or 1, Memory(limit, used, window_bytes)), image
         window_bytes = self._measure_window(image)
-        used = torch.cuda.memory_allocated(self.device)
+        used = torch.cuda.memory_allocated(self.device) + sink_bytes
         free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - used
         limit = min(used + free, max_memory or used + free)
         batch = self.section.batch_size or max(1, min(_LARGEST_BATCH, free // (2 * window_bytes)))
@@ -201,6 +210,12 @@ def _split_head(network: AttentionUNet, contract: LabelContract) -> tuple[Networ
         return network, Decision(values, is_regions)
     weight, bias = network.head.weight.detach(), network.head.bias.detach()
     return network.forward_features, Decision(values, is_regions, weight, bias)
+
+
+def _probability_bytes(num_logits: int, grid: Grid) -> int:
+    """What the logits and probabilities of a chunk of voxels take."""
+    i, j, k = grid.shape
+    return 3 * 4 * num_logits * max(CHUNK_VOXELS, i * j, j * k, i * k)
 
 
 def _shape_of(image: Tensor) -> tuple[int, int, int]:

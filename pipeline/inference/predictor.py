@@ -14,6 +14,7 @@ from pipeline.inference.labelling import Labeller, LabelMap
 from pipeline.labels import LabelContract
 from pipeline.networks import AttentionUNet, build_network
 from pipeline.volume import Grid, Volume
+from transforms.postprocessing import ProbabilitySink
 from transforms.preprocessing import IntensityStatistics, Prepared, Preprocessing, preprocess
 
 
@@ -60,10 +61,14 @@ class Predictor:
         return preprocess(self._preprocessing, arrays, images[0].grid.affine)
 
     def predict(
-        self, prepared: Prepared, grid: Grid, on_plan: Callable[[Plan], None] = lambda plan: None
+        self,
+        prepared: Prepared,
+        grid: Grid,
+        on_plan: Callable[[Plan], None] = lambda plan: None,
+        sink: ProbabilitySink | None = None,
     ) -> LabelMap:
         """Predicts a prepared case on the patient's grid; see `Labeller.label`."""
-        return self._labeller.label(prepared, grid, self.max_memory, on_plan)
+        return self._labeller.label(prepared, grid, self.max_memory, on_plan, sink)
 
 
 def load_predictor(checkpoint: Checkpoint, device: torch.device, max_memory: int | None = None) -> Predictor:

@@ -8,7 +8,7 @@ MLflow is imported only when something is delivered, fetched or shown.
 
 from pipeline.tracking.delivery import Delivery, deliver
 from pipeline.tracking.listing import BEST, RunSummary, list_runs, read_metrics
-from pipeline.tracking.models import fetch_model
+from pipeline.tracking.models import fetch_model, is_run_id
 from pipeline.tracking.record import Record, resume_record, start_record
 from pipeline.tracking.runs import STORE, RunFolder, find_run
 from pipeline.tracking.server import serve_ui
@@ -24,6 +24,7 @@ __all__ = [
     "deliver",
     "fetch_model",
     "find_run",
+    "is_run_id",
     "list_runs",
     "read_metrics",
     "resume_record",

@@ -22,6 +22,11 @@ _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<vers
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
+def is_run_id(reference: str) -> bool:
+    """Whether `reference` has the form of an MLflow run id, 32 hexadecimal letters."""
+    return _RUN_ID.fullmatch(reference) is not None
+
+
 def fetch_model(reference: str, store: Path = STORE, uri: str | None = None) -> Path:
     """Downloads a checkpoint into `store/models/` and returns its path.
 
@@ -37,7 +42,7 @@ def fetch_model(reference: str, store: Path = STORE, uri: str | None = None) -> 
         ServiceError: If MLflow is out of reach.
         ResourceError: If the checkpoint cannot be written.
     """
-    if not (_REGISTERED.fullmatch(reference) or _RUN_ID.fullmatch(reference)):
+    if not (_REGISTERED.fullmatch(reference) or is_run_id(reference)):
         message = "expected models:/name@alias, models:/name/version, or an MLflow run id of 32 letters"
         raise ConfigError(Fault(reference, "model-reference", message))
     address = tracking_uri(uri, store)

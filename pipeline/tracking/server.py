@@ -18,7 +18,6 @@ from pipeline.tracking.store import connect, is_server, tracking_uri
 _HOST = "127.0.0.1"  # MLflow asks nobody for a password, so it listens to this machine only
 _PATIENCE_S = 10.0
 _SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     # Of ten processes and 1 GB this leaves two and 0.5 GB.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }

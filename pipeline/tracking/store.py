@@ -157,7 +157,7 @@ def portable_name(name: str) -> str:
 
 @contextmanager
 def _lost_race() -> Iterator[None]:
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 - see prepare_mlflow
 
     try:
         yield
@@ -167,7 +167,7 @@ def _lost_race() -> Iterator[None]:
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:
-    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 - see prepare_mlflow
 
     try:
         client.get_run(run_id)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.checkpoint import Checkpoint, read_checkpoint
 from pipeline.errors import ConfigError, Fault
-from pipeline.tracking import STORE, RunFolder, fetch_model, find_run
+from pipeline.tracking import STORE, RunFolder, fetch_model, find_run, is_run_id
 
 BEST = Path("checkpoints/best.safetensors")
 LAST = Path("checkpoints/last.safetensors")
@@ -16,7 +16,8 @@ def load_model(model: str, store: Path = STORE) -> Checkpoint:
     """Loads the checkpoint that `model` names.
 
     Args:
-        model: A checkpoint file, `models:/name@alias`, `latest`, or a run by name or MLflow id.
+        model: A checkpoint file, `models:/name@alias`, `latest`, or a run by name or MLflow id; an id that is
+            unknown here is asked of MLflow.
         store: Folder of the runs.
 
     Raises:
@@ -29,7 +30,13 @@ def load_model(model: str, store: Path = STORE) -> Checkpoint:
     path = Path(model).expanduser()
     if path.suffix or len(path.parts) > 1 or path.is_file():
         return read_checkpoint(path)
-    return read_checkpoint(find_checkpoint(find_run(model, store)))
+    try:
+        run = find_run(model, store)
+    except ConfigError:
+        if not is_run_id(model):
+            raise
+        return read_checkpoint(fetch_model(model, store))  # a run of another disk, on the tracking server
+    return read_checkpoint(find_checkpoint(run))
 
 
 def find_checkpoint(run: RunFolder) -> Path:

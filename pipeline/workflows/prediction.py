@@ -31,6 +31,7 @@ def predict(
     max_memory: str | None = None,
     *,
     resume: bool = False,
+    with_probabilities: bool = False,
     on_plan: Callable[[str, Plan], None] = lambda case, plan: None,
 ) -> list[CaseReport]:
     """Predicts every input with a trained model and writes `folder/<case>.nii.gz` and `folder/report.json`.
@@ -44,6 +45,7 @@ def predict(
         device: `auto`, `cpu` or `cuda`.
         max_memory: A size such as `2GiB` that the prediction keeps within; None for what is free.
         resume: Whether to keep the masks that this model made of these very files before.
+        with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well.
         on_plan: Is told each case's plan before its first window.
 
     Returns:
@@ -69,7 +71,7 @@ def predict(
             write_report(path, checkpoint, predictor, list(reports.values()))
             advance()
 
-        predict_cohort(predictor, pending, folder, keep, on_plan)
+        predict_cohort(predictor, pending, folder, keep, on_plan, with_probabilities=with_probabilities)
     write_report(path, checkpoint, predictor, [reports[case.id] for case in cases])
     return [reports[case.id] for case in cases]
 

@@ -51,6 +51,16 @@ def test_a_changed_file_or_chain_is_prepared_anew(section):
     assert coarse[0].image.shape != changed[0].image.shape
 
 
+def test_a_damaged_cache_file_is_made_anew(section):
+    first = [(prepared.image.clone(), prepared.label.clone()) for prepared in prepare(section)]
+    for path in section.cache_dir.glob("*.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 1  # still a valid file, with another voxel
+        path.write_bytes(content)
+    for (image, label), prepared in zip(first, prepare(section), strict=True):
+        assert torch.equal(image, prepared.image) and torch.equal(label, prepared.label)
+
+
 def test_coordinates_are_where_the_labels_are(section):
     for prepared in prepare(section):
         assert set(prepared.coordinates) == {1, 2}

@@ -5,6 +5,8 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.transforms import NormalizeIntensity
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from transforms.preprocessing import IntensityStatistics, Preprocessing, preprocess
@@ -67,6 +69,13 @@ def test_zscore_is_per_channel():
     prepared = preprocess(Preprocessing(), [array, 1e6 * array - 4], affine)
     assert np.allclose(prepared.image.mean(dim=(1, 2, 3)), 0, atol=1e-4)
     assert np.allclose(prepared.image.std(dim=(1, 2, 3), correction=0), 1, atol=1e-4)
+
+
+def test_zscore_is_monais_to_the_bit():
+    array, affine = random_case((40, 31, 22))
+    prepared = preprocess(Preprocessing(), [array, 100 - array**2], affine)
+    stacked = torch.from_numpy(np.stack([array, 100 - array**2]))
+    assert torch.equal(prepared.image, NormalizeIntensity(channel_wise=True)(stacked).as_tensor())
 
 
 def test_constant_image_stays_finite():
