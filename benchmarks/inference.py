@@ -294,6 +294,11 @@ def measure_one(case: MemoryCase) -> None:
     print(json.dumps({"peak": peak[0] - before, "seconds": seconds, "plan": str(plan)}))
 
 
+NOTES = """\
+The networks are untrained, so many voxels are undecided: labels differ more than in use. MONAI moves
+the last window of an axis back where ours are spaced evenly; where its windows lie elsewhere (sides that
+half windows do not divide), labels differ for that reason alone. nnU-Net sums scores in 16 bits."""
+
 PARTS = {"buffers": measure_buffers, "network": measure_network, "memory": measure_memory}
 
 
@@ -307,12 +312,17 @@ def main() -> None:
     if arguments.one:
         measure_one(MEMORY_CASES[arguments.one])
         return
-    machine = (
-        torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    )
-    tables = ["\n".join(PARTS[part](arguments.rounds)) for part in arguments.only]
-    head = f"Measured on {machine}, torch {torch.__version__}, {arguments.rounds} rounds."
-    arguments.output.write_text("\n\n".join([head, *tables]) + "\n", encoding="utf-8")
+    is_gpu = DEVICE.type == "cuda"
+    machine = torch.cuda.get_device_name() if is_gpu else f"{torch.get_num_threads()} CPU cores"
+    page = [
+        "# Sliding-window prediction against its peers",
+        f"Measured on {machine} with torch {torch.__version__} in {arguments.rounds} rounds by "
+        f"`python benchmarks/inference.py --only {' '.join(arguments.only)} --rounds {arguments.rounds}`; "
+        "median (smallest to largest)." + ("" if is_gpu else " On a GPU: not measured."),
+        NOTES,
+        *("\n".join(PARTS[part](arguments.rounds)) for part in arguments.only),
+    ]
+    arguments.output.write_text("\n\n".join(page) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def measure_needs(
     masks = sum(prepared.label.numel() for prepared in material.validation)
     needs = Needs(memory, free_memory, _CHECKPOINT_SIZES * weights + masks, shutil.disk_usage(folder).free)
     if needs.disk > needs.free_disk:
-        message = f"{needs}; free some space, or start the training in another folder"
+        message = f"the disk is too small: {needs}; free some space, or start the training in another folder"
         raise ResourceError(Fault(str(folder), "disk-full", message))
     return needs
 
