@@ -15,7 +15,7 @@ from pipeline.config import InferenceSection
 from pipeline.errors import Fault, IntegrityError, ResourceError
 from pipeline.inference.budget import Memory, Plan, Work, make_plan
 from pipeline.inference.sliding_window import Network, WindowRunner, sweep
-from pipeline.inference.windows import lay_windows, weigh_voxels
+from pipeline.inference.windows import Box, lay_windows, weigh_voxels
 from pipeline.labels import LabelContract
 from pipeline.memory import available_bytes, format_size, measure_peak, resident_bytes
 from pipeline.networks import AttentionUNet
@@ -115,17 +115,7 @@ class Labeller:
                 on_plan(plan)
                 runner = self._build_runner(plan)
                 for box in plan.boxes:
-                    for block in sweep(
-                        runner,
-                        image,
-                        windows,
-                        self._weights,
-                        box=box,
-                        axis=plan.axis,
-                        keep=builder.overlap[plan.axis],
-                        normalises=normalises,
-                    ):
-                        builder.add(block.scores, block.origin)
+                    self._label_box(runner, image, work, builder, box)
         except (torch.OutOfMemoryError, MemoryError) as error:
             message = "not even one window fits into the memory that is free; end other programs"
             raise ResourceError(Fault("prediction", "out-of-memory", message)) from error
@@ -136,6 +126,23 @@ class Labeller:
         for name in self.section.largest_component:
             array = keep_largest_component(array, self.contract.structures[name])
         return LabelMap(array, plan, runner.num_skipped)
+
+    def _label_box(
+        self, runner: WindowRunner, image: Tensor, work: Work, builder: LabelMapBuilder, box: Box
+    ) -> None:
+        # A function of its own: when it returns, the box's scores have left memory before the next begins.
+        blocks = sweep(
+            runner,
+            image,
+            work.windows,
+            self._weights,
+            box=box,
+            axis=work.axis,
+            keep=work.overlap[work.axis],
+            normalises=work.normalises,
+        )
+        for block in blocks:
+            builder.add(block.scores, block.origin)
 
     def _build_runner(self, plan: Plan) -> WindowRunner:
         return WindowRunner(

@@ -14,7 +14,9 @@ from pipeline.errors import IntegrityError, ResourceError
 from pipeline.inference.labelling import Labeller
 from pipeline.inference.windows import lay_windows, weigh_voxels
 from pipeline.labels import LabelContract
+from pipeline.memory import measure_peak, resident_bytes
 from pipeline.networks import build_network
+from pipeline.networks.blocks import Pointwise
 from pipeline.volume import Grid
 from transforms.postprocessing import Decision, label_map_on_grid
 from transforms.preprocessing import Prepared
@@ -164,3 +166,37 @@ def test_a_budget_is_kept_under_a_hard_limit_and_changes_no_label(request):
     command = [sys.executable, "-c", LIMITED, str(request.path.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Ready(torch.nn.Module):
+    """A network that takes no time: its logits are ready-made."""
+
+    def __init__(self, num_labels, window):
+        super().__init__()
+        self.head = Pointwise(num_labels, num_labels)
+        self.logits = torch.rand(1, num_labels, *window)
+
+    def forward(self, windows):
+        return self.logits.repeat(len(windows), 1, 1, 1, 1)
+
+
+def test_parts_of_a_volume_are_never_in_memory_together():
+    window, shape = (32, 32, 32), (96, 160, 128)
+    ready = Ready(96, window)
+    made = Labeller(ready, contract(96), InferenceSection(), window, CPU, mixed_precision=True)
+    image, grid = Prepared(torch.zeros(1, *shape), np.eye(4)), Grid(shape, np.eye(4))
+    made.label(Prepared(image.image[..., :32], np.eye(4)), Grid((96, 160, 32), np.eye(4)), 2**40)
+    plans = []
+
+    def look(plan):
+        plans.append(plan)
+        if len(plans) == 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        made.label(image, grid, 2**40, look)
+    before = resident_bytes()
+    budget = plans[0].expected_bytes - plans[0].buffer_bytes // 3
+    peak = measure_peak(lambda: made.label(image, grid, budget, look), CPU)
+    assert len(plans[1].boxes) == 2
+    assert before + peak <= budget + 2**23
