@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from pipeline.errors import ConfigError, FaultError, IntegrityError, ResourceError
 
+# Unformatted: two lines say more than thirteen.
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
     torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool,

@@ -25,6 +25,7 @@ from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
 from pipeline.errors import Fault, InputError
 from pipeline.files import atomic_path, sha256_of, write_text
+from transforms.cropping import crop
 from transforms.keys import IMAGE, LABEL
 from transforms.preprocessing import Preprocessing, preprocess
 
@@ -169,8 +170,9 @@ class PatchSampler:
         prepared = self.cases[order[position]]
         random = np.random.default_rng(_derive_seed(self.seed, "patch", number))
         centre = self._draw_centre(prepared, random)
-        image = _crop(prepared.image, centre, self.source_size)
-        label = _crop(prepared.label[None], centre, self.source_size)[0]
+        start = [c - s // 2 for c, s in zip(centre, self.source_size, strict=True)]
+        image = crop(prepared.image, start, self.source_size)
+        label = crop(prepared.label[None], start, self.source_size)[0]
         if self.is_2d:
             image, label = image[..., 0], label[..., 0]
         return image, label, int(random.integers(2**62))
@@ -192,19 +194,6 @@ class PatchSampler:
 
 def _derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8])
-
-
-def _crop(tensor: Tensor, centre: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Cuts `(C, *size)` round `centre`; outside lies 0, the mean after normalisation and the background."""
-    result = tensor.new_zeros((tensor.shape[0], *size))
-    source, target = [slice(None)], [slice(None)]
-    for c, s, n in zip(centre, size, tensor.shape[1:], strict=True):
-        start = c - s // 2
-        low, high = max(start, 0), min(start + s, n)
-        source.append(slice(low, high))
-        target.append(slice(low - start, high - start))
-    result[tuple(target)] = tensor[tuple(source)]
-    return result
 
 
 def _prepare_case(

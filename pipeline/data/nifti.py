@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from pipeline.data.nifti_header import Layout, read_layout
 from pipeline.errors import Fault, InputError, ResourceError
+from pipeline.memory import available_bytes, format_size
 from pipeline.volume import Volume
 
 _SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
@@ -87,10 +87,10 @@ def read_nifti(path: Path) -> Reading:
 
 def check_memory(where: str, num_bytes: int) -> None:
     """Says so, by a ResourceError, if `num_bytes` more do not fit into memory."""
-    available = psutil.virtual_memory().available
+    available = available_bytes()
     if num_bytes > available:
         message = (
-            f"reading it takes {num_bytes / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available; "
+            f"reading it takes {format_size(num_bytes)} of memory, {format_size(available)} are available; "
             "close other programs, or crop the image"
         )
         raise ResourceError(Fault(where, "memory", message))

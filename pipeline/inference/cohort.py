@@ -22,10 +22,8 @@ from pipeline.inference.budget import Plan
 from pipeline.inference.labelling import LabelMap
 from pipeline.inference.predictor import Predictor
 from pipeline.memory import format_size, resident_bytes
-from pipeline.volume import Grid, Volume
+from pipeline.volume import Grid
 from transforms.preprocessing import Prepared
-
-_PREPARING_BYTES = 8  # a voxel: the float32 image, and once more while it is turned
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +100,10 @@ def predict_cohort(
         try:
             for case, loading in _read_ahead(reader, predictor, cases, num_ahead=0 if is_sequential else 1):
                 probabilities = folder / f"probabilities/{case.id}.nii" if with_probabilities else None
-                predicting = _predict(predictor, case, loading, probabilities, on_plan)
-                unfinished.append(_write_beside(writer, predictor, predicting, folder))
+                predicted = _predict(predictor, case, loading, probabilities, on_plan)
+                unfinished.append(_write_beside(writer, predictor, predicted, folder))
+                # The next case is read into the memory that this one leaves.
+                del loading, predicted
                 while len(unfinished) > (0 if is_sequential else 1):
                     _finish(unfinished, reports, on_case)
             while unfinished:
@@ -181,15 +181,14 @@ def _load(predictor: Predictor, case: Case) -> _Loaded:
         input_hashes=hash_inputs(case),
         warnings=tuple(str(warning) for warning in checked.warnings),
     )
-    _check_preparing(predictor, case, checked.images)
+    _check_preparing(predictor, case, checked.images[0].grid)
     prepared = predictor.prepare(checked.images)
     return _Loaded(prepared, checked.images[0].grid, replace(report, seconds=time.monotonic() - start))
 
 
-def _check_preparing(predictor: Predictor, case: Case, images: Sequence[Volume]) -> None:
+def _check_preparing(predictor: Predictor, case: Case, grid: Grid) -> None:
     """Refuses an image that cannot even be brought to the network's grid within the budget."""
-    num_voxels = sum(image.array.size for image in images)
-    needed = resident_bytes() + _PREPARING_BYTES * num_voxels
+    needed = resident_bytes() + predictor.preparing_bytes(grid)
     if predictor.max_memory is not None and needed > predictor.max_memory:
         message = (
             f"it cannot be prepared within {format_size(predictor.max_memory)}; the least that would do is "

@@ -160,10 +160,13 @@ class Labeller:
         """The plan, and the image where windows are best cut from: on the device if it fits there."""
         if self.device.type == "cpu":
             window_bytes = 0 if max_memory is None else self._measure_window(image)
+            limit = max_memory if max_memory is not None else resident_bytes() + available_bytes()
             used = resident_bytes() + label_bytes + sink_bytes
-            limit = max_memory if max_memory is not None else used + available_bytes()
-            self._check_components(label_bytes, used, limit)
+            if self.section.largest_component:
+                self._check_host(label_bytes, limit)
             return make_plan(work, self.section.batch_size or 1, Memory(limit, used, window_bytes)), image
+        if max_memory is not None:
+            self._check_host(label_bytes, max_memory)
         window_bytes = self._measure_window(image)
         used = torch.cuda.memory_allocated(self.device) + sink_bytes
         free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - used
@@ -174,13 +177,15 @@ class Labeller:
             return plan, image.to(self.device)
         return make_plan(work, batch, Memory(limit, used, window_bytes)), image
 
-    def _check_components(self, label_bytes: int, used: int, limit: int) -> None:
-        needed = used + _COMPONENT_BYTES * label_bytes
-        if self.section.largest_component and needed > limit:
-            message = (
-                f"keeping largest components takes {format_size(needed)}, {format_size(limit)} are allowed; "
-                "allow more, or train with an empty inference.largest_component"
-            )
+    def _check_host(self, label_bytes: int, limit: int) -> None:
+        """Refuses a label map, or the search for its largest components, that the host cannot hold."""
+        searched = _COMPONENT_BYTES * label_bytes if self.section.largest_component else 0
+        needed = resident_bytes() + label_bytes + searched
+        if needed > limit:
+            what = "keeping largest components" if searched else "the label map"
+            message = f"{what} takes {format_size(needed)}, {format_size(limit)} are allowed; allow more"
+            if searched:
+                message += ", or train with an empty inference.largest_component"
             raise ResourceError(Fault("max-memory", "budget-too-small", message))
 
     def _measure_window(self, image: Tensor) -> int:

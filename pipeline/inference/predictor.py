@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,6 +17,10 @@ from pipeline.networks import AttentionUNet, build_network
 from pipeline.volume import Grid, Volume
 from transforms.postprocessing import ProbabilitySink
 from transforms.preprocessing import IntensityStatistics, Prepared, Preprocessing, preprocess
+
+# Measured (docs/inference.md): the float32 image, once more while it is turned; MONAI's sampling grid.
+_TURNING_BYTES = 8  # a voxel and channel
+_RESAMPLING_BYTES = 24  # a voxel of the network's grid
 
 
 class Predictor:
@@ -59,6 +64,14 @@ class Predictor:
         """Brings the images of a case, one volume per channel on one grid, to the network's grid."""
         arrays = [image.array for image in images]
         return preprocess(self._preprocessing, arrays, images[0].grid.affine)
+
+    def preparing_bytes(self, grid: Grid) -> int:
+        """Bytes that `prepare` takes at its peak for a case on `grid`."""
+        num_voxels = math.prod(grid.shape)
+        spacing = self._preprocessing.spacing
+        num_resampled = num_voxels * math.prod(grid.spacing) / math.prod(spacing) if spacing else 0.0
+        turned, resampled = _TURNING_BYTES * self.num_channels, _RESAMPLING_BYTES + 8 * self.num_channels
+        return int(turned * num_voxels + resampled * num_resampled)
 
     def predict(
         self,

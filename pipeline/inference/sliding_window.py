@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.inference.windows import Axes, Box, Windows
 from pipeline.memory import is_out_of_memory
+from transforms.cropping import crop
 
 Network = Callable[[Tensor], Tensor]
 """`(B, channels, *window)` → `(B, C, *window)`."""
@@ -77,7 +78,7 @@ class WindowRunner:
         pending = iter(starts)
         while group := list(islice(pending, max(1, self.batch_size // len(self.mirrored)))):
             self.num_windows += len(group)
-            crops = [_crop(image, start, windows.size) for start in group]
+            crops = [crop(image, start, windows.size) for start in group]
             scores = self._run_or_skip(crops) if self.skips_empty else self._run_group(crops)
             yield from zip(group, scores, strict=True)
 
@@ -226,21 +227,6 @@ def _shift(tensor: Tensor, dim: int, num: int) -> None:
         length = min(num, size - num - at)
         tensor.narrow(dim, at, length).copy_(tensor.narrow(dim, at + num, length))
     tensor.narrow(dim, size - num, num).zero_()
-
-
-def _crop(image: Tensor, start: Axes, size: Axes) -> Tensor:
-    """`(channels, *size)` of an image, 0 outside of it."""
-    source, target = [slice(None)], [slice(None)]
-    for begin, length, end in zip(start, size, image.shape[1:], strict=True):
-        low, high = max(begin, 0), min(begin + length, end)
-        source.append(slice(low, high))
-        target.append(slice(low - begin, high - begin))
-    inside = image[tuple(source)]
-    if tuple(inside.shape[1:]) == size:
-        return inside
-    window = image.new_zeros((image.shape[0], *size))
-    window[tuple(target)] = inside
-    return window
 
 
 def _mirror_axes(dims: int) -> list[tuple[int, ...]]:

@@ -155,7 +155,7 @@ class Courier:
             metrics = fresh
         try:
             destination.log(metrics, parameters, tags)
-        except Exception as error:
+        except Exception as error:  # of any type: what is no refusal goes on
             if not is_refusal(error):
                 raise
             destination.check_active()
@@ -203,7 +203,7 @@ def _log_one_by_one(
     for name, single in singles:
         try:
             destination.log(*single)
-        except Exception as error:
+        except Exception as error:  # as above
             if not is_refusal(error):
                 raise
             refused.append(f"{name}: {reason_of(error)}")

@@ -52,7 +52,7 @@ def fetch_model(reference: str, store: Path = STORE, uri: str | None = None) -> 
         return _download(reference, source, _checkpoint_in(reference, source, address), address, store)
     except FaultError:
         raise
-    except Exception as error:
+    except Exception as error:  # MLflow, requests and SQLAlchemy each have their own; all are told to people
         if isinstance(error, OSError) and error.errno is not None:  # a network error of requests has none
             raise resource_error(store / "models", error) from error
         if is_absent(error) or is_refusal(error):

@@ -62,6 +62,10 @@ def predict(
     check_writable(folder)
     path = folder / "report.json"
     finished = _find_finished(path, checkpoint, cases) if resume else {}
+    if with_probabilities:
+        finished = {
+            name: report for name, report in finished.items() if _probabilities(folder, name).is_file()
+        }
     reports = dict(finished)
     pending = [case for case in cases if case.id not in finished]
     with progress_bar("Predicting cases", len(pending)) as advance:
@@ -136,6 +140,10 @@ def _is_finished(report: CaseReport, case: Case, folder: Path) -> bool:
         return False  # what cannot be read now is told when it is predicted
 
 
+def _probabilities(folder: Path, case: str) -> Path:
+    return folder / f"probabilities/{case}.nii"
+
+
 def _refuse_overwriting(cases: Sequence[Case], folder: Path) -> None:
     """A mask never takes the place of the image it was made from."""
     faults = [
@@ -143,7 +151,8 @@ def _refuse_overwriting(cases: Sequence[Case], folder: Path) -> None:
             case.id, "would-overwrite", "the mask would replace its own image; choose another folder with -o"
         )
         for case in cases
-        if (folder / f"{case.id}.nii.gz").resolve() in {path.resolve() for path in case.images}
+        if {(folder / f"{case.id}.nii.gz").resolve(), _probabilities(folder, case.id).resolve()}
+        & {path.resolve() for path in case.images}
     ]
     if faults:
         raise ConfigError(faults)

@@ -1,5 +1,6 @@
 """A cohort is worked on side by side, told in order, and goes on where it was interrupted."""
 
+import gc
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pipeline.checkpoint import read_checkpoint
 from pipeline.data.cases import Case
 from pipeline.inference.cohort import predict_cohort
 from pipeline.inference.predictor import load_predictor, select_device
+from transforms.preprocessing import Prepared
 
 
 @pytest.fixture
@@ -66,6 +68,28 @@ def test_resume_keeps_what_is_finished_and_nothing_else(clinseg, trained, images
     after = report_of(out)
     assert list(after) == list(before)
     assert all(after[name] == before[name] for name in list(before)[3:])
+
+
+def test_under_a_budget_one_case_at_a_time_is_in_memory(trained, images, tmp_path):
+    predictor = load_predictor(read_checkpoint(trained.model), select_device("cpu"), 2**40)
+    cases = [Case(path.name.split(".")[0], path.name, (path,)) for path in sorted(images.iterdir())]
+    alive = []
+
+    def count(case, plan):
+        gc.collect()
+        alive.append(sum(type(thing) is Prepared for thing in gc.get_objects()))
+
+    predict_cohort(predictor, cases, tmp_path / "out", on_plan=count)
+    assert alive == [1] * len(cases)
+
+
+def test_resume_makes_the_probabilities_that_are_missing(clinseg, trained, images, tmp_path):
+    for path in sorted(images.iterdir())[2:]:
+        path.unlink()
+    out = tmp_path / "out"
+    assert clinseg("predict", trained.model, images, "-o", out).code == 0
+    assert clinseg("predict", trained.model, images, "-o", out, "--resume", "--probabilities").code == 0
+    assert len(list((out / "probabilities").iterdir())) == 2
 
 
 def test_resume_with_another_model_begins_anew(clinseg, trained, images, tmp_path):
