@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -53,6 +54,11 @@ class Work:
         return _FLOAT_BYTES * (self.num_scores + self.normalises) * sizes[0] * sizes[1] * sizes[2]
 
     @property
+    def window_bytes(self) -> int:
+        """Bytes of the scores of one window."""
+        return _FLOAT_BYTES * self.num_scores * math.prod(self.windows.size)
+
+    @property
     def _cut_axis(self) -> int:
         return max((k for k in range(3) if k != self.axis), key=lambda k: self.windows.shape[k])
 
@@ -75,6 +81,7 @@ class Plan:
         axis: Along which windows go.
         boxes: Parts of the volume that are swept one after the other.
         batch_size: Windows per forward pass, mirrored copies counted.
+        num_lanes: Forward passes at a time.
         num_windows: In all; those that touch two parts run twice and count twice.
         buffer_bytes: For the scores that are worked on.
         expected_bytes: Peak of all memory the budget is about; None without one.
@@ -83,6 +90,7 @@ class Plan:
     axis: int
     boxes: tuple[Box, ...]
     batch_size: int
+    num_lanes: int
     num_windows: int
     buffer_bytes: int
     expected_bytes: int | None
@@ -92,7 +100,8 @@ class Plan:
         parts = "1 part" if len(self.boxes) == 1 else f"{len(self.boxes)} parts"
         peak = "" if self.expected_bytes is None else f", peak {format_size(self.expected_bytes)}"
         return (
-            f"{self.num_windows} windows along axis {self.axis} in {parts}, batch {self.batch_size}, "
+            f"{self.num_windows} windows along axis {self.axis} in {parts}, "
+            f"{self.num_lanes * self.batch_size} at a time, "
             f"{format_size(self.buffer_bytes)} of scores{peak}"
         )
 
@@ -112,22 +121,24 @@ class Memory:
     per_window: int
 
 
-def make_plan(work: Work, batch_size: int, memory: Memory | None = None) -> Plan:
+def make_plan(work: Work, batch_size: int, num_lanes: int, memory: Memory | None = None) -> Plan:
     """Cuts a volume as seldom as the memory allows; then takes as many windows at a time.
 
     Raises:
         ResourceError: If no plan stays within the limit; it names the least that would do.
     """
     if memory is None:
-        return _plan(work, 1, batch_size, None)
+        return _plan(work, 1, batch_size, num_lanes, None)
     free = memory.limit - memory.used - DECIDING_BYTES
     for num_parts in range(1, work.most_parts + 1):
         buffer = max(work.buffer_bytes(box) for box in work.boxes(num_parts))
-        num_fitting = (free - buffer) // max(1, memory.per_window)
-        if num_fitting >= 1:
-            batch = min(batch_size, num_fitting)
-            rest = memory.used + DECIDING_BYTES + batch * memory.per_window
-            return _plan(work, num_parts, batch, rest)
+        batch = min(batch_size, (free - buffer) // max(1, memory.per_window))
+        if batch >= 1:
+            # With several lanes, scores are summed up while the next ones are computed.
+            beside = free - buffer - batch * work.window_bytes
+            lanes = max(1, min(num_lanes, beside // max(1, batch * memory.per_window)))
+            rest = lanes * batch * memory.per_window + (lanes > 1) * batch * work.window_bytes
+            return _plan(work, num_parts, batch, lanes, memory.used + DECIDING_BYTES + rest)
     least = memory.limit - free + buffer + memory.per_window
     message = (
         f"it cannot be predicted within {format_size(memory.limit)}; the least that would do is "
@@ -136,9 +147,9 @@ def make_plan(work: Work, batch_size: int, memory: Memory | None = None) -> Plan
     raise ResourceError(Fault("max-memory", "budget-too-small", message))
 
 
-def _plan(work: Work, num_parts: int, batch_size: int, rest: int | None) -> Plan:
+def _plan(work: Work, num_parts: int, batch_size: int, num_lanes: int, rest: int | None) -> Plan:
     boxes = work.boxes(num_parts)
     buffer = max(work.buffer_bytes(box) for box in boxes)
     num_windows = sum(sum(1 for _ in work.windows.along(work.axis, box)) for box in boxes)
     expected = None if rest is None else rest + buffer
-    return Plan(work.axis, boxes, batch_size, num_windows, buffer, expected)
+    return Plan(work.axis, boxes, batch_size, num_lanes, num_windows, buffer, expected)

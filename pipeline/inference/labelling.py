@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from transforms.postprocessing import (
 from transforms.preprocessing import Prepared
 
 _LARGEST_BATCH = 32
+# Each takes the memory of a window's forward pass; more would gain little.
+_MOST_LANES = 4
 _COMPONENT_BYTES = 6  # a voxel while connected components are searched: a mask and their numbers
 
 
@@ -108,10 +111,12 @@ class Labeller:
         normalises = builder.is_resampling or self._decision.weight is not None or sink is not None
         work = Work(windows, self._num_scores, builder.overlap, normalises)
         try:
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode():
                 label_bytes = builder.label_map.nbytes
-                sink_bytes = 0 if sink is None else _probability_bytes(len(self._decision.values), grid)
-                plan, image = self._plan(work, prepared.image, label_bytes, sink_bytes, max_memory)
+                beside_bytes = 0 if sink is None else _probability_bytes(len(self._decision.values), grid)
+                if self.section.skip_empty:
+                    beside_bytes += work.window_bytes  # the scores of an empty window are kept
+                plan, image = self._plan(work, prepared.image, label_bytes, beside_bytes, max_memory)
                 on_plan(plan)
                 runner = self._build_runner(plan)
                 for box in plan.boxes:
@@ -146,36 +151,41 @@ class Labeller:
 
     def _build_runner(self, plan: Plan) -> WindowRunner:
         return WindowRunner(
-            self._network,
+            self._forward,
             self.window_size,
             flips=self.section.flips,
             batch_size=plan.batch_size,
+            num_lanes=plan.num_lanes,
             skips_empty=self.section.skip_empty,
             device=self.device,
         )
 
     def _plan(
-        self, work: Work, image: Tensor, label_bytes: int, sink_bytes: int, max_memory: int | None
+        self, work: Work, image: Tensor, label_bytes: int, beside_bytes: int, max_memory: int | None
     ) -> tuple[Plan, Tensor]:
         """The plan, and the image where windows are best cut from: on the device if it fits there."""
         if self.device.type == "cpu":
             window_bytes = 0 if max_memory is None else self._measure_window(image)
             limit = max_memory if max_memory is not None else resident_bytes() + available_bytes()
-            used = resident_bytes() + label_bytes + sink_bytes
+            used = resident_bytes() + label_bytes + beside_bytes
             if self.section.largest_component:
                 self._check_host(label_bytes, limit)
-            return make_plan(work, self.section.batch_size or 1, Memory(limit, used, window_bytes)), image
+            batch = self.section.batch_size or 1
+            num_copies = 2 ** len(self.window_size) if self.section.flips else 1
+            num_passes = math.ceil(work.windows.num * num_copies / batch)
+            lanes = min(_MOST_LANES, torch.get_num_threads(), num_passes)
+            return make_plan(work, batch, lanes, Memory(limit, used, window_bytes)), image
         if max_memory is not None:
             self._check_host(label_bytes, max_memory)
         window_bytes = self._measure_window(image)
-        used = torch.cuda.memory_allocated(self.device) + sink_bytes
+        used = torch.cuda.memory_allocated(self.device) + beside_bytes
         free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - used
         limit = min(used + free, max_memory or used + free)
         batch = self.section.batch_size or max(1, min(_LARGEST_BATCH, free // (2 * window_bytes)))
         with suppress(ResourceError):
-            plan = make_plan(work, batch, Memory(limit, used + image.nbytes, window_bytes))
+            plan = make_plan(work, batch, 1, Memory(limit, used + image.nbytes, window_bytes))
             return plan, image.to(self.device)
-        return make_plan(work, batch, Memory(limit, used, window_bytes)), image
+        return make_plan(work, batch, 1, Memory(limit, used, window_bytes)), image
 
     def _check_host(self, label_bytes: int, limit: int) -> None:
         """Refuses a label map, or the search for its largest components, that the host cannot hold."""
@@ -194,13 +204,14 @@ class Labeller:
         if size not in self._window_bytes:
             window = torch.zeros(size, device=self.device)
             self._window_bytes[size] = window.nbytes + measure_peak(
-                lambda: self._network(window), self.device
+                lambda: self._forward(window), self.device
             )
         return self._window_bytes[size]
 
-    def _autocast(self) -> torch.autocast:
+    def _forward(self, windows: Tensor) -> Tensor:
         kind = self._autocast_type
-        return torch.autocast(self.device.type, dtype=kind, enabled=kind is not None)
+        with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+            return self._network(windows)
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:

@@ -6,7 +6,9 @@ scores never exist. `docs/inference.md` counts the bytes and operations.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import combinations, islice
 
@@ -35,19 +37,23 @@ class Block:
 
 
 class WindowRunner:
-    """Applies a network to windows of an image, in batches that fit into memory.
+    """Applies a network to windows of an image, in passes that fit into memory.
+
+    On a CPU two passes side by side, each on half of the cores, take less time than one after the other on
+    all of them (docs/benchmarks/inference.md); what they give is summed up meanwhile.
 
     Args:
-        network: What is applied; its logits or features.
+        network: What is applied; its logits or features. With several lanes it is called from several
+            threads.
         window_size: Voxels per axis; with two, the network takes slices `(B, channels, H, W)`.
         flips: Whether to average over all mirrored copies of a window.
         batch_size: Windows, mirrored ones counted, per forward pass; halved whenever memory does not suffice.
+        num_lanes: Forward passes at a time; one as soon as memory does not suffice.
         skips_empty: Whether windows in which every channel is constant are computed once per value.
         device: Where the network is.
 
     Attributes:
-        num_windows: Windows that were asked for so far, mirrored copies not counted.
-        num_skipped: Of these, how many were not computed.
+        num_skipped: Windows that were not computed so far.
     """
 
     def __init__(
@@ -57,17 +63,17 @@ class WindowRunner:
         *,
         flips: bool,
         batch_size: int,
+        num_lanes: int,
         skips_empty: bool,
         device: torch.device,
     ) -> None:
         self.network = network if len(window_size) == 3 else _on_slices(network)
         self.mirrored = _mirror_axes(len(window_size)) if flips else [()]
         self.batch_size = batch_size
+        self.num_lanes = num_lanes
         self.skips_empty = skips_empty
         self.device = device
-        self.num_windows = 0
         self.num_skipped = 0
-        self._empty: tuple[tuple[float, ...], Tensor] | None = None
 
     def run(self, image: Tensor, windows: Windows, starts: Iterable[Axes]) -> Iterator[tuple[Axes, Tensor]]:
         """Start and `(C, *window)` float32 scores of each window, in order; of mirrored copies their mean.
@@ -75,54 +81,114 @@ class WindowRunner:
         Raises:
             torch.OutOfMemoryError: If not even one window fits.
         """
-        pending = iter(starts)
-        while group := list(islice(pending, max(1, self.batch_size // len(self.mirrored)))):
-            self.num_windows += len(group)
-            crops = [crop(image, start, windows.size) for start in group]
-            scores = self._run_or_skip(crops) if self.skips_empty else self._run_group(crops)
-            yield from zip(group, scores, strict=True)
+        visits: deque[_Visit] = deque()
+        copies = self._visit(image, windows, starts, visits)
+        empty = torch.empty(0)  # until the first such window has been computed
+        for scores in (all_scores := self._compute(copies)):
+            while visits[0].is_repeated:
+                yield visits.popleft().start, empty
+            visit = visits.popleft()
+            for mirrored in islice(all_scores, len(self.mirrored) - 1):
+                scores.add_(mirrored)
+            if len(self.mirrored) > 1:
+                scores.div_(len(self.mirrored))
+            if visit.value is not None:
+                empty = scores
+            yield visit.start, scores
+            del scores  # another pass takes its memory
+        for visit in visits:
+            yield visit.start, empty
 
-    def _run_group(self, crops: Sequence[Tensor]) -> Tensor:
-        batch = torch.stack(tuple(crops)).to(self.device, non_blocking=True)
-        if len(self.mirrored) == 1:
-            return self._apply(batch)
-        outputs = self._apply(torch.cat([batch.flip(axes) for axes in self.mirrored]))
-        total = outputs[: len(batch)]
-        for number, axes in enumerate(self.mirrored[1:], 1):
-            total += outputs[number * len(batch) : (number + 1) * len(batch)].flip(axes)
-        return total.div_(len(self.mirrored))
+    def _visit(
+        self, image: Tensor, windows: Windows, starts: Iterable[Axes], visits: deque[_Visit]
+    ) -> Iterator[_Copy]:
+        """All copies of windows that are to be computed; every window's visit is noted before its copies."""
+        latest = None
+        for start in starts:
+            window = crop(image, start, windows.size)
+            value = _constant_values(window) if self.skips_empty else None
+            is_repeated = value is not None and value == latest
+            visits.append(_Visit(start, value, is_repeated))
+            if is_repeated:
+                self.num_skipped += 1
+                continue
+            latest = latest if value is None else value
+            for axes in self.mirrored:
+                yield _Copy(window, axes)
 
-    def _apply(self, batch: Tensor) -> Tensor:
-        """Scores of a batch of any size, computed in parts no larger than `batch_size`."""
-        parts, done = [], 0
-        while done < len(batch):
-            part = batch[done : done + self.batch_size]
+    def _compute(self, copies: Iterator[_Copy]) -> Iterator[Tensor]:
+        """Scores `(C, *window)` of one copy after the other, turned back."""
+        passes = iter(lambda: list(islice(copies, self.batch_size)), [])
+        if self.num_lanes == 1:
+            for some in passes:
+                yield from self._forward(some)
+            return
+        num_threads = torch.get_num_threads()
+        share = max(1, num_threads // self.num_lanes)
+        try:
+            with ThreadPoolExecutor(
+                self.num_lanes, initializer=torch.set_num_threads, initargs=(share,)
+            ) as pool:
+                yield from self._compute_ahead(pool, passes)
+        finally:
+            torch.set_num_threads(num_threads)
+
+    def _compute_ahead(self, pool: ThreadPoolExecutor, passes: Iterator[list[_Copy]]) -> Iterator[Tensor]:
+        ahead = deque((some, pool.submit(self._forward, some)) for some in islice(passes, self.num_lanes))
+        while ahead:
+            some, future = ahead.popleft()
             try:
-                parts.append(self.network(part).float())
-                done += len(part)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if len(part) == 1:
-                    raise torch.OutOfMemoryError("not even one window fits") from error
-                self.batch_size = len(part) // 2
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+                scores = future.result()
+            except torch.OutOfMemoryError:
+                # Alone it may still fit.
+                wait([other for _, other in ahead])
+                self.num_lanes = 1
+                scores = self._forward(some)
+            for following in islice(passes, self.num_lanes - len(ahead)):
+                ahead.append((following, pool.submit(self._forward, following)))
+            while scores:
+                yield scores.pop(0)
 
-    def _run_or_skip(self, crops: Sequence[Tensor]) -> list[Tensor]:
-        values = [_constant_values(window) for window in crops]
-        full = [window for window, value in zip(crops, values, strict=True) if value is None]
-        computed = iter(self._run_group(full) if full else ())
+    def _forward(self, copies: Sequence[_Copy]) -> list[Tensor]:
+        """One forward pass, or several smaller ones if memory does not suffice."""
+        try:
+            # Threads have an inference mode of their own.
+            with torch.inference_mode():
+                batch = torch.stack([_mirror(copy.window, copy.axes) for copy in copies])
+                outputs = self.network(batch.to(self.device, non_blocking=True)).float()
+                return [_mirror(scores, copy.axes) for scores, copy in zip(outputs, copies, strict=True)]
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(copies) == 1:
+                raise torch.OutOfMemoryError("not even one window fits") from error
+        self.batch_size = half = len(copies) // 2
         return [
-            next(computed) if value is None else self._run_empty(window, value)
-            for window, value in zip(crops, values, strict=True)
+            scores for at in range(0, len(copies), half) for scores in self._forward(copies[at : at + half])
         ]
 
-    def _run_empty(self, window: Tensor, value: tuple[float, ...]) -> Tensor:
-        if self._empty is not None and self._empty[0] == value:
-            self.num_skipped += 1
-        else:
-            self._empty = value, self._run_group([window])[0]
-        return self._empty[1]
+
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """A window's turn.
+
+    Attributes:
+        start: Its first voxel.
+        value: Of every channel, if each holds but one and such windows are looked for.
+        is_repeated: Whether the latest window like that held the same.
+    """
+
+    start: Axes
+    value: tuple[float, ...] | None
+    is_repeated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """A window `(channels, *window)` and the axes along which the network sees it mirrored."""
+
+    window: Tensor
+    axes: tuple[int, ...]
 
 
 def sweep(
@@ -160,6 +226,7 @@ def sweep(
             yield buffer.finish(start[axis])
             buffer.release()
         buffer.add(scores, weights, start)
+        del scores  # another pass takes its memory
     assert buffer is not None, "a box is covered by windows"
     yield buffer.finish(box[axis][1])
 
@@ -229,8 +296,12 @@ def _shift(tensor: Tensor, dim: int, num: int) -> None:
     tensor.narrow(dim, size - num, num).zero_()
 
 
+def _mirror(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return tensor.flip(axes) if axes else tensor
+
+
 def _mirror_axes(dims: int) -> list[tuple[int, ...]]:
-    axes = range(2, 2 + dims)
+    axes = range(1, 1 + dims)
     return [chosen for num in range(dims + 1) for chosen in combinations(axes, num)]
 
 

@@ -18,31 +18,34 @@ def work(shape=(60, 80, 200), window=(32, 32, 32), scores=10, overlap=(1, 1, 1))
 
 
 def test_without_a_budget_the_volume_stays_whole_and_windows_follow_its_longest_axis():
-    plan = make_plan(work(), batch_size=4)
-    assert (plan.axis, len(plan.boxes), plan.batch_size) == (2, 1, 4)
+    plan = make_plan(work(), batch_size=4, num_lanes=3)
+    assert (plan.axis, len(plan.boxes), plan.batch_size, plan.num_lanes) == (2, 1, 4, 3)
     assert plan.num_windows == work().windows.num
     assert plan.buffer_bytes == 4 * 11 * 60 * 80 * 33
 
 
 def test_the_buffer_does_not_grow_with_depth():
-    shallow, deep = (make_plan(work(shape=(60, 80, n)), 1).buffer_bytes for n in (200, 2000))
+    shallow, deep = (make_plan(work(shape=(60, 80, n)), 1, 1).buffer_bytes for n in (200, 2000))
     assert shallow == deep
 
 
-@given(limit=st.integers(60 * MIB, 200 * MIB), per_window=st.integers(0, 20 * MIB))
-def test_a_plan_keeps_within_its_limit_and_cuts_no_more_than_it_must(limit, per_window):
+@given(
+    limit=st.integers(60 * MIB, 200 * MIB), per_window=st.integers(0, 20 * MIB), num_lanes=st.integers(1, 4)
+)
+def test_a_plan_keeps_within_its_limit_and_cuts_no_more_than_it_must(limit, per_window, num_lanes):
     memory = Memory(limit, used=5 * MIB, per_window=per_window)
     try:
-        plan = make_plan(work(), 8, memory)
+        plan = make_plan(work(), 8, num_lanes, memory)
     except ResourceError as error:
         least = float(re.search(r"the least that would do is ([\d.]+) MiB", str(error))[1])
         assert least * MIB > limit - MIB
-        make_plan(work(), 8, Memory(int((least + 1) * MIB), 5 * MIB, per_window))
+        make_plan(work(), 8, num_lanes, Memory(int((least + 1) * MIB), 5 * MIB, per_window))
         return
     assert plan.expected_bytes <= limit
-    assert plan.expected_bytes == (
-        plan.buffer_bytes + 5 * MIB + DECIDING_BYTES + plan.batch_size * per_window
-    )
+    beside = (plan.num_lanes > 1) * plan.batch_size * work().window_bytes
+    in_flight = plan.num_lanes * plan.batch_size * per_window
+    assert plan.expected_bytes == plan.buffer_bytes + 5 * MIB + DECIDING_BYTES + in_flight + beside
+    assert plan.num_lanes <= num_lanes
     if len(plan.boxes) > 1:
         fewer = work().boxes(len(plan.boxes) - 1)
         needed = max(work().buffer_bytes(box) for box in fewer) + per_window

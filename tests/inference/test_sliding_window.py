@@ -1,6 +1,7 @@
 """Blended scores are those of MONAI, and do not depend on how a volume was cut or what memory there was."""
 
 import math
+import threading
 from itertools import pairwise
 
 import pytest
@@ -36,11 +37,27 @@ def monai_windows(shape, size, overlap):
 
 
 def blend(
-    network, image, windows, *, parts=1, keep=0, batch=2, flips=False, skips_empty=False, mode="gaussian"
+    network,
+    image,
+    windows,
+    *,
+    parts=1,
+    keep=0,
+    batch=2,
+    lanes=1,
+    flips=False,
+    skips_empty=False,
+    mode="gaussian",
 ):
     """Whole-volume scores from the slabs of a sweep, and the runner."""
     runner = WindowRunner(
-        network, windows.size, flips=flips, batch_size=batch, skips_empty=skips_empty, device=CPU
+        network,
+        windows.size,
+        flips=flips,
+        batch_size=batch,
+        num_lanes=lanes,
+        skips_empty=skips_empty,
+        device=CPU,
     )
     work = Work(windows, 3, (keep, keep, keep), normalises=True)
     scores = None
@@ -79,15 +96,16 @@ SIZES = st.tuples(*[st.sampled_from([4, 5, 8])] * 3)
     parts=st.integers(1, 4),
     keep=st.integers(0, 1),
     batch=st.integers(1, 9),
+    lanes=st.integers(1, 3),
     mode=st.sampled_from(["gaussian", "constant"]),
 )
-def test_equals_monai(shape, size, overlap, outputs, parts, keep, batch, mode):
+def test_equals_monai(shape, size, overlap, outputs, parts, keep, batch, lanes, mode):
     network, image = context(outputs=outputs), torch.randn(1, *shape)
     windows = monai_windows(shape, size, overlap)
     with torch.inference_mode():
         expected = SlidingWindowInferer(size, 2, overlap, mode)(image[None], network)[0]
     parts = min(parts, Work(windows, 3, (keep, keep, keep), normalises=True).most_parts)
-    scores, _ = blend(network, image, windows, parts=parts, keep=keep, batch=batch, mode=mode)
+    scores, _ = blend(network, image, windows, parts=parts, keep=keep, batch=batch, lanes=lanes, mode=mode)
     assert torch.allclose(scores, expected, atol=1e-5)
     if outputs > 1:
         top = expected.topk(2, dim=0).values
@@ -119,7 +137,9 @@ def test_a_voxelwise_network_gives_the_whole_volumes_answer(shape, mode, flips):
 
 def sweep_slices(network, image, axis, batch):
     windows = lay_windows(tuple(image.shape[1:]), (8, 8), 0.5)
-    runner = WindowRunner(network, (8, 8), flips=False, batch_size=batch, skips_empty=False, device=CPU)
+    runner = WindowRunner(
+        network, (8, 8), flips=False, batch_size=batch, num_lanes=2, skips_empty=False, device=CPU
+    )
     weights = weigh_voxels((8, 8), "gaussian", CPU)
     box = tuple((0, n) for n in windows.shape)
     with torch.inference_mode():
@@ -136,11 +156,12 @@ def test_a_network_for_slices_predicts_every_slice_alone(axis):
     assert torch.allclose(sweep_slices(network, image, axis, batch=3), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("batch", [1, 3, 8, 16])
-def test_flips_are_the_mean_over_all_mirrored_copies(batch):
+def test_flips_are_the_mean_over_all_mirrored_copies(batch, lanes):
     network, image = context(), torch.randn(1, 8, 8, 8)
     windows = lay_windows((8, 8, 8), (8, 8, 8), 0.5)
-    scores, _ = blend(network, image, windows, flips=True, batch=batch)
+    scores, _ = blend(network, image, windows, flips=True, batch=batch, lanes=lanes)
     with torch.inference_mode():
         axes = [[k for k in range(3) if bits >> k & 1] for bits in range(8)]
         copies = [
@@ -177,6 +198,54 @@ def test_running_out_of_memory_on_the_way_halves_the_batch_and_changes_no_label(
     assert scarce.largest[0] == 8
 
 
+class Narrow(nn.Module):
+    """A network with memory for one pass at a time, which it learns when two have begun."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.num_running, self.most_running = inner, 0, 0
+        self.both_run = threading.Barrier(2)
+
+    def forward(self, windows):
+        self.num_running += 1
+        try:
+            if self.most_running < 2:
+                self.both_run.wait(timeout=60)
+                self.most_running = 2
+                raise torch.OutOfMemoryError("no room for two")
+            assert self.num_running == 1
+            return self.inner(windows)
+        finally:
+            self.num_running -= 1
+
+
+def test_what_does_not_fit_side_by_side_goes_on_one_after_the_other():
+    network, image = context(), torch.randn(1, 20, 9, 11)
+    windows = lay_windows((20, 9, 11), (8, 8, 8), 0.5)
+    plain, _ = blend(network, image, windows, batch=1)
+    scores, runner = blend(Narrow(network), image, windows, batch=1, lanes=2)
+    assert torch.equal(scores, plain)
+    assert runner.num_lanes == 1
+
+
+def test_lanes_share_the_threads_and_give_them_back():
+    before = torch.get_num_threads()
+    seen = []
+
+    def network(windows):
+        seen.append((threading.current_thread(), torch.get_num_threads()))
+        return windows
+
+    torch.set_num_threads(4)
+    try:
+        blend(network, torch.randn(1, 20, 9, 11), lay_windows((20, 9, 11), (8, 8, 8), 0.5), batch=1, lanes=2)
+        assert {number for _, number in seen} == {2}
+        assert threading.main_thread() not in {thread for thread, _ in seen}
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_not_even_one_window_is_an_error_of_its_own():
     windows = lay_windows((8, 8, 8), (8, 8, 8), 0.5)
     with pytest.raises(torch.OutOfMemoryError):
@@ -192,16 +261,17 @@ def test_other_errors_are_not_taken_for_lack_of_memory():
         blend(context(channels=2), torch.randn(1, 8, 8, 8), windows)
 
 
-def test_skipping_empty_windows_changes_nothing():
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("flips", [False, True])
+def test_skipping_empty_windows_changes_nothing(lanes, flips):
     image = torch.zeros(1, 40, 8, 8)
     image[:, 16:24] = torch.randn(1, 8, 8, 8)
     image[:, 32:] = 3
     windows = lay_windows((40, 8, 8), (8, 8, 8), 0.5)
-    plain, _ = blend(context(), image, windows, batch=1)
-    scores, runner = blend(context(), image, windows, batch=1, skips_empty=True)
+    plain, _ = blend(context(), image, windows, batch=1, flips=flips)
+    scores, runner = blend(context(), image, windows, batch=1, lanes=lanes, flips=flips, skips_empty=True)
     assert torch.equal(scores, plain)
     assert runner.num_skipped == 3  # at 0, 4 and 8 all is 0, at 28 it is mixed, at 32 all is 3
-    assert runner.num_windows == 9
 
 
 @given(size=st.integers(1, 200), window=st.integers(1, 64), overlap=st.floats(0, 0.9))
