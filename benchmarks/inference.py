@@ -1,11 +1,11 @@
 """Sliding-window prediction against its peers, in one run: time, memory and labels.
 
-    python benchmarks/inference.py -o docs/benchmarks/inference.md [--only buffers network memory grid]
+    python benchmarks/inference.py -o docs/benchmarks/inference.md [--only buffers network empty memory]
 
 Peers: MONAI's `SlidingWindowInferer`; nnU-Net's predictor, if `nnunetv2` is installed (constrained, or it
-replaces torch); and the bare network over the same windows. Times are taken in rounds, every method once a
-round; ratios are those of a round, told as median (smallest to largest). Memory is measured in a process of
-its own: its peak beyond what it takes when image and network are there.
+replaces torch); and the bare network over the same windows, one after the other and in lanes. Times are taken
+in rounds, every method once a round; ratios are those of a round, told as median (smallest to largest).
+Memory is measured in a process of its own: its peak beyond that of the bare network with the image beside it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import math
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,14 +29,16 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
+from nilearn.datasets import load_mni152_brain_mask
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import InferenceSection, NetworkSection
-from pipeline.inference.labelling import Labeller, autocast_type
+from pipeline.inference.budget import Plan
+from pipeline.inference.labelling import Labeller, LabelMap, autocast_type
 from pipeline.inference.windows import lay_windows
 from pipeline.labels import LabelContract
-from pipeline.memory import format_size, resident_bytes
+from pipeline.memory import format_size, measure_peak, resident_bytes
 from pipeline.networks import AttentionUNet, build_network
 from pipeline.networks.blocks import Pointwise
 from pipeline.volume import Grid
@@ -82,26 +84,31 @@ class Setting:
     num_classes: int
     window: Shape
     flips: bool = False
+    skip_empty: bool = False
 
     @property
     def num_windows(self) -> int:
-        """Windows that cover the image."""
+        """Windows that cover the image, mirrored copies counted."""
         height, width, depth = self.image.shape[1:]
-        return lay_windows((height, width, depth), self.window, OVERLAP).num
+        return lay_windows((height, width, depth), self.window, OVERLAP).num * (8 if self.flips else 1)
 
 
 def build_labeller(setting: Setting) -> Labeller:
     contract = LabelContract({f"label {n}": n for n in range(setting.num_classes)})
-    section = InferenceSection(flips=setting.flips, overlap=OVERLAP)
+    section = InferenceSection(flips=setting.flips, overlap=OVERLAP, skip_empty=setting.skip_empty)
     # A stub is no AttentionUNet, but has all that is used of one.
     network: Any = setting.network
     return Labeller(network, contract, section, setting.window, DEVICE, mixed_precision=True)
 
 
-def ours(setting: Setting) -> Labels:
+def predict(setting: Setting) -> LabelMap:
     height, width, depth = setting.image.shape[1:]
     grid = Grid((height, width, depth), np.eye(4))
-    return build_labeller(setting).label(Prepared(setting.image, np.eye(4)), grid).array
+    return build_labeller(setting).label(Prepared(setting.image, np.eye(4)), grid)
+
+
+def ours(setting: Setting) -> Labels:
+    return predict(setting).array
 
 
 def monai(setting: Setting) -> Labels:
@@ -133,15 +140,27 @@ def nnunet(setting: Setting) -> Labels:
         return labels
 
 
-def bare(setting: Setting) -> None:
-    """The network alone, over as many windows."""
+def bare(setting: Setting, num_windows: int | None = None) -> None:
+    """The network alone, over as many windows, mirrored copies counted."""
     batch = setting.image[(slice(None), *(slice(0, n) for n in setting.window))][None].contiguous().to(DEVICE)
     kind = autocast_type(DEVICE)
     with torch.inference_mode(), torch.autocast(DEVICE.type, dtype=kind, enabled=kind is not None):
-        for _ in range(setting.num_windows * (8 if setting.flips else 1)):
+        for _ in range(setting.num_windows if num_windows is None else num_windows):
             setting.network(batch)
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
+
+
+def bare_in_lanes(setting: Setting) -> None:
+    """The same, every core working on windows of its own."""
+    num_threads = torch.get_num_threads()
+    if DEVICE.type == "cuda" or num_threads == 1:
+        bare(setting)
+        return
+    shares = [len(range(lane, setting.num_windows, num_threads)) for lane in range(num_threads)]
+    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(bare, [setting] * num_threads, shares))
+    torch.set_num_threads(num_threads)
 
 
 def mirrored(network: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -187,17 +206,29 @@ def measure_buffers(rounds: int) -> list[str]:
     for num_classes in (3, 30):
         stub = Stub(num_classes, num_classes, (96, 96, 96)).to(DEVICE)
         setting = Setting(stub, torch.zeros(1, 512, 512, 300), num_classes, (96, 96, 96))
-        times, _ = clock(setting, {"ours": ours, "MONAI": monai}, rounds)
+        times, _ = clock(setting, {"stub": bare, "ours": ours, "MONAI": monai}, rounds)
+        for name in "ours", "MONAI":
+            times[f"{name} beyond"] = [t - stub for t, stub in zip(times[name], times["stub"], strict=True)]
         rows.append(
-            f"| 512×512×300, {num_classes} classes | {spread(times['ours'], ' s')} | "
-            f"{spread(times['MONAI'], ' s')} | {ratio(times, 'ours', 'MONAI')} |"
+            f"| 512×512×300, {num_classes} classes | {spread(times['stub'], ' s')} | "
+            f"{spread(times['ours'], ' s')} | {spread(times['MONAI'], ' s')} | "
+            f"{ratio(times, 'ours', 'MONAI')} | {ratio(times, 'ours beyond', 'MONAI beyond')} |"
         )
-    header = ["| no network, windows of 96³ | ours | MONAI plain and argmax | ratio |", "|---|---|---|---|"]
+    header = [
+        "| windows of 96³ | copying ready-made scores, instead of a network | ours | "
+        "MONAI plain and argmax | ratio | ratio beyond the copying |",
+        "|---|---|---|---|---|---|",
+    ]
     return [*header, *rows]
 
 
 def measure_network(rounds: int) -> list[str]:
-    methods: dict[str, Callable[[Setting], object]] = {"bare": bare, "ours": ours, "MONAI": monai}
+    methods: dict[str, Callable[[Setting], object]] = {
+        "bare": bare,
+        "bare in lanes": bare_in_lanes,
+        "ours": ours,
+        "MONAI": monai,
+    }
     if find_spec("nnunetv2"):
         methods["nnU-Net"] = nnunet
     rows = []
@@ -207,10 +238,12 @@ def measure_network(rounds: int) -> list[str]:
         times, labels = clock(setting, methods, rounds)
         size = "×".join(map(str, shape))
         mirroring = ", 8 flips" if flips else ""
+        num_windows = setting.num_windows // (8 if flips else 1)
         cells = [
-            f"{size}, {setting.num_windows} windows of {side}³{mirroring}",
+            f"{size}, {num_windows} windows of {side}³{mirroring}",
             spread(times["ours"], " s"),
             ratio(times, "ours", "bare"),
+            ratio(times, "ours", "bare in lanes"),
         ]
         for peer in ("MONAI", "nnU-Net"):
             if peer in times:
@@ -220,9 +253,32 @@ def measure_network(rounds: int) -> list[str]:
                 cells += ["not measured"] * 2
         rows.append(f"| {' | '.join(cells)} |")
     header = [
-        "| with the reference network, 4 classes | ours | ratio to the bare network | to MONAI | "
-        "labels unlike MONAI's | to nnU-Net | labels unlike nnU-Net's |",
-        "|---|---|---|---|---|---|---|",
+        "| with the reference network, 4 classes | ours | ratio to the bare network, window by window | "
+        "to the bare network, a window a core | to MONAI | labels unlike MONAI's | to nnU-Net | "
+        "labels unlike nnU-Net's |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return [*header, *rows]
+
+
+def measure_empty(rounds: int) -> list[str]:
+    """A head whose surroundings were set to zero, with and without skipping what is empty."""
+    brain = torch.from_numpy(load_mni152_brain_mask(resolution=1).get_fdata(dtype=np.float32))
+    image = torch.randn(brain.shape, generator=torch.Generator().manual_seed(0)) * brain
+    network, rows = reference_network(4), []
+    for side in (64, 96):
+        plain = Setting(network, image[None], 4, (side, side, side))
+        methods = {"plain": ours, "skipping": lambda setting: ours(replace(setting, skip_empty=True))}
+        times, labels = clock(plain, methods, rounds)
+        num_unlike = np.count_nonzero(np.asarray(labels["plain"]) != np.asarray(labels["skipping"]))
+        num_skipped = predict(replace(plain, skip_empty=True)).num_skipped
+        rows.append(
+            f"| 197×233×189 round the MNI152 brain, {plain.num_windows} windows of {side}³ | "
+            f"{num_skipped} | {ratio(times, 'skipping', 'plain')} | {num_unlike} |"
+        )
+    header = [
+        "| `skip_empty` | windows skipped | time against not skipping | other labels |",
+        "|---|---|---|---|",
     ]
     return [*header, *rows]
 
@@ -235,6 +291,7 @@ class MemoryCase:
     num_classes: int
     num_features: int = 16
     target: Shape | None = None
+    side: int = 96
     more: int | None = None
 
 
@@ -243,7 +300,9 @@ MEMORY_CASES = {
     "512×512×600, 30 classes": MemoryCase((512, 512, 600), 30),
     "512×512×600, 104 classes": MemoryCase((512, 512, 600), 104),
     "512×512×600, 104 classes, 1 GiB allowed": MemoryCase((512, 512, 600), 104, more=2**30),
-    "128³ onto 203³, 30 classes": MemoryCase((128, 128, 128), 30, target=(203, 203, 203)),
+    "128³ onto 203³, 30 classes, windows of 64³": MemoryCase(
+        (128, 128, 128), 30, target=(203, 203, 203), side=64
+    ),
 }
 
 
@@ -260,8 +319,8 @@ def measure_memory(rounds: int) -> list[str]:
         )
         print(rows[-1], file=sys.stderr, flush=True)
     header = [
-        "| no network, 16 features, windows of 96³ | peak beyond image and network | full scores | share | "
-        "time | plan |",
+        "| no network, 16 features, windows of 96³ if not said | peak beyond image and network | "
+        "full scores | share | time | plan |",
         "|---|---|---|---|---|---|",
     ]
     return [*header, *rows]
@@ -269,29 +328,29 @@ def measure_memory(rounds: int) -> list[str]:
 
 def measure_one(case: MemoryCase) -> None:
     """Peak memory of one case in this process, as JSON."""
-    window = (96, 96, 96)
+    window = (case.side, case.side, case.side)
     target = case.target or case.shape
     spacing = [(n - 1) / (m - 1) for n, m in zip(case.shape, target, strict=True)]
     stub = Stub(case.num_classes, case.num_features, window)
-    labeller = build_labeller(Setting(stub, torch.zeros(1), case.num_classes, window))
+    setting = Setting(stub, torch.ones(1, *case.shape), case.num_classes, window)
+    labeller = build_labeller(setting)
     # Libraries are loaded, and the window's memory is known, before anything is measured.
     labeller.label(Prepared(torch.zeros(1, *window), np.eye(4)), Grid(window, np.eye(4)), 2**40)
-    image = torch.ones(1, *case.shape)
     before = resident_bytes()
-    peak = [before]
-
-    def watch() -> None:
-        while True:
-            peak[0] = max(peak[0], resident_bytes())
-            time.sleep(0.005)
-
-    threading.Thread(target=watch, daemon=True).start()
-    start = time.perf_counter()
+    summed: Any = stub if stub.ready is not None else stub.forward_features
+    some = replace(setting, network=summed, image=setting.image[:, :192, :192, :192])
+    bare_peak = before + measure_peak(lambda: bare_in_lanes(some), DEVICE)
     grid = Grid(target, np.diag([*spacing, 1.0]))
-    budget = None if case.more is None else before + case.more
-    plan = labeller.label(Prepared(image, np.eye(4)), grid, budget).plan
+    budget = None if case.more is None else bare_peak + case.more
+    plans: list[Plan] = []
+    start = time.perf_counter()
+    before = resident_bytes()
+    peak = before + measure_peak(
+        lambda: labeller.label(Prepared(setting.image, np.eye(4)), grid, budget, plans.append), DEVICE
+    )
     seconds = time.perf_counter() - start
-    print(json.dumps({"peak": peak[0] - before, "seconds": seconds, "plan": str(plan)}))
+    told = {"peak": peak - bare_peak, "seconds": seconds, "plan": str(plans[0])}
+    print(json.dumps(told))
 
 
 NOTES = """\
@@ -299,7 +358,12 @@ The networks are untrained, so many voxels are undecided: labels differ more tha
 the last window of an axis back where ours are spaced evenly; where its windows lie elsewhere (sides that
 half windows do not divide), labels differ for that reason alone. nnU-Net sums scores in 16 bits."""
 
-PARTS = {"buffers": measure_buffers, "network": measure_network, "memory": measure_memory}
+PARTS = {
+    "buffers": measure_buffers,
+    "network": measure_network,
+    "empty": measure_empty,
+    "memory": measure_memory,
+}
 
 
 def main() -> None:
