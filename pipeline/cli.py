@@ -186,7 +186,8 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopbac
     """Open MLflow's UI on this project's store."""
     from pipeline.workflows.records import ui as run_ui
 
-    _out.print(f"MLflow answers at http://127.0.0.1:{port} until you press Ctrl-C.")
+    address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
+    _out.print(f"MLflow answers until you press Ctrl-C at\n{address}", soft_wrap=True)
     run_ui(port)
 
 

@@ -18,7 +18,13 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.tracking import fetch_model, serve_ui, start_record
 
-_SERVE = "import sys; from pipeline.tracking import serve_ui; serve_ui(int(sys.argv[1]))"
+# What a shell starts in the background, as a script does with the tests, would not hear Ctrl-C.
+_SERVE = """
+import signal, sys
+from pipeline.tracking import serve_ui
+signal.signal(signal.SIGINT, signal.default_int_handler)
+serve_ui(int(sys.argv[1]))
+"""
 
 
 @pytest.fixture(scope="module")
