@@ -229,8 +229,8 @@ class TrainingSection(Section):
     """Voxels per axis of a training patch, on the network's grid."""
     foreground_fraction: Probability = 0.33
     """Share of patches centred on a random voxel of a random structure."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with Nesterov momentum."""
+    optimizer: Literal["muon", "adamw", "sgd"] = "adamw"
+    """Muon for kernels with AdamW for the rest, AdamW, or SGD with Nesterov momentum."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Largest learning rate, at the start of the schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4

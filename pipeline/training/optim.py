@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrainingSection
+from pipeline.training.muon import Muon
 
 
 def build_optimizer(section: TrainingSection, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum, with the learning rate of progress 0."""
+    """Muon, AdamW, or SGD with Nesterov momentum, with the learning rate of progress 0."""
+    if section.optimizer == "muon":
+        return Muon(parameters, section.learning_rate, section.weight_decay)
     if section.optimizer == "sgd":
         return torch.optim.SGD(
             parameters,

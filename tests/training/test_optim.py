@@ -1,10 +1,13 @@
 """Schedules end where the budget ends; the average follows its definition and survives a stop."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from pipeline.config import TrainingSection
+from pipeline.training.muon import Muon, orthogonalise
 from pipeline.training.optim import AveragedNetwork, build_optimizer, learning_rate
 
 
@@ -28,6 +31,53 @@ def test_sgd_is_nesterov():
     network = nn.Linear(2, 2)
     optimizer = build_optimizer(TrainingSection(epochs=1, optimizer="sgd"), network.parameters())
     assert optimizer.defaults["nesterov"] and optimizer.defaults["momentum"] == 0.99
+
+
+def _steps(optimizer, parameters, num=4):
+    """Moves parameters with the same gradients whatever the optimizer."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(num):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6)])
+def test_muon_moves_kernels_as_torchs_moves_matrices(shape):
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    kernel, matrix = nn.Parameter(start.clone()[..., None, None]), nn.Parameter(start.clone())
+    _steps(Muon([kernel], lr=0.01, weight_decay=0.1), [kernel])
+    theirs = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    _steps(theirs, [matrix])
+    moved, expected = kernel.detach().reshape(shape) - start, matrix.detach() - start
+    # Theirs computes in 16 bits.
+    assert (moved - expected).norm() < 0.03 * expected.norm()
+
+
+def test_muon_moves_everything_else_as_adamw():
+    start = [torch.randn(5), torch.randn(3, 4)]
+    ours, theirs = ([nn.Parameter(tensor.clone()) for tensor in start] for _ in range(2))
+    _steps(Muon(ours, lr=0.01, weight_decay=0.1), ours)
+    _steps(torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1), theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_orthogonalising_brings_singular_values_near_one():
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(12, 40)))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_muon_goes_on_from_its_state_to_the_bit():
+    network = nn.Conv3d(3, 4, 3)
+    section = TrainingSection(epochs=1, optimizer="muon")
+    optimizer = build_optimizer(section, network.parameters())
+    _steps(optimizer, list(network.parameters()))
+    again = copy.deepcopy(network)
+    other = build_optimizer(section, again.parameters())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one, many in ((optimizer, network), (other, again)):
+        _steps(one, list(many.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
 
 
 def test_average_follows_its_definition_and_its_state_returns():

@@ -1,0 +1,106 @@
+"""Muon: steps of equal length in every direction of a convolution kernel's matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+_MOMENTUM = 0.95
+_BETAS = (0.9, 0.999)
+_EPSILON = 1e-8
+# Of a polynomial that draws singular values towards 1 in few steps; Jordan et al.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_NUM_ITERATIONS = 5
+# Makes a step as long as one of AdamW, so that both share a learning rate; Liu et al.
+_ADAMW_LENGTH = 0.2
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for convolution kernels, AdamW for everything else.
+
+    A kernel is taken for a matrix, output channels by all the rest (transposed ones: input channels). Its
+    momentum's singular values are all brought near 1, so that rare directions are learned as fast as those
+    that dominate the gradient.
+
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the length of a
+    step after Liu et al., "Muon is scalable for LLM training", 2025.
+
+    Args:
+        parameters: Of a network.
+        lr: Learning rate of both.
+        weight_decay: Decoupled, of both.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
+        everything = list(parameters)
+        groups = [
+            {"params": [p for p in everything if _is_kernel(p)]},
+            {"params": [p for p in everything if not _is_kernel(p)]},
+        ]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Moves every parameter that has a gradient."""
+        assert closure is None, "gradients are computed before"
+        kernels, others = self.param_groups
+        for parameter in kernels["params"]:
+            if parameter.grad is not None:
+                self._step_kernel(parameter, parameter.grad, kernels["lr"], kernels["weight_decay"])
+        self._step_others(others)
+
+    def _step_kernel(self, kernel: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
+        state = self.state[kernel]
+        if not state:
+            state["momentum"] = torch.zeros_like(kernel)
+        momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+        direction = orthogonalise(gradient.lerp(momentum, _MOMENTUM).flatten(1))
+        length = _ADAMW_LENGTH * max(direction.shape) ** 0.5
+        kernel.mul_(1 - lr * weight_decay).add_(direction.view_as(kernel), alpha=-lr * length)
+
+    def _step_others(self, group: dict[str, Any]) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["mean"] = torch.zeros_like(parameter)
+                state["square"] = torch.zeros_like(parameter)
+        states = [self.state[p] for p in parameters]
+        adamw(
+            parameters,
+            [p.grad for p in parameters],
+            [state["mean"] for state in states],
+            [state["square"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=_EPSILON,
+            maximize=False,
+        )
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """The nearest matrix with orthogonal rows or columns, roughly: singular values between 0.7 and 1.2."""
+    a, b, c = _COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    wide: Tensor = matrix.T if is_tall else matrix
+    wide = wide / (wide.norm() + 1e-7)
+    for _ in range(_NUM_ITERATIONS):
+        gram = wide @ wide.T
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    if is_tall:
+        wide = wide.T
+    return wide
+
+
+def _is_kernel(parameter: Tensor) -> bool:
+    return parameter.ndim >= 4
