@@ -1,6 +1,6 @@
 """Sliding-window prediction against its peers, in one run: time, memory and labels.
 
-    python benchmarks/inference.py -o docs/benchmarks/inference.md [--only buffers network empty memory]
+    python benchmarks/inference.py -o docs/benchmarks/inference.md [--only buffers network case empty memory]
 
 Peers: MONAI's `SlidingWindowInferer`; nnU-Net's predictor, if `nnunetv2` is installed (constrained, or it
 replaces torch); and the bare network over the same windows, one after the other and in lanes. Times are taken
@@ -20,12 +20,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel
 import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -33,9 +36,12 @@ from nilearn.datasets import load_mni152_brain_mask
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import InferenceSection, NetworkSection
+from pipeline.config import InferenceSection, NetworkSection, load_job
+from pipeline.data.cases import Case
 from pipeline.inference.budget import Plan
+from pipeline.inference.cohort import predict_cohort
 from pipeline.inference.labelling import Labeller, LabelMap, autocast_type
+from pipeline.inference.predictor import Predictor
 from pipeline.inference.windows import lay_windows
 from pipeline.labels import LabelContract
 from pipeline.memory import format_size, measure_peak, resident_bytes
@@ -46,6 +52,7 @@ from transforms.preprocessing import Prepared
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 OVERLAP = 0.5
+ROOT = Path(__file__).parents[1]
 Shape = tuple[int, int, int]
 Labels = NDArray[Any]
 
@@ -140,6 +147,33 @@ def nnunet(setting: Setting) -> Labels:
         return labels
 
 
+def nnunet_network() -> nn.Module:
+    """The network that nnU-Net's planner chooses for the hippocampus, untrained."""
+    build: Callable[..., nn.Module] = import_module(
+        "dynamic_network_architectures.architectures.unet"
+    ).PlainConvUNet
+    return (
+        build(
+            input_channels=1,
+            n_stages=4,
+            features_per_stage=(32, 64, 128, 256),
+            conv_op=nn.Conv3d,
+            kernel_sizes=[[3, 3, 3]] * 4,
+            strides=[[1, 1, 1], *[[2, 2, 2]] * 3],
+            n_conv_per_stage=[2] * 4,
+            num_classes=3,
+            n_conv_per_stage_decoder=[2] * 3,
+            conv_bias=True,
+            norm_op=nn.InstanceNorm3d,
+            norm_op_kwargs={"eps": 1e-5, "affine": True},
+            nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True},
+        )
+        .to(DEVICE)
+        .eval()
+    )
+
+
 def bare(setting: Setting, num_windows: int | None = None) -> None:
     """The network alone, over as many windows, mirrored copies counted."""
     batch = setting.image[(slice(None), *(slice(0, n) for n in setting.window))][None].contiguous().to(DEVICE)
@@ -179,7 +213,7 @@ def reference_network(num_classes: int) -> AttentionUNet:
 
 
 def clock(
-    setting: Setting, methods: Mapping[str, Callable[[Setting], object]], rounds: int
+    methods: Mapping[str, Callable[[], object]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, object]]:
     """Seconds of every method in every round, and what each gave last."""
     times: dict[str, list[float]] = {name: [] for name in methods}
@@ -187,7 +221,7 @@ def clock(
     for number in range(rounds):
         for name, method in methods.items():
             start = time.perf_counter()
-            results[name] = method(setting)
+            results[name] = method()
             times[name].append(time.perf_counter() - start)
             print(f"  round {number + 1}: {name} {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
     return times, results
@@ -206,7 +240,8 @@ def measure_buffers(rounds: int) -> list[str]:
     for num_classes in (3, 30):
         stub = Stub(num_classes, num_classes, (96, 96, 96)).to(DEVICE)
         setting = Setting(stub, torch.zeros(1, 512, 512, 300), num_classes, (96, 96, 96))
-        times, _ = clock(setting, {"stub": bare, "ours": ours, "MONAI": monai}, rounds)
+        methods: dict[str, Callable[[Setting], object]] = {"stub": bare, "ours": ours, "MONAI": monai}
+        times, _ = clock({name: partial(method, setting) for name, method in methods.items()}, rounds)
         for name in "ours", "MONAI":
             times[f"{name} beyond"] = [t - stub for t, stub in zip(times[name], times["stub"], strict=True)]
         rows.append(
@@ -235,7 +270,7 @@ def measure_network(rounds: int) -> list[str]:
     for shape, side, flips in (((128,) * 3, 64, False), ((197, 233, 189), 96, False), ((96,) * 3, 64, True)):
         image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
         setting = Setting(reference_network(4), image, 4, (side, side, side), flips)
-        times, labels = clock(setting, methods, rounds)
+        times, labels = clock({name: partial(method, setting) for name, method in methods.items()}, rounds)
         size = "×".join(map(str, shape))
         mirroring = ", 8 flips" if flips else ""
         num_windows = setting.num_windows // (8 if flips else 1)
@@ -268,10 +303,10 @@ def measure_empty(rounds: int) -> list[str]:
     network, rows = reference_network(4), []
     for side in (64, 96):
         plain = Setting(network, image[None], 4, (side, side, side))
-        methods = {"plain": ours, "skipping": lambda setting: ours(replace(setting, skip_empty=True))}
-        times, labels = clock(plain, methods, rounds)
+        skipping = replace(plain, skip_empty=True)
+        times, labels = clock({"plain": partial(ours, plain), "skipping": partial(ours, skipping)}, rounds)
         num_unlike = np.count_nonzero(np.asarray(labels["plain"]) != np.asarray(labels["skipping"]))
-        num_skipped = predict(replace(plain, skip_empty=True)).num_skipped
+        num_skipped = predict(skipping).num_skipped
         rows.append(
             f"| 197×233×189 round the MNI152 brain, {plain.num_windows} windows of {side}³ | "
             f"{num_skipped} | {ratio(times, 'skipping', 'plain')} | {num_unlike} |"
@@ -281,6 +316,45 @@ def measure_empty(rounds: int) -> list[str]:
         "|---|---|---|---|",
     ]
     return [*header, *rows]
+
+
+def measure_case(rounds: int) -> list[str]:
+    """Whole cases by the shipped hippocampus job against nnU-Net's sliding window alone."""
+    if not find_spec("nnunetv2"):
+        return ["Whole cases: not measured, nnU-Net is not installed."]
+    num_cases, shape = 20, (35, 51, 35)
+    generator = np.random.default_rng(0)
+    job = load_job(ROOT / "configs/hippocampus.yaml")
+    contract = LabelContract({"background": 0, "anterior": 1, "posterior": 2})
+    network = build_network(job.network, 1, 3)
+    predictor = Predictor(job, contract, ["MR"], [], network, DEVICE)
+    theirs = nnunet_network()
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        cases, settings = [], []
+        for number in range(num_cases):
+            array = generator.integers(0, 1000, shape, dtype=np.int16)
+            path = folder / f"case_{number}.nii.gz"
+            nibabel.Nifti1Image(array, np.eye(4)).to_filename(path)
+            cases.append(Case(path.name, path.name, (path,)))
+            image = torch.from_numpy(array.astype(np.float32))[None]
+            settings.append(
+                Setting(theirs, (image - image.mean()) / image.std(), 3, (40, 56, 40), flips=True)
+            )
+
+        def run_theirs() -> None:
+            for setting in settings:
+                nnunet(setting)
+
+        ours_whole = partial(predict_cohort, predictor, cases, folder / "masks")
+        times, _ = clock({"ours": ours_whole, "nnU-Net": run_theirs}, rounds)
+    return [
+        f"| {num_cases} crops of 35×51×35 | ours, from image file to mask file | "
+        "nnU-Net's default network, 8 flips, sliding window and argmax alone | ratio |",
+        "|---|---|---|---|",
+        f"| seconds | {spread(times['ours'], ' s')} | {spread(times['nnU-Net'], ' s')} | "
+        f"{ratio(times, 'ours', 'nnU-Net')} |",
+    ]
 
 
 @dataclass(frozen=True)
@@ -361,6 +435,7 @@ half windows do not divide), labels differ for that reason alone. nnU-Net sums s
 PARTS = {
     "buffers": measure_buffers,
     "network": measure_network,
+    "case": measure_case,
     "empty": measure_empty,
     "memory": measure_memory,
 }
