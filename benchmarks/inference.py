@@ -44,7 +44,7 @@ from pipeline.inference.labelling import Labeller, LabelMap, autocast_type
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.windows import lay_windows
 from pipeline.labels import LabelContract
-from pipeline.memory import format_size, measure_peak, resident_bytes
+from pipeline.memory import format_size, freed_memory_kept, measure_peak, resident_bytes
 from pipeline.networks import AttentionUNet, build_network
 from pipeline.networks.blocks import Pointwise
 from pipeline.volume import Grid
@@ -111,7 +111,8 @@ def build_labeller(setting: Setting) -> Labeller:
 def predict(setting: Setting) -> LabelMap:
     height, width, depth = setting.image.shape[1:]
     grid = Grid((height, width, depth), np.eye(4))
-    return build_labeller(setting).label(Prepared(setting.image, np.eye(4)), grid)
+    with freed_memory_kept():  # as `clinseg predict` does
+        return build_labeller(setting).label(Prepared(setting.image, np.eye(4)), grid)
 
 
 def ours(setting: Setting) -> Labels:
@@ -178,7 +179,8 @@ def bare(setting: Setting, num_windows: int | None = None) -> None:
     """The network alone, over as many windows, mirrored copies counted."""
     batch = setting.image[(slice(None), *(slice(0, n) for n in setting.window))][None].contiguous().to(DEVICE)
     kind = autocast_type(DEVICE)
-    with torch.inference_mode(), torch.autocast(DEVICE.type, dtype=kind, enabled=kind is not None):
+    autocast = torch.autocast(DEVICE.type, dtype=kind, enabled=kind is not None)
+    with freed_memory_kept(), torch.inference_mode(), autocast:
         for _ in range(setting.num_windows if num_windows is None else num_windows):
             setting.network(batch)
     if DEVICE.type == "cuda":
@@ -430,7 +432,8 @@ def measure_one(case: MemoryCase) -> None:
 NOTES = """\
 The networks are untrained, so many voxels are undecided: labels differ more than in use. MONAI moves
 the last window of an axis back where ours are spaced evenly; where its windows lie elsewhere (sides that
-half windows do not divide), labels differ for that reason alone. nnU-Net sums scores in 16 bits."""
+half windows do not divide), labels differ for that reason alone. nnU-Net sums scores in 16 bits. Ours and the
+bare network keep freed memory, as `clinseg predict` does; the peers run as their users run them."""
 
 PARTS = {
     "buffers": measure_buffers,

@@ -1,11 +1,20 @@
 """Sizes are read and told as people write them, and a peak is seen however short it is."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.memory import available_bytes, format_size, measure_peak, parse_size, resident_bytes
+from pipeline.memory import (
+    available_bytes,
+    format_size,
+    freed_memory_kept,
+    measure_peak,
+    parse_size,
+    resident_bytes,
+)
 
 MIB = 2**20
 
@@ -15,6 +24,15 @@ def test_a_peak_is_seen_after_it_has_passed():
     peak = measure_peak(lambda: np.ones(200 * MIB, dtype=np.uint8).sum(), device)
     assert 190 * MIB < peak < 260 * MIB
     assert measure_peak(lambda: None, device) < 20 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is told what to keep")
+def test_freed_memory_is_kept_for_a_while_and_then_given_back():
+    before = resident_bytes()
+    with freed_memory_kept():
+        torch.ones(100 * MIB, dtype=torch.uint8)
+        assert resident_bytes() > before + 90 * MIB
+    assert resident_bytes() < before + 20 * MIB
 
 
 def test_memory_is_counted_in_bytes():

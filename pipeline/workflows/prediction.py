@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pipeline.files import check_writable, sha256_of, write_text
 from pipeline.inference.budget import Plan
 from pipeline.inference.cohort import CaseReport, hash_inputs, predict_cohort
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
-from pipeline.memory import parse_size
+from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
 from pipeline.workflows.models import load_model
 
@@ -68,7 +69,8 @@ def predict(
         }
     reports = dict(finished)
     pending = [case for case in cases if case.id not in finished]
-    with progress_bar("Predicting cases", len(pending)) as advance:
+    memory = freed_memory_kept() if limit is None else nullcontext()
+    with memory, progress_bar("Predicting cases", len(pending)) as advance:
 
         def keep(report: CaseReport) -> None:
             reports[report.case] = report

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, Fault, IntegrityError, Stopped
 from pipeline.files import write_text
 from pipeline.inference.evaluation import CaseMetrics
 from pipeline.inference.predictor import select_device
-from pipeline.memory import is_out_of_memory
+from pipeline.memory import freed_memory_kept, is_out_of_memory
 from pipeline.progress import budget_bar
 from pipeline.signals import StopSignals
 from pipeline.tracking import Delivery, Record, RunFolder, find_run, resume_record, start_record
@@ -99,18 +99,19 @@ def _train_and_judge(
     task = _build_task(job, material, device)
     sampler = _build_sampler(job, material, task)
     on_needs(measure_needs(task, sampler.draw(0), material, record.folder, device))
-    with budget_bar(f"Training {record.name}") as show, signals.deferred():
-        keeper = Keeper(record, job, material, task, show, signals)
-        try:
-            ending = fit(task, sampler, job.training, keeper, state)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise out_of_memory() from error
-    if ending == "interrupted":
-        raise Stopped
-    keeper.keep_something()
-    return ending, judge(record, job, material, device)
+    with freed_memory_kept():
+        with budget_bar(f"Training {record.name}") as show, signals.deferred():
+            keeper = Keeper(record, job, material, task, show, signals)
+            try:
+                ending = fit(task, sampler, job.training, keeper, state)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise out_of_memory() from error
+        if ending == "interrupted":
+            raise Stopped
+        keeper.keep_something()
+        return ending, judge(record, job, material, device)
 
 
 def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
