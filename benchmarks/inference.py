@@ -175,13 +175,18 @@ def nnunet_network() -> nn.Module:
     )
 
 
-def bare(setting: Setting, num_windows: int | None = None) -> None:
+def bare(setting: Setting) -> None:
     """The network alone, over as many windows, mirrored copies counted."""
+    with freed_memory_kept():
+        run_network(setting, setting.num_windows)
+
+
+def run_network(setting: Setting, num_windows: int) -> None:
     batch = setting.image[(slice(None), *(slice(0, n) for n in setting.window))][None].contiguous().to(DEVICE)
     kind = autocast_type(DEVICE)
     autocast = torch.autocast(DEVICE.type, dtype=kind, enabled=kind is not None)
-    with freed_memory_kept(), torch.inference_mode(), autocast:
-        for _ in range(setting.num_windows if num_windows is None else num_windows):
+    with torch.inference_mode(), autocast:
+        for _ in range(num_windows):
             setting.network(batch)
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
@@ -194,8 +199,9 @@ def bare_in_lanes(setting: Setting) -> None:
         bare(setting)
         return
     shares = [len(range(lane, setting.num_windows, num_threads)) for lane in range(num_threads)]
-    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(bare, [setting] * num_threads, shares))
+    lanes = ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,))
+    with freed_memory_kept(), lanes as pool:
+        list(pool.map(run_network, [setting] * num_threads, shares))
     torch.set_num_threads(num_threads)
 
 
@@ -348,8 +354,11 @@ def measure_case(rounds: int) -> list[str]:
             for setting in settings:
                 nnunet(setting)
 
-        ours_whole = partial(predict_cohort, predictor, cases, folder / "masks")
-        times, _ = clock({"ours": ours_whole, "nnU-Net": run_theirs}, rounds)
+        def run_ours() -> None:
+            with freed_memory_kept():
+                predict_cohort(predictor, cases, folder / "masks")
+
+        times, _ = clock({"ours": run_ours, "nnU-Net": run_theirs}, rounds)
     return [
         f"| {num_cases} crops of 35×51×35 | ours, from image file to mask file | "
         "nnU-Net's default network, 8 flips, sliding window and argmax alone | ratio |",

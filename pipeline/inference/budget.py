@@ -124,6 +124,12 @@ class Memory:
 def make_plan(work: Work, batch_size: int, num_lanes: int, memory: Memory | None = None) -> Plan:
     """Cuts a volume as seldom as the memory allows; then takes as many windows at a time.
 
+    Args:
+        work: What is to be swept over.
+        batch_size: Windows per forward pass at most, mirrored copies counted.
+        num_lanes: Forward passes at a time at most.
+        memory: What may be used, in bytes; None for no limit.
+
     Raises:
         ResourceError: If no plan stays within the limit; it names the least that would do.
     """

@@ -99,7 +99,7 @@ def predict_cohort(
         unfinished: deque[Future[CaseReport]] = deque()
         try:
             for case, loading in _read_ahead(reader, predictor, cases, num_ahead=0 if is_sequential else 1):
-                probabilities = folder / f"probabilities/{case.id}.nii" if with_probabilities else None
+                probabilities = probabilities_path(folder, case.id) if with_probabilities else None
                 predicted = _predict(predictor, case, loading, probabilities, on_plan)
                 unfinished.append(_write_beside(writer, predictor, predicted, folder))
                 # The next case is read into the memory that this one leaves.
@@ -247,6 +247,11 @@ def _measure(
         name: round(float(counts[list(values)].sum()) * grid.voxel_ml, 6)
         for name, values in structures.items()
     }
+
+
+def probabilities_path(folder: Path, case: str) -> Path:
+    """Where the probabilities of a case lie beside its mask in `folder`."""
+    return folder / f"probabilities/{case}.nii"
 
 
 def hash_inputs(case: Case) -> tuple[str, ...]:

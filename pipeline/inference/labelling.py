@@ -31,7 +31,7 @@ from transforms.postprocessing import (
 from transforms.preprocessing import Prepared
 
 _LARGEST_BATCH = 32
-# Each takes the memory of a window's forward pass; more would gain little.
+# Each takes the memory of a window's forward pass; two were measured.
 _MOST_LANES = 4
 _COMPONENT_BYTES = 6  # a voxel while connected components are searched: a mask and their numbers
 
@@ -166,7 +166,8 @@ class Labeller:
         """The plan, and the image where windows are best cut from: on the device if it fits there."""
         if self.device.type == "cpu":
             window_bytes = 0 if max_memory is None else self._measure_window(image)
-            limit = max_memory if max_memory is not None else resident_bytes() + available_bytes()
+            free = available_bytes()  # first, since it may lower what is taken
+            limit = max_memory if max_memory is not None else resident_bytes() + free
             used = resident_bytes() + label_bytes + beside_bytes
             if self.section.largest_component:
                 self._check_host(label_bytes, limit)

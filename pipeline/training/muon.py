@@ -44,6 +44,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
+    # torch's gives back what a closure gives; there is none here.
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Moves every parameter that has a gradient."""
         assert closure is None, "gradients are computed before"
@@ -89,7 +90,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthogonal rows or columns, roughly: singular values between 0.7 and 1.2."""
+    """Brings a matrix near to the nearest one with orthonormal rows or columns (Newton and Schulz).
+
+    Source: Jordan et al., 2024, with their five steps and coefficients.
+
+    Args:
+        matrix: `(rows, columns)` float32, not all zero.
+
+    Returns:
+        `(rows, columns)`; singular values lie between about 0.7 and 1.2.
+    """
     a, b, c = _COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
     wide: Tensor = matrix.T if is_tall else matrix

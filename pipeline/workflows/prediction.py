@@ -17,7 +17,7 @@ from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import check_writable, sha256_of, write_text
 from pipeline.inference.budget import Plan
-from pipeline.inference.cohort import CaseReport, hash_inputs, predict_cohort
+from pipeline.inference.cohort import CaseReport, hash_inputs, predict_cohort, probabilities_path
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
@@ -65,7 +65,7 @@ def predict(
     finished = _find_finished(path, checkpoint, cases) if resume else {}
     if with_probabilities:
         finished = {
-            name: report for name, report in finished.items() if _probabilities(folder, name).is_file()
+            name: report for name, report in finished.items() if probabilities_path(folder, name).is_file()
         }
     reports = dict(finished)
     pending = [case for case in cases if case.id not in finished]
@@ -142,10 +142,6 @@ def _is_finished(report: CaseReport, case: Case, folder: Path) -> bool:
         return False  # what cannot be read now is told when it is predicted
 
 
-def _probabilities(folder: Path, case: str) -> Path:
-    return folder / f"probabilities/{case}.nii"
-
-
 def _refuse_overwriting(cases: Sequence[Case], folder: Path) -> None:
     """A mask never takes the place of the image it was made from."""
     faults = [
@@ -153,7 +149,7 @@ def _refuse_overwriting(cases: Sequence[Case], folder: Path) -> None:
             case.id, "would-overwrite", "the mask would replace its own image; choose another folder with -o"
         )
         for case in cases
-        if {(folder / f"{case.id}.nii.gz").resolve(), _probabilities(folder, case.id).resolve()}
+        if {(folder / f"{case.id}.nii.gz").resolve(), probabilities_path(folder, case.id).resolve()}
         & {path.resolve() for path in case.images}
     ]
     if faults:
