@@ -54,6 +54,8 @@ def train(
     result = run_training(
         config, settings, resume, on_needs=lambda needs: _err.print(f"training: {needs}", markup=False)
     )
+    if result is None:  # one of several processes, of which the first tells
+        return
     _show_metrics(result.rows, "Validation, on the patients' own grids")
     _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
     _out.print(f"Apply it:   clinseg predict {result.run} INPUT -o predictions")
@@ -226,7 +228,7 @@ def main() -> NoReturn:
         _show_faults("error", error.faults)
         sys.exit(error.exit_code)
     except Stopped as stopped:
-        _err.print(f"stopped; {stopped}" if stopped.args else "stopped")
+        _err.print(f"stopped; {stopped}" if stopped.args else "stopped", markup=False)
         sys.exit(ExitCode.STOPPED)
     except MemoryError:
         _show_faults("error", [Fault("memory", "out-of-memory", "it does not suffice; end other programs")])

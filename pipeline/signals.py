@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,12 +11,14 @@ from types import FrameType
 from pipeline.errors import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# torchrun passes on a signal that a scheduler sends to every process anyway.
+_ECHO_S = 1.0
 
 
 class StopSignals:
     """Turns the two signals into `Stopped`, or, while `deferred`, into a flag to ask for.
 
-    A second signal while deferred stops at once: somebody is in a hurry.
+    A second signal while deferred, unless it is an echo of the first, stops at once: somebody is in a hurry.
 
     Attributes:
         is_requested: Whether a signal arrived.
@@ -24,6 +27,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.is_requested = False
         self._is_deferred = False
+        self._first_s = 0.0
 
     def __enter__(self) -> StopSignals:
         self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
@@ -43,7 +47,9 @@ class StopSignals:
             self._is_deferred = False
 
     def _receive(self, _number: int, _frame: FrameType | None) -> None:
-        hurries = self.is_requested
-        self.is_requested = True
+        now = time.monotonic()
+        hurries = self.is_requested and now - self._first_s > _ECHO_S
+        if not self.is_requested:
+            self.is_requested, self._first_s = True, now
         if hurries or not self._is_deferred:
             raise Stopped

@@ -121,6 +121,8 @@ class PatchSampler:
         batch_size: Samples per step.
         foreground_fraction: Share of patches centred on a random voxel of a random label.
         seed: Of the run.
+        share: Of the samples of a step, where several processes train: which one this is, of how many. Each
+            draws `batch_size` samples, and together they draw those of one with the sum.
     """
 
     def __init__(
@@ -131,6 +133,7 @@ class PatchSampler:
         batch_size: int,
         foreground_fraction: float,
         seed: int,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.cases = cases
         slab = (1,) if len(patch_size) == 2 else ()
@@ -140,11 +143,13 @@ class PatchSampler:
         self.batch_size = batch_size
         self.foreground_fraction = foreground_fraction
         self.seed = seed
+        self.share = share
 
     def draw(self, step: int) -> Batch:
         """The batch of training step `step`."""
-        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
-        samples = [self._draw_sample(number) for number in numbers]
+        rank, num_processes = self.share
+        first = (step * num_processes + rank) * self.batch_size
+        samples = [self._draw_sample(number) for number in range(first, first + self.batch_size)]
         return Batch(
             tensors={
                 IMAGE: torch.stack([image for image, _, _ in samples]),
@@ -166,9 +171,9 @@ class PatchSampler:
 
     def _draw_sample(self, number: int) -> tuple[Tensor, Tensor, int]:
         epoch, position = divmod(number, len(self.cases))
-        order = np.random.default_rng(_derive_seed(self.seed, "order", epoch)).permutation(len(self.cases))
+        order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self.cases))
         prepared = self.cases[order[position]]
-        random = np.random.default_rng(_derive_seed(self.seed, "patch", number))
+        random = np.random.default_rng(derive_seed(self.seed, "patch", number))
         centre = self._draw_centre(prepared, random)
         start = [c - s // 2 for c, s in zip(centre, self.source_size, strict=True)]
         image = crop(prepared.image, start, self.source_size)
@@ -192,7 +197,8 @@ class PatchSampler:
         ]
 
 
-def _derive_seed(*parts: object) -> int:
+def derive_seed(*parts: object) -> int:
+    """A seed of 64 bits that is a function of `parts` and of nothing else."""
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8])
 
 

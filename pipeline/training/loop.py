@@ -1,7 +1,8 @@
 """The training loop: time, checkpoints and the record; it knows no task.
 
 Everything random is derived from the seed and the step's number, so a state taken at any step continues as
-if nothing had happened. Losses stay on the device until an epoch ends.
+if nothing had happened. Losses stay on the device until an epoch ends. Where several processes train, all run
+this loop, and agree on the time and on whether to stop.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from pipeline.config import TrainingSection
-from pipeline.data.datasets import PatchSampler
+from pipeline.data.datasets import PatchSampler, derive_seed
+from pipeline.signals import StopSignals
+from pipeline.training.distributed import ALONE, World
 from pipeline.training.task import AbstractTask
 
 
@@ -37,6 +40,29 @@ class Surroundings(Protocol):
 
     def is_stop_requested(self) -> bool:
         """Whether a signal asked to stop."""
+
+
+class Silence:
+    """The surroundings of a process that only takes part: nothing is told, and signals are its own."""
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+
+    def log_metrics(self, values: Mapping[str, float], epoch: int) -> None:
+        """Nothing."""
+
+    def save_best(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Nothing."""
+
+    def save_last(self, state: Mapping[str, Any], epoch: int) -> None:
+        """Nothing."""
+
+    def advance(self, progress: float, epoch: int) -> None:
+        """Nothing."""
+
+    def is_stop_requested(self) -> bool:
+        """Whether a signal arrived here."""
+        return self.signals.is_requested
 
 
 @dataclass
@@ -73,6 +99,7 @@ def fit(
     section: TrainingSection,
     surroundings: Surroundings,
     state: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Ending:
     """Trains `task` until its budget is used up, it stops improving, or a signal asks to stop.
 
@@ -82,6 +109,7 @@ def fit(
         section: Budget, validation and stopping.
         surroundings: Record, checkpoints, progress and signals.
         state: What `save_last` was given, to go on from there.
+        world: The processes that train together.
 
     Returns:
         How it ended. An interrupted training has saved its last state.
@@ -90,41 +118,47 @@ def fit(
     if state is not None:
         position = Position(**state["position"])
         task.load_state_dict(state["task"])
-        _restore_random_states(state["random"])
-    clock = _Clock(position)
+    clock = _Clock(position, world)
     batches = sampler.iterate(position.step)
     try:
         while _progress(position, section) < 1:
             if section.early_stopping is not None and position.num_stale >= section.early_stopping:
                 return "stopped early"
-            if surroundings.is_stop_requested():
-                surroundings.save_last(_capture(task, position), position.epoch)
+            if any(world.largest([surroundings.is_stop_requested()])):
+                surroundings.save_last(_capture(task, position, world), position.epoch)
                 return "interrupted"
+            # What a network draws by itself (dropout) is a function of these numbers as well.
+            torch.manual_seed(derive_seed(section.seed, "step", position.step, world.rank))
             losses = task.training_step(next(batches), _progress(position, section))
             _count_step(position, losses)
             clock.tick()
             surroundings.advance(_progress(position, section), position.epoch)
             is_over = _progress(position, section) >= 1
             if is_over or position.epoch_steps == section.steps_per_epoch:
-                _end_epoch(task, position, section, surroundings, validates=is_over)
+                _end_epoch(task, position, section, surroundings, world, validates=is_over)
                 clock.tick()
-                surroundings.save_last(_capture(task, position), position.epoch)
+                surroundings.save_last(_capture(task, position, world), position.epoch)
     finally:
         batches.close()
     return "finished"
 
 
 class _Clock:
-    """Adds the time that passes to a position; one that was interrupted goes on from what it had."""
+    """Adds the time that passes to a position; one that was interrupted goes on from what it had.
 
-    def __init__(self, position: Position) -> None:
+    The first process's time is everybody's, so that all see the budget end at the same step.
+    """
+
+    def __init__(self, position: Position, world: World) -> None:
         self.position = position
+        self.world = world
         self.last = time.monotonic()
 
     def tick(self) -> None:
         now = time.monotonic()
-        self.position.elapsed_s += now - self.last
-        self.position.epoch_s += now - self.last
+        (passed,) = self.world.largest([now - self.last if self.world.is_first else 0.0])
+        self.position.elapsed_s += passed
+        self.position.epoch_s += passed
         self.last = now
 
 
@@ -151,6 +185,7 @@ def _end_epoch(
     position: Position,
     section: TrainingSection,
     surroundings: Surroundings,
+    world: World,
     *,
     validates: bool,
 ) -> None:
@@ -158,7 +193,8 @@ def _end_epoch(
     metrics = {name: float(total) / position.epoch_steps for name, total in position.loss_sums.items()}
     metrics["training/learning_rate"] = task.learning_rate
     metrics["training/epoch_seconds"] = position.epoch_s
-    metrics["training/patches_per_second"] = position.epoch_steps * section.batch_size / position.epoch_s
+    num_patches = position.epoch_steps * section.batch_size * world.size
+    metrics["training/patches_per_second"] = num_patches / position.epoch_s
     if validates or position.epoch % section.validate_every == 0:
         validation = task.validate()
         metrics |= validation
@@ -171,14 +207,5 @@ def _end_epoch(
     position.loss_sums, position.epoch_steps, position.epoch_s = {}, 0, 0.0
 
 
-def _capture(task: AbstractTask, position: Position) -> dict[str, Any]:
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    return {"position": asdict(position), "task": task.state_dict(), "random": random}
-
-
-def _restore_random_states(states: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+def _capture(task: AbstractTask, position: Position, world: World) -> dict[str, Any]:
+    return {"position": asdict(position), "task": task.state_dict(), "num_processes": world.size}

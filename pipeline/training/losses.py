@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its customary name
@@ -19,11 +19,13 @@ class DiceCrossEntropy(nn.Module):
 
     Args:
         is_regions: Whether channels are independent regions (sigmoid) instead of classes (softmax).
+        total: Adds up sums of this batch and of those that other processes have of the same step.
     """
 
-    def __init__(self, *, is_regions: bool) -> None:
+    def __init__(self, *, is_regions: bool, total: Callable[[Tensor], Tensor] = lambda sums: sums) -> None:
         super().__init__()
         self.is_regions = is_regions
+        self.total = total
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of one batch.
@@ -38,20 +40,23 @@ class DiceCrossEntropy(nn.Module):
         logits = logits.float()
         axes = [0, *range(2, logits.ndim)]
         if self.is_regions:
-            cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
             probabilities = logits.sigmoid()
             overlap = (probabilities * target).sum(axes)
             sizes = probabilities.sum(axes) + target.sum(axes)
         else:
             log_probabilities = F.log_softmax(logits, dim=1)
-            cross_entropy = F.nll_loss(log_probabilities, target)
+            cross_entropy = F.nll_loss(log_probabilities, target, reduction="sum")
             probabilities = log_probabilities.exp()
             # The background is the complement of the rest and would only dilute it.
             masks = [target == channel for channel in range(1, logits.shape[1])]
             overlap = torch.stack([(probabilities[:, k] * mask).sum() for k, mask in enumerate(masks, 1)])
             sizes = probabilities.sum(axes)[1:] + torch.stack([mask.sum() for mask in masks])
+        terms = torch.full_like(cross_entropy, target.numel())
+        sums = self.total(torch.cat([overlap, sizes, torch.stack([cross_entropy, terms])]))
+        overlap, sizes = sums[:-2].chunk(2)
         dice = (2 * overlap + _SMOOTH) / (sizes + _SMOOTH)
-        return cross_entropy + 1 - dice.mean()
+        return sums[-2] / sums[-1] + 1 - dice.mean()
 
 
 class DeepSupervision(nn.Module):

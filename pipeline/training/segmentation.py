@@ -15,6 +15,7 @@ from pipeline.inference.labelling import Labeller, autocast_type
 from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice
 from pipeline.networks import AttentionUNet, build_network
+from pipeline.training.distributed import ALONE, World
 from pipeline.training.losses import DeepSupervision, DiceCrossEntropy
 from pipeline.training.optim import AveragedNetwork, build_optimizer, learning_rate
 from pipeline.training.task import AbstractTask
@@ -33,6 +34,7 @@ class SegmentationTask(AbstractTask):
         num_channels: Of the images.
         validation: Prepared cases held out, possibly none.
         device: Where to compute.
+        world: The processes that train together.
     """
 
     metric = "validation/dice/mean"
@@ -44,11 +46,13 @@ class SegmentationTask(AbstractTask):
         num_channels: int,
         validation: Sequence[PreparedCase],
         device: torch.device,
+        world: World = ALONE,
     ) -> None:
         self.job = job
         self.contract = contract
         self.validation = validation
         self.device = device
+        self.world = world
         torch.manual_seed(job.training.seed)
         self.network = build_network(job.network, num_channels, len(contract.channel_values)).to(device)
         self.averaged = (
@@ -56,7 +60,8 @@ class SegmentationTask(AbstractTask):
         )
         self.optimizer = build_optimizer(job.training, self.network.parameters())
         self.learning_rate = job.training.learning_rate
-        self.loss = DeepSupervision(DiceCrossEntropy(is_regions=contract.regions is not None))
+        loss = DiceCrossEntropy(is_regions=contract.regions is not None, total=world.total)
+        self.loss = DeepSupervision(loss)
         self.augmentation = Augmentation(job.augmentation, job.training.patch_size, job.preprocessing.spacing)
         self.targets = _build_target_table(contract).to(device)
         self.autocast_type = autocast_type(device) if job.training.mixed_precision else None
@@ -70,6 +75,7 @@ class SegmentationTask(AbstractTask):
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._compute_loss(batch)
         self.scaler.scale(loss).backward()
+        self.world.sum_gradients(self.network.parameters())
         if self.job.training.gradient_clip is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.job.training.gradient_clip)
@@ -90,8 +96,14 @@ class SegmentationTask(AbstractTask):
         if not self.validation:
             return {}
         labeller = self._build_labeller()
-        dice = [self._validate_case(labeller, prepared) for prepared in self.validation]
-        metrics = {f"validation/dice/{name}": float(np.mean([d[name] for d in dice])) for name in dice[0]}
+        structures = list(self.contract.structures)
+        dice = torch.zeros(len(self.validation), len(structures), dtype=torch.float64)
+        # Every process judges its share; a sum brings the rows of all together.
+        for number in range(self.world.rank, len(self.validation), self.world.size):
+            found = self._validate_case(labeller, self.validation[number])
+            dice[number] = torch.tensor([found[name] for name in structures])
+        means = self.world.total(dice).mean(0).tolist()
+        metrics = {f"validation/dice/{name}": mean for name, mean in zip(structures, means, strict=True)}
         return metrics | {self.metric: float(np.mean(list(metrics.values())))}
 
     def weights(self) -> dict[str, Tensor]:

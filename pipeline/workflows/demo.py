@@ -52,6 +52,7 @@ def demo(folder: Path) -> DemoResult:
             folder, num_training=_NUM_TRAINING, num_held_out=_NUM_HELD_OUT, seed=_SEED, on_case=advance
         )
     training = train(_CONFIG, [f"data.manifest={manifest}"])
+    assert training is not None, "a demo is one process"
     reports = predict(training.run, [folder / "images"], folder / "predictions")
     faults = [fault for report in reports for fault in report.faults]
     if faults:

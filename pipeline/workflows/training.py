@@ -22,7 +22,8 @@ from pipeline.memory import freed_memory_kept, is_out_of_memory
 from pipeline.progress import budget_bar
 from pipeline.signals import StopSignals
 from pipeline.tracking import Delivery, Record, RunFolder, find_run, resume_record, start_record
-from pipeline.training.loop import Ending, fit
+from pipeline.training.distributed import World, join_world, own_device
+from pipeline.training.loop import Ending, Silence, Surroundings, fit
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.judging import judge
 from pipeline.workflows.keeping import Keeper
@@ -55,8 +56,10 @@ def train(
     overrides: Sequence[str] = (),
     resume: str | None = None,
     on_needs: Callable[[Needs], None] = lambda needs: None,
-) -> TrainingResult:
+) -> TrainingResult | None:
     """Trains one network, keeps its best and last state, and judges it on the validation cases.
+
+    Where torchrun started several processes, they train together, and the first alone writes and judges.
 
     Args:
         config: The job; may be left out when a run is resumed.
@@ -64,22 +67,34 @@ def train(
         resume: A run (or `latest`) to go on with; it keeps the config it was started with.
         on_needs: Is told what memory and disk it takes before it starts.
 
+    Returns:
+        What it left; None in all processes but the first.
+
     Raises:
         FaultError: If config, data or the run to resume are wrong; all faults together.
-        Stopped: If a signal ended it; everything so far is saved.
+        Stopped: If a signal ended it, or another process of it was lost; everything so far is saved.
     """
-    with StopSignals() as signals:
-        run = find_run(resume) if resume is not None else None
-        job = _resumed_job(run, overrides) if run is not None else _new_job(config, overrides)
-        device = select_device(job.training.device)
-        material = load_material(job)
-        state = _load_state(run, material) if run is not None else None
+    with StopSignals() as signals, join_world() as world:
+        # The others then find the cases prepared; faults that all would find are told once.
+        with world.first_alone():
+            run = find_run(resume) if resume is not None else None
+            job = _resumed_job(run, overrides) if run is not None else _new_job(config, overrides)
+            device = own_device(select_device(job.training.device), world)
+            material = load_material(job)
+            state = _load_state(run, material, world) if run is not None else None
+        world.check_agreement(f"{job_to_yaml(job)} {material.data_hash} {run and run.name}")
+        if not world.is_first:
+            _follow(job, material, device, state, signals, world)
+            return None
         record = resume_record(run) if run is not None else _start(job)
         try:
-            ending, rows = _train_and_judge(record, job, material, device, state, signals, on_needs)
-        except Stopped:
-            record.close("KILLED")
-            raise Stopped(f"go on with: clinseg train --resume {record.name}") from None
+            ending, rows = _train_and_judge(record, job, material, device, state, signals, world, on_needs)
+        except Stopped as stopped:
+            # When another process was lost, torchrun's signal comes while the record is being closed.
+            with signals.deferred():
+                record.close("KILLED")
+            reason = f"{stopped}; " if stopped.args else ""
+            raise Stopped(f"{reason}go on with: {_resuming_command(record, world)}") from None
         except BaseException:
             record.close("FAILED")
             raise
@@ -93,25 +108,56 @@ def _train_and_judge(
     device: torch.device,
     state: Mapping[str, Any] | None,
     signals: StopSignals,
+    world: World,
     on_needs: Callable[[Needs], None],
 ) -> tuple[Ending, list[CaseMetrics]]:
-    _describe(record, job, material, device)
-    task = _build_task(job, material, device)
-    sampler = _build_sampler(job, material, task)
+    _describe(record, job, material, device, world)
+    task = _build_task(job, material, device, world)
+    sampler = _build_sampler(job, material, task, world)
     on_needs(measure_needs(task, sampler.draw(0), material, record.folder, device))
     with freed_memory_kept():
         with budget_bar(f"Training {record.name}") as show, signals.deferred():
             keeper = Keeper(record, job, material, task, show, signals)
-            try:
-                ending = fit(task, sampler, job.training, keeper, state)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise out_of_memory() from error
-        if ending == "interrupted":
-            raise Stopped
+            ending = _fit(task, sampler, job, keeper, state, world)
         keeper.keep_something()
         return ending, judge(record, job, material, device)
+
+
+def _follow(
+    job: Job,
+    material: Material,
+    device: torch.device,
+    state: Mapping[str, Any] | None,
+    signals: StopSignals,
+    world: World,
+) -> None:
+    """What all processes but the first do: their share of every step, and nothing that is written."""
+    task = _build_task(job, material, device, world)
+    sampler = _build_sampler(job, material, task, world)
+    task.rehearse(sampler.draw(0))
+    with freed_memory_kept(), signals.deferred():
+        _fit(task, sampler, job, Silence(signals), state, world)
+
+
+def _fit(
+    task: SegmentationTask,
+    sampler: PatchSampler,
+    job: Job,
+    surroundings: Surroundings,
+    state: Mapping[str, Any] | None,
+    world: World,
+) -> Ending:
+    try:
+        ending = fit(task, sampler, job.training, surroundings, state, world)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory() from error
+    # Who ended first would have torchrun end the others, while the last state is being written.
+    world.leave()
+    if ending == "interrupted":
+        raise Stopped
+    return ending
 
 
 def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
@@ -137,7 +183,7 @@ def _start(job: Job) -> Record:
     return record
 
 
-def _load_state(run: RunFolder, material: Material) -> Mapping[str, Any] | None:
+def _load_state(run: RunFolder, material: Material, world: World) -> Mapping[str, Any] | None:
     """What the run saved last; None if it was killed before it saved anything, to begin again."""
     if not (run.path / LAST).is_file():
         return None
@@ -147,20 +193,31 @@ def _load_state(run: RunFolder, material: Material) -> Mapping[str, Any] | None:
         raise IntegrityError(Fault(run.name, "data-changed", message))
     state = checkpoint.state
     assert isinstance(state, Mapping)
+    num_processes = state.get("num_processes", 1)
+    if num_processes != world.size:
+        message = (
+            f"{num_processes} processes trained it and {world.size} would go on; start as many as before"
+        )
+        raise ConfigError(Fault(run.name, "processes-changed", message))
     return state
 
 
-def _build_task(job: Job, material: Material, device: torch.device) -> SegmentationTask:
+def _resuming_command(record: Record, world: World) -> str:
+    program = "clinseg" if world.size == 1 else "torchrun (as before) -m pipeline"
+    return f"{program} train --resume {record.name}"
+
+
+def _build_task(job: Job, material: Material, device: torch.device, world: World) -> SegmentationTask:
     if job.training.deterministic:
         # cuBLAS repeats itself only with a workspace of fixed size; it must be said before CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     num_channels = len(material.study.channels)
-    return SegmentationTask(job, material.contract, num_channels, material.validation, device)
+    return SegmentationTask(job, material.contract, num_channels, material.validation, device, world)
 
 
-def _build_sampler(job: Job, material: Material, task: SegmentationTask) -> PatchSampler:
+def _build_sampler(job: Job, material: Material, task: SegmentationTask, world: World) -> PatchSampler:
     section = job.training
     return PatchSampler(
         material.training,
@@ -169,16 +226,18 @@ def _build_sampler(job: Job, material: Material, task: SegmentationTask) -> Patc
         section.batch_size,
         section.foreground_fraction,
         section.seed,
+        share=(world.rank, world.size),
     )
 
 
-def _describe(record: Record, job: Job, material: Material, device: torch.device) -> None:
+def _describe(record: Record, job: Job, material: Material, device: torch.device, world: World) -> None:
     record.log_parameters(job_parameters(job))
     record.set_tags(
         {
             "clinseg.data_hash": material.data_hash,
             "clinseg.device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "clinseg.fold": str(job.data.fold),
+            "clinseg.num_processes": str(world.size),
             "clinseg.num_training_cases": str(len(material.training)),
             "clinseg.num_validation_cases": str(len(material.validation)),
             **{f"environment.{name}": version for name, version in environment().items()},

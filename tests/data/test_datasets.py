@@ -126,3 +126,14 @@ def test_2d_patches_are_slices(section):
     draws = sampler(prepare(section), patch_size=(8, 8), source_size=(10, 10))
     batch = draws.draw(0)
     assert batch.tensors["image"].shape == (3, 1, 10, 10) and batch.tensors["label"].shape == (3, 10, 10)
+
+
+def test_the_shares_of_several_processes_are_the_samples_of_one(section):
+    cases = prepare(section)
+    whole = sampler(cases, batch_size=6)
+    shares = [sampler(cases, batch_size=2, share=(rank, 3)) for rank in range(3)]
+    for step in range(3):
+        parts = [share.draw(step) for share in shares]
+        assert sum((part.seeds for part in parts), ()) == whole.draw(step).seeds
+        images = torch.cat([part.tensors["image"] for part in parts])
+        assert torch.equal(images, whole.draw(step).tensors["image"])

@@ -1,0 +1,207 @@
+"""Several processes learn what one would with the whole batch: here threads, joined by real gloo."""
+
+import threading
+from copy import deepcopy
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline.config import Job
+from pipeline.data.cases import read_manifest
+from pipeline.data.datasets import PatchSampler, prepare_cases
+from pipeline.data.synthetic import write_phantom_study
+from pipeline.errors import ConfigError, Stopped
+from pipeline.inference.predictor import build_preprocessing
+from pipeline.labels import LabelContract
+from pipeline.training.distributed import ALONE, World
+from pipeline.training.loop import fit
+from pipeline.training.losses import DeepSupervision, DiceCrossEntropy
+from pipeline.training.segmentation import SegmentationTask
+
+
+def meet(work, size=2):
+    """What `work(world)` gives in each of `size` worlds that are connected with each other."""
+    store = dist.HashStore()
+    results = [None] * size
+
+    def run(rank):
+        group = dist.ProcessGroupGloo(store, rank, size, timedelta(seconds=60))
+        try:
+            results[rank] = work(World(rank, size, group))
+        except BaseException as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def values(results):
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+@pytest.mark.parametrize("is_regions", [False, True])
+def test_the_loss_and_its_gradient_are_those_of_the_whole_batch(is_regions):
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(4, 3, n, n, generator=generator) for n in (8, 4)]
+    target = torch.randint(0, 3, (4, 8, 8), generator=generator)
+    target[2:] = 0  # a structure that only one process sees
+    if is_regions:
+        target = torch.stack([target > k for k in range(3)], dim=1).float()
+
+    def compute(world):
+        share = slice(4 // world.size * world.rank, 4 // world.size * (world.rank + 1))
+        scale = torch.ones((), requires_grad=True)
+        loss = DeepSupervision(DiceCrossEntropy(is_regions=is_regions, total=world.total))
+        value = loss([level[share] * scale for level in logits], target[share])
+        value.backward()
+        parameter = torch.nn.Parameter(scale.detach())
+        parameter.grad = scale.grad
+        world.sum_gradients([parameter])
+        return value.detach(), parameter.grad
+
+    value, gradient = compute(ALONE)
+    for found, slope in values(meet(compute)):
+        torch.testing.assert_close(found, value)
+        torch.testing.assert_close(slope, gradient)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    job = build_job(write_phantom_study(folder / "study", num_cases=6), folder / "cache")
+    study = read_manifest(job.data)
+    chain = build_preprocessing(job.preprocessing, ())
+    cases = prepare_cases(study.cases, study.labels, 1, chain, job.data)
+    return job, LabelContract(study.labels, None), cases
+
+
+def build_job(manifest, cache):
+    return Job.model_validate(
+        {
+            "data": {"manifest": manifest, "cache_dir": cache},
+            "network": {"features": (4, 8)},
+            "training": {
+                "epochs": 2,
+                "steps_per_epoch": 2,
+                "patch_size": (16, 16, 16),
+                "optimizer": "muon",
+                "learning_rate": 0.01,
+                "gradient_clip": 0.5,
+                "ema_decay": 0.9,
+            },
+        }
+    )
+
+
+class Surroundings:
+    """Remembers what the loop told it, and asks it to stop before a step."""
+
+    def __init__(self, last_step=None):
+        self.metrics, self.state, self.last_step, self.step = [], None, last_step, 0
+
+    def log_metrics(self, values, epoch):
+        self.metrics.append(values)
+
+    def save_best(self, metrics, epoch):
+        pass
+
+    def save_last(self, state, epoch):
+        self.state = deepcopy(state)
+
+    def advance(self, progress, epoch):
+        self.step += 1
+
+    def is_stop_requested(self):
+        return self.step == self.last_step
+
+
+def build_task(prepared, world):
+    job, contract, cases = prepared
+    return SegmentationTask(job, contract, 1, cases[3:], torch.device("cpu"), world)
+
+
+def train(prepared, world, task, *, state=None, last_step=None):
+    job, _, cases = prepared
+    size, share = task.augmentation.source_size, (world.rank, world.size)
+    sampler = PatchSampler(cases[:3], (16, 16, 16), size, 4 // world.size, 0.5, 0, share=share)
+    surroundings = Surroundings(last_step)
+    fit(task, sampler, job.training, surroundings, deepcopy(state), world)
+    return surroundings
+
+
+def train_together(prepared, **asked):
+    # Networks are drawn from torch's own generator, which threads share.
+    tasks = {rank: build_task(prepared, World(rank, 2)) for rank in range(2)}
+
+    def work(world):
+        task = tasks[world.rank]
+        task.world, task.loss.loss.total = world, world.total
+        return train(prepared, world, task, **asked)
+
+    return values(meet(work))
+
+
+def told(surroundings):
+    names = ("training/loss", "validation/dice/mean")
+    return [[metrics[name] for name in names] for metrics in surroundings.metrics]
+
+
+def test_they_train_as_one_with_the_whole_batch_does(prepared):
+    alone = train(prepared, ALONE, build_task(prepared, ALONE))
+    first, second = train_together(prepared)
+    assert told(first) == told(second)
+    torch.testing.assert_close(torch.tensor(told(first)), torch.tensor(told(alone)), rtol=1e-4, atol=1e-4)
+    weights = alone.state["task"]["network"]
+    torch.testing.assert_close(first.state["task"]["network"], weights, rtol=1e-3, atol=1e-4)
+
+
+def test_all_have_the_same_weights_averages_and_moments(prepared):
+    first, second = train_together(prepared)
+    torch.testing.assert_close(second.state["task"], first.state["task"], rtol=0, atol=0)
+
+
+def test_one_asked_to_stop_stops_all_and_they_resume_to_the_bit(prepared):
+    straight = train_together(prepared)[0]
+    stopped = train_together(prepared, last_step=3)
+    assert [surroundings.state["position"]["step"] for surroundings in stopped] == [3, 3]
+    resumed = train_together(prepared, state=stopped[0].state)[0]
+    torch.testing.assert_close(resumed.state["task"], straight.state["task"], rtol=0, atol=0)
+    assert told(resumed) == told(straight)[1:]
+
+
+def test_the_first_works_alone_before_the_others():
+    order = []
+
+    def work(world):
+        with world.first_alone():
+            order.append(world.rank)
+
+    values(meet(work, size=3))
+    assert order[0] == 0 and sorted(order) == [0, 1, 2]
+
+
+def test_who_has_another_job_is_found_by_all():
+    def work(world):
+        world.check_agreement("the job")
+        world.check_agreement("another" if world.rank == 1 else "the job")
+
+    assert all(isinstance(result, ConfigError) for result in meet(work, size=3))
+
+
+def test_who_is_left_by_another_is_stopped():
+    def work(world):
+        if world.rank == 1:
+            world.group.abort()
+        else:
+            world.wait()
+
+    assert isinstance(meet(work)[0], Stopped)
