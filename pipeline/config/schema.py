@@ -224,7 +224,7 @@ class TrainingSection(Section):
     steps_per_epoch: Annotated[int, Field(ge=1)] = 100
     """Optimizer steps between two lines of the record."""
     batch_size: Annotated[int, Field(ge=1)] = 2
-    """Patches per step."""
+    """Patches per step, of each process where several train (`torchrun`)."""
     patch_size: Axes = (64, 64, 64)
     """Voxels per axis of a training patch, on the network's grid."""
     foreground_fraction: Probability = 0.33
@@ -257,6 +257,8 @@ class TrainingSection(Section):
     """Everything random is derived from it."""
     deterministic: bool = False
     """Bit-identical repetition and resumption on one kind of machine; needs a budget in epochs."""
+    compile: bool = False
+    """Compile the network for training (`torch.compile`); costs a minute before the budget begins."""
 
     @model_validator(mode="after")
     def _check_budget(self) -> TrainingSection:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from pipeline.config import Job
 from pipeline.data.datasets import Batch, PreparedCase
+from pipeline.errors import ConfigError, Fault
 from pipeline.inference.labelling import Labeller, autocast_type
 from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice
@@ -59,6 +61,9 @@ class SegmentationTask(AbstractTask):
             AveragedNetwork(self.network, job.training.ema_decay) if job.training.ema_decay else None
         )
         self.optimizer = build_optimizer(job.training, self.network.parameters())
+        # A compiled way forward beside the network, not round it: its weights keep their names.
+        forward_deep = self.network.forward_deep
+        self.forward_deep = torch.compile(forward_deep) if job.training.compile else forward_deep
         self.learning_rate = job.training.learning_rate
         loss = DiceCrossEntropy(is_regions=contract.regions is not None, total=world.total)
         self.loss = DeepSupervision(loss)
@@ -87,8 +92,13 @@ class SegmentationTask(AbstractTask):
 
     def rehearse(self, batch: Batch) -> None:
         """Forward and backward without a step; see `AbstractTask`."""
-        with torch.random.fork_rng(device_type="cuda"):  # forks the CPU's generator as well
-            self._compute_loss(batch).backward()
+        try:
+            with torch.random.fork_rng(device_type="cuda"):  # forks the CPU's generator as well
+                self._compute_loss(batch).backward()
+        except BackendCompilerFailed as error:
+            reason = " ".join(str(error).partition("\n\n")[0].split())  # torch's advice comes after it
+            message = f"{reason}; install a C++ compiler (g++) and Python's headers, or set it to false"
+            raise ConfigError(Fault("training.compile", "cannot-compile", message)) from error
         self.optimizer.zero_grad(set_to_none=True)
 
     def validate(self) -> dict[str, float]:
@@ -132,7 +142,7 @@ class SegmentationTask(AbstractTask):
         image, label = self.augmentation(image, label, batch.seeds)
         self.network.train()
         with self._autocast():
-            logits = self.network.forward_deep(image)
+            logits = self.forward_deep(image)
         loss: Tensor = self.loss(logits, self._build_target(label))
         return loss
 

@@ -1,5 +1,7 @@
 """Every kind of job that the config allows can be trained, validated and predicted."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from pipeline.data.cases import read_manifest
 from pipeline.data.checks import read_checked_case
 from pipeline.data.datasets import PatchSampler, prepare_cases
 from pipeline.data.synthetic import write_phantom_study
+from pipeline.errors import ConfigError
 from pipeline.inference.predictor import Predictor, build_preprocessing
 from pipeline.labels import LabelContract
 from pipeline.training.segmentation import SegmentationTask
@@ -95,6 +98,36 @@ def test_state_returns_exactly(tmp_path):
     assert torch.equal(other.training_step(sampler.draw(1), 0.5)["training/loss"], expected["training/loss"])
     for name, weight in task.weights().items():
         assert torch.equal(other.weights()[name], weight)
+
+
+def test_compiled_it_learns_the_same_and_either_goes_on_with_the_others_state(tmp_path, monkeypatch):
+    # All of torch.compile but the C++, which takes a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    training = {"patch_size": (16, 16), "ema_decay": 0.9}
+    changes = {"network": {"dimensions": 2}, "training": training}
+    *_, eager, sampler = build(tmp_path, changes)
+    *_, compiled, _ = build(tmp_path, changes | {"training": training | {"compile": True}})
+    compiled.rehearse(sampler.draw(0))
+    for step in range(3):
+        for task in eager, compiled:
+            task.training_step(sampler.draw(step), 0.0)
+    torch.testing.assert_close(compiled.state_dict(), eager.state_dict(), rtol=1e-3, atol=1e-4)
+    assert compiled.validate().keys() == eager.validate().keys()
+    eager_state, compiled_state = _copy(eager.state_dict()), _copy(compiled.state_dict())
+    eager.load_state_dict(compiled_state)
+    compiled.load_state_dict(eager_state)
+    torch.testing.assert_close(eager.state_dict(), compiled_state, rtol=0, atol=0)
+    torch.testing.assert_close(compiled.state_dict(), eager_state, rtol=0, atol=0)
+
+
+def test_what_cannot_be_compiled_is_refused_before_training(tmp_path, monkeypatch):
+    def fail(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    *_, task, sampler = build(tmp_path, {"training": {"compile": True}})
+    with pytest.raises(ConfigError, match="no compiler here"):
+        task.rehearse(sampler.draw(0))
 
 
 def _copy(value):
