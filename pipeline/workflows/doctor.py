@@ -38,14 +38,17 @@ def doctor() -> Diagnosis:
     store = STORE.resolve()
     disk = shutil.disk_usage(_existing(store)).free / _GIB
     memory = psutil.virtual_memory()
+    num_gpus = torch.cuda.device_count()
     facts = environment() | {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only",
+        "device": f"{num_gpus} × {torch.cuda.get_device_name()}" if num_gpus else "CPU only",
         "threads": str(torch.get_num_threads()),
         "memory": f"{memory.available / _GIB:.1f} of {memory.total / _GIB:.1f} GiB free",
         "store": str(store),
         "tracking": tracking_uri(None),
         "disk": f"{disk:.0f} GiB free",
     }
+    if num_gpus > 1:
+        facts["all GPUs"] = f"torchrun --standalone --nproc-per-node {num_gpus} -m pipeline train CONFIG"
     problems = [
         f"`{module}` is missing: pip install 'clinseg[{extra}]'"
         for module, extra in _EXTRAS.items()

@@ -1,0 +1,356 @@
+"""The training loop against the bare network and against its peers, in one run.
+
+    python benchmarks/training.py -o docs/benchmarks/training.md [--only loop layout peers]
+
+`loop`: our whole loop (patches, augmentation, averaged weights) as a share of the bare forward, backward and
+step on a resident random batch. `layout`: the bare step with `channels_last_3d`, and compiled. `peers`: the
+trainer of nnU-Net and a loop as in MONAI's tutorials, each with its own patches, augmentation, loss and
+optimizer, and with our network; nnU-Net is left out where `nnunetv2` is not installed (constrained, or it
+replaces torch). Times are taken in rounds, every method once a round; ratios are those of a round. On a CPU
+they are seconds of processor, workers counted: other programs hardly change those, and where all cores are at
+work they set the pace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from functools import partial
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import torch
+from monai import transforms as monai_transforms
+from monai.data import CacheDataset, DataLoader
+from monai.losses import DeepSupervisionLoss, DiceCELoss
+from torch import Tensor, nn
+
+from pipeline.config import Job, load_job
+from pipeline.data.cases import Case, read_manifest
+from pipeline.data.datasets import PatchSampler, prepare_cases
+from pipeline.inference.predictor import build_preprocessing
+from pipeline.labels import LabelContract
+from pipeline.memory import freed_memory_kept
+from pipeline.networks import build_network
+from pipeline.signals import StopSignals
+from pipeline.training.loop import Silence, fit
+from pipeline.training.segmentation import SegmentationTask
+from transforms.keys import IMAGE, LABEL
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ROOT = Path(__file__).parents[1]
+NUM_CASES = 40
+PER = 250
+_WARMING_STEPS = 3
+Method = Callable[[int], None]
+
+
+def reference_job(**training: object) -> Job:
+    """The shipped hippocampus job, without a validation that would take its time."""
+    job = load_job(ROOT / "configs/hippocampus.yaml")
+    section = job.training.model_copy(update=training)
+    return job.model_copy(update={"training": section})
+
+
+def load_cases(job: Job) -> list[Case]:
+    return read_manifest(job.data).cases[:NUM_CASES]
+
+
+def build_task(job: Job) -> SegmentationTask:
+    contract = LabelContract({"background": 0, "Anterior": 1, "Posterior": 2})
+    return SegmentationTask(job, contract, 1, [], DEVICE)
+
+
+class Bare:
+    """Forward, backward and step of a task's network on a batch that lies on the device."""
+
+    def __init__(self, job: Job) -> None:
+        self.task = build_task(job)
+        size = job.training.patch_size
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(job.training.batch_size, 1, *size, generator=generator)
+        target = torch.randint(0, 3, (job.training.batch_size, *size), generator=generator)
+        self.image, self.target = image.to(DEVICE), target.to(DEVICE)
+        self.task.network.train()
+
+    def __call__(self, num_steps: int) -> None:
+        """Takes that many steps."""
+        task = self.task
+        with freed_memory_kept():
+            for _ in range(num_steps):
+                task.optimizer.zero_grad(set_to_none=True)
+                with task._autocast():
+                    loss = task.loss(task.forward_deep(self.image), self.target)
+                task.scaler.scale(loss).backward()
+                task.scaler.unscale_(task.optimizer)
+                nn.utils.clip_grad_norm_(task.network.parameters(), 12)
+                task.scaler.step(task.optimizer)
+                task.scaler.update()
+
+
+class Ours:
+    """The loop of `clinseg train`."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        data = job.data.model_copy(update={"cache_dir": folder / "cache"})
+        labels = read_manifest(job.data).labels
+        chain = build_preprocessing(job.preprocessing, ())
+        prepared = prepare_cases(load_cases(job), labels, 1, chain, data)
+        self.task, self.section = build_task(job), job.training
+        sizes = (job.training.patch_size, self.task.augmentation.source_size)
+        share = (job.training.batch_size, job.training.foreground_fraction, job.training.seed)
+        self.sampler = PatchSampler(prepared, *sizes, *share)
+
+    def __call__(self, num_steps: int) -> None:
+        """Trains for that many steps, from its first to its last."""
+        budget = {"epochs": 1, "minutes": None, "steps_per_epoch": num_steps}
+        with freed_memory_kept():
+            fit(self.task, self.sampler, self.section.model_copy(update=budget), Silence(StopSignals()))
+
+
+class Monai:
+    """A loop as in MONAI's tutorials: cached cases, dictionary transforms, workers, losses read at once."""
+
+    def __init__(self, job: Job) -> None:
+        cases = [{IMAGE: str(case.images[0]), LABEL: str(case.label)} for case in load_cases(job)]
+        dataset = CacheDataset(cases, monai_chain(job), progress=False)
+        self.loader: Any = DataLoader(dataset, job.training.batch_size, shuffle=True, num_workers=2)
+        self.network = build_network(job.network, 1, 3).to(DEVICE)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-3)
+        self.loss = DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True, batch=True))
+
+    def __call__(self, num_steps: int) -> None:
+        """Takes that many steps, epoch after epoch."""
+        total = 0.0
+        self.network.train()
+        for batch in self._iterate(num_steps):
+            self.optimizer.zero_grad()
+            logits = self.network.forward_deep(batch[IMAGE].as_tensor().to(DEVICE))
+            loss = self.loss(logits, batch[LABEL].as_tensor().to(DEVICE))
+            loss.backward()
+            self.optimizer.step()
+            total += loss.item()
+
+    def _iterate(self, num_steps: int) -> Iterator[dict[str, Any]]:
+        while True:
+            for batch in self.loader:
+                yield batch
+                num_steps -= 1
+                if not num_steps:
+                    return
+
+
+def monai_chain(job: Job) -> monai_transforms.Compose:
+    """Our preprocessing and augmentation in MONAI's dictionary transforms, as far as it has them."""
+    both, size = [IMAGE, LABEL], job.training.patch_size
+    a, t = job.augmentation, monai_transforms
+    angle = a.rotation_degrees / 57.3
+    return t.Compose(
+        [
+            t.LoadImaged(both, ensure_channel_first=True),
+            t.Orientationd(both, axcodes="RAS", labels=None),
+            t.NormalizeIntensityd(IMAGE),
+            t.SpatialPadd(both, size),
+            t.RandCropByPosNegLabeld(both, LABEL, size, pos=1, neg=2, num_samples=1),
+            # It takes one probability for both, ours has one for each.
+            t.RandAffined(
+                both,
+                prob=0.75,
+                rotate_range=[angle] * 3,
+                scale_range=[(low - 1, high - 1) for low, high in [a.scaling_range] * 3],
+                mode=("bilinear", "nearest"),
+                padding_mode="border",
+            ),
+            t.RandGaussianNoised(IMAGE, prob=a.noise_probability, std=a.noise_deviation),
+            t.RandGaussianSmoothd(IMAGE, *[a.blur_sigma] * 3, prob=a.blur_probability),
+            t.RandScaleIntensityd(IMAGE, 0.25, prob=a.brightness_probability),
+            t.RandScaleIntensityFixedMeand(IMAGE, factors=0.25, prob=a.contrast_probability),
+            t.RandAdjustContrastd(IMAGE, prob=a.gamma_probability, gamma=a.gamma_range),
+        ]
+    )
+
+
+class DeepNetwork(nn.Module):
+    """Our network, which nnU-Net's trainer calls for all its outputs at once."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Logits of every supervised level."""
+        deep: list[Tensor] = self.network.forward_deep(image)  # type: ignore[operator]
+        return deep
+
+
+class NnUnet:
+    """nnU-Net's trainer: its data, workers, augmentation, loss and optimizer, with our network."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        paths = {f"nnUNet_{name}": folder / name for name in ("raw", "preprocessed", "results")}
+        os.environ.update({name: str(path) for name, path in paths.items()})
+        write_nnunet_study(job, paths["nnUNet_raw"] / "Dataset004_Hippocampus")
+        api = import_module("nnunetv2.experiment_planning.plan_and_preprocess_api")
+        api.extract_fingerprints([4], num_processes=1)
+        api.plan_experiments([4])
+        api.preprocess([4], configurations=["3d_fullres"], num_processes=[1])
+        base = paths["nnUNet_preprocessed"] / "Dataset004_Hippocampus"
+        plans = json.loads((base / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+        plans["configurations"]["3d_fullres"]["patch_size"] = list(job.training.patch_size)
+        plans["configurations"]["3d_fullres"]["batch_size"] = job.training.batch_size
+        kind: Any = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
+        dataset = json.loads((base / "dataset.json").read_text())
+        self.trainer = kind(plans, "3d_fullres", 0, dataset, DEVICE)
+        network = DeepNetwork(build_network(job.network, 1, 3))
+        self.trainer.build_network_architecture = lambda plans_manager, *_: network
+        self.trainer.initialize()
+        self.batches, self.others = self.trainer.get_dataloaders()
+        self.trainer.network.train()
+
+    def __call__(self, num_steps: int) -> None:
+        """Takes that many steps."""
+        for _ in range(num_steps):
+            self.trainer.train_step(next(self.batches))
+
+    def close(self) -> None:
+        """Ends its workers."""
+        for loader in self.batches, self.others:
+            loader._finish()
+
+
+def write_nnunet_study(job: Job, folder: Path) -> None:
+    cases = load_cases(job)
+    for case in cases:
+        assert case.label is not None
+        for source, target in (
+            (case.images[0], f"imagesTr/{case.id}_0000.nii.gz"),
+            (case.label, f"labelsTr/{case.id}.nii.gz"),
+        ):
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / target)
+    facts = {
+        "channel_names": {"0": "MRI"},
+        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(facts))
+
+
+def read_clock() -> float:
+    """Seconds: of processor by this process and its workers, or of the wall where a GPU does the work."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    process = psutil.Process()
+    spent = [process.cpu_times(), *(child.cpu_times() for child in process.children(recursive=True))]
+    # Children that have ended are counted by their parent.
+    own = spent[0].children_user + spent[0].children_system
+    return own + sum(times.user + times.system for times in spent)
+
+
+def clock(methods: Mapping[str, Method], rounds: int, num_steps: int) -> dict[str, list[float]]:
+    """Seconds per step of every method in every round, after a few that warm up."""
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for number in range(-1, rounds):
+        for name, method in methods.items():
+            start = read_clock()
+            method(num_steps if number >= 0 else _WARMING_STEPS)
+            seconds = (read_clock() - start) / num_steps
+            print(f"  round {number + 1}: {name} {seconds:.3f} s a step", file=sys.stderr, flush=True)
+            if number >= 0:
+                times[name].append(seconds)
+    return times
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    return f"{statistics.median(values):.3g}{unit} ({min(values):.3g} to {max(values):.3g})"
+
+
+def measure_loop(rounds: int, num_steps: int) -> list[str]:
+    job = reference_job()
+    with TemporaryDirectory() as name:
+        methods: dict[str, Method] = {"bare": Bare(job), "ours": Ours(job, Path(name))}
+        times = clock(methods, rounds, num_steps)
+    share = [bare / ours for bare, ours in zip(times["bare"], times["ours"], strict=True)]
+    return [
+        "| hippocampus job | bare step | our loop | our loop's throughput as a share of the bare one's |",
+        "|---|---|---|---|",
+        f"| seconds a step | {spread(times['bare'])} | {spread(times['ours'])} | {spread(share)} |",
+    ]
+
+
+def measure_layout(rounds: int, num_steps: int) -> list[str]:
+    plain, last, compiled = (Bare(reference_job(compile=c)) for c in (False, False, True))
+    last.image = last.image.to(memory_format=torch.channels_last_3d)
+    last.task.network.to(memory_format=torch.channels_last_3d)
+    start = read_clock()
+    compiled(1)
+    compiling = read_clock() - start
+    methods: dict[str, Method] = {"plain": plain, "channels last": last, "compiled": compiled}
+    times = clock(methods, rounds, num_steps)
+    ratios = {name: [a / b for a, b in zip(times[name], times["plain"], strict=True)] for name in times}
+    return [
+        "| bare step | seconds | ratio to the plain one |",
+        "|---|---|---|",
+        *(f"| {name} | {spread(times[name])} | {spread(ratios[name])} |" for name in times),
+        f"\nCompiling took {compiling:.0f} s.",
+    ]
+
+
+def measure_peers(rounds: int, num_steps: int) -> list[str]:
+    job = reference_job()
+    with TemporaryDirectory() as name, redirect_stdout(sys.stderr):
+        methods: dict[str, Method] = {"ours": Ours(job, Path(name)), "MONAI's tutorial loop": Monai(job)}
+        theirs = NnUnet(job, Path(name)) if find_spec("nnunetv2") else None
+        if theirs is not None:
+            methods[f"nnU-Net {metadata.version('nnunetv2')}'s trainer"] = theirs
+        times = clock(methods, rounds, num_steps)
+        if theirs is not None:
+            theirs.close()
+    ratios = {name: [b / a for a, b in zip(times["ours"], times[name], strict=True)] for name in times}
+    return [
+        f"| same network, patch and batch | seconds per {PER} steps | ratio to ours |",
+        "|---|---|---|",
+        *(f"| {n} | {spread([PER * t for t in times[n]])} | {spread(ratios[n])} |" for n in times),
+        *([] if theirs is not None else ["| nnU-Net's trainer | not measured: not installed | |"]),
+    ]
+
+
+PARTS = {"loop": measure_loop, "layout": measure_layout, "peers": measure_peers}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The training loop against its peers.")
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/benchmarks/training.md"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=30)
+    arguments = parser.parse_args()
+    measure = {part: partial(PARTS[part], arguments.rounds, arguments.steps) for part in arguments.only}
+    is_gpu = DEVICE.type == "cuda"
+    machine = torch.cuda.get_device_name() if is_gpu else f"{torch.get_num_threads()} CPU cores"
+    command = f"--only {' '.join(arguments.only)} --rounds {arguments.rounds} --steps {arguments.steps}"
+    page = [
+        "# The training loop against the bare network and its peers",
+        f"Measured on {machine} with torch {torch.__version__} and MONAI {metadata.version('monai')} by "
+        f"`python benchmarks/training.py {command}`, on {NUM_CASES} cases of the hippocampus; median "
+        "(smallest to largest)." + ("" if is_gpu else " Seconds are of processor. On a GPU: not measured."),
+        *("\n".join(part()) for part in measure.values()),
+    ]
+    arguments.output.write_text("\n\n".join(page) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
