@@ -125,7 +125,9 @@ class Monai:
     def __init__(self, job: Job) -> None:
         cases = [{IMAGE: str(case.images[0]), LABEL: str(case.label)} for case in load_cases(job)]
         dataset = CacheDataset(cases, monai_chain(job), progress=False)
-        self.loader: Any = DataLoader(dataset, job.training.batch_size, shuffle=True, num_workers=2)
+        self.loader: Any = DataLoader(
+            dataset, batch_size=job.training.batch_size, shuffle=True, num_workers=2
+        )
         self.network = build_network(job.network, 1, 3).to(DEVICE)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), 1e-3)
         self.loss = DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True, batch=True))
@@ -312,7 +314,11 @@ def measure_layout(rounds: int, num_steps: int) -> list[str]:
 def measure_peers(rounds: int, num_steps: int) -> list[str]:
     job = reference_job()
     with TemporaryDirectory() as name, redirect_stdout(sys.stderr):
-        methods: dict[str, Method] = {"ours": Ours(job, Path(name)), "MONAI's tutorial loop": Monai(job)}
+        methods: dict[str, Method] = {
+            "ours": Ours(job, Path(name)),
+            "ours, SGD as in nnU-Net": Ours(reference_job(optimizer="sgd"), Path(name)),
+            "MONAI's tutorial loop": Monai(job),
+        }
         theirs = NnUnet(job, Path(name)) if find_spec("nnunetv2") else None
         if theirs is not None:
             methods[f"nnU-Net {metadata.version('nnunetv2')}'s trainer"] = theirs

@@ -138,14 +138,15 @@ def train(prepared, world, task, *, state=None, last_step=None):
     return surroundings
 
 
-def train_together(prepared, **asked):
+def train_together(prepared, *, state=None, last_step=None):
+    """Two of them; the second is asked to stop."""
     # Networks are drawn from torch's own generator, which threads share.
     tasks = {rank: build_task(prepared, World(rank, 2)) for rank in range(2)}
 
     def work(world):
         task = tasks[world.rank]
         task.world, task.loss.loss.total = world, world.total
-        return train(prepared, world, task, **asked)
+        return train(prepared, world, task, state=state, last_step=None if world.is_first else last_step)
 
     return values(meet(work))
 
