@@ -119,7 +119,7 @@ def test_equals_monai(shape, size, overlap, outputs, parts, keep, batch, lanes, 
 def test_however_it_is_cut_the_bits_are_the_same(shape, size, overlap, parts, keep):
     network, image = context(), torch.randn(1, *shape)
     windows = lay_windows(shape, size, overlap)
-    whole, _ = blend(network, image, windows, batch=1)
+    whole, _ = blend(network, image, windows, batch=1, keep=keep)
     parts = min(parts, Work(windows, 3, (keep, keep, keep), normalises=True).most_parts)
     cut, _ = blend(network, image, windows, batch=1, parts=parts, keep=keep)
     assert torch.equal(whole, cut)
