@@ -57,9 +57,8 @@ def pin_start(job: Job) -> Job:
     model = job.training.start_from
     if not isinstance(model, str):
         return job
-    return job.model_copy(
-        update={"training": job.training.model_copy(update={"start_from": pin_model(model)})}
-    )
+    section = job.training.model_copy(update={"start_from": pin_model(model)})
+    return job.model_copy(update={"training": section})
 
 
 def find_start(job: Job, run: RunFolder | None = None) -> Start | None:
