@@ -52,7 +52,11 @@ def train(
 
     settings = [*(overrides or []), *([f"data.fold={fold}"] if fold is not None else [])]
     result = run_training(
-        config, settings, resume, on_needs=lambda needs: _err.print(f"training: {needs}", markup=False)
+        config,
+        settings,
+        resume,
+        on_needs=lambda needs: _err.print(f"training: {needs}", markup=False),
+        on_start=lambda start: _err.print(f"starting {start}", markup=False),
     )
     _show_metrics(result.rows, "Validation, on the patients' own grids")
     _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")

@@ -35,6 +35,15 @@ def _as_path(value: object) -> object:
         raise ValueError(f"`~` cannot be replaced ({error}); write the path out") from error
 
 
+def _as_model(value: object) -> object:
+    """A path where it has a suffix or a folder, as `workflows.models.load_model` reads it; else a name."""
+    if not isinstance(value, str | Path) or str(value).startswith("models:/"):
+        return value
+    path = _as_path(value)
+    assert isinstance(path, Path)
+    return path if path.suffix or len(path.parts) > 1 else value
+
+
 def _check_order(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[0] > interval[1]:
         raise ValueError(f"expected the lower bound first, not {list(interval)}")
@@ -51,6 +60,7 @@ Factors = Annotated[
     AfterValidator(_check_order),
 ]
 PathField = Annotated[Path, BeforeValidator(_as_path)]
+ModelField = Annotated[Path | str, BeforeValidator(_as_model)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -257,6 +267,15 @@ class TrainingSection(Section):
     """Everything random is derived from it."""
     deterministic: bool = False
     """Bit-identical repetition and resumption on one kind of machine; needs a budget in epochs."""
+    start_from: ModelField | None = None
+    """The model whose weights it starts from: a run, `latest`, a checkpoint file (relative to this file) or
+    `models:/name@alias`; null starts from scratch. See `docs/fine-tuning.md`."""
+    freeze_encoder: Probability = 0.0
+    """Share of the budget over which the encoder stays as it was loaded; 1 keeps it to the end."""
+    gradual_unfreezing: bool = False
+    """Set the encoder free level by level, the coarsest first and the finest when that share is over."""
+    depth_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate per stage away from the output: encoder levels, decoder levels, heads."""
 
     @model_validator(mode="after")
     def _check_budget(self) -> TrainingSection:
@@ -266,6 +285,14 @@ class TrainingSection(Section):
             raise ValueError(
                 "deterministic: a budget in minutes depends on the clock; set `epochs` and `minutes: null`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> TrainingSection:
+        if self.freeze_encoder and self.start_from is None:
+            raise ValueError("freeze_encoder: an encoder is only frozen if it was loaded; give `start_from`")
+        if self.gradual_unfreezing and not self.freeze_encoder:
+            raise ValueError("gradual_unfreezing: nothing is frozen; give `freeze_encoder` a share, or false")
         return self
 
 

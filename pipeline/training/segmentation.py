@@ -15,8 +15,16 @@ from pipeline.inference.labelling import Labeller, autocast_type
 from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice
 from pipeline.networks import AttentionUNet, build_network
+from pipeline.networks.pretrained import Source, load_pretrained
 from pipeline.training.losses import DeepSupervision, DiceCrossEntropy
-from pipeline.training.optim import AveragedNetwork, build_optimizer, learning_rate
+from pipeline.training.optim import (
+    AveragedNetwork,
+    build_optimizer,
+    depth_groups,
+    freeze_encoder,
+    learning_rate,
+    set_learning_rate,
+)
 from pipeline.training.task import AbstractTask
 from pipeline.volume import Grid
 from transforms.augmentation import Augmentation
@@ -33,6 +41,7 @@ class SegmentationTask(AbstractTask):
         num_channels: Of the images.
         validation: Prepared cases held out, possibly none.
         device: Where to compute.
+        source: The model it starts from, if any; not needed if a state is loaded anyway.
     """
 
     metric = "validation/dice/mean"
@@ -44,6 +53,7 @@ class SegmentationTask(AbstractTask):
         num_channels: int,
         validation: Sequence[PreparedCase],
         device: torch.device,
+        source: Source | None = None,
     ) -> None:
         self.job = job
         self.contract = contract
@@ -51,10 +61,12 @@ class SegmentationTask(AbstractTask):
         self.device = device
         torch.manual_seed(job.training.seed)
         self.network = build_network(job.network, num_channels, len(contract.channel_values)).to(device)
+        if source is not None:
+            load_pretrained(self.network, source)
         self.averaged = (
             AveragedNetwork(self.network, job.training.ema_decay) if job.training.ema_decay else None
         )
-        self.optimizer = build_optimizer(job.training, self.network.parameters())
+        self.optimizer = self._build_optimizer()
         self.learning_rate = job.training.learning_rate
         self.loss = DeepSupervision(DiceCrossEntropy(is_regions=contract.regions is not None))
         self.augmentation = Augmentation(job.augmentation, job.training.patch_size, job.preprocessing.spacing)
@@ -65,8 +77,8 @@ class SegmentationTask(AbstractTask):
     def training_step(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """One step; see `AbstractTask`."""
         self.learning_rate = learning_rate(self.job.training, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        set_learning_rate(self.optimizer, self.learning_rate)
+        freeze_encoder(list(self.network.encoder), self.job.training, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._compute_loss(batch)
         self.scaler.scale(loss).backward()
@@ -114,6 +126,12 @@ class SegmentationTask(AbstractTask):
             self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        section = self.job.training
+        if section.depth_decay == 1:
+            return build_optimizer(section, self.network.parameters())
+        return build_optimizer(section, depth_groups(self.network.stages, section.depth_decay))
 
     def _compute_loss(self, batch: Batch) -> Tensor:
         image, label = (batch.tensors[key].to(self.device, non_blocking=True) for key in (IMAGE, LABEL))

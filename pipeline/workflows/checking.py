@@ -12,10 +12,11 @@ from pipeline.data.folds import split_cases
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
 from pipeline.workflows.material import check_structures
+from pipeline.workflows.starting import find_start
 
 
 def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
-    """Checks the config, the manifest, the folds and every file of a job.
+    """Checks the config, the manifest, the folds, the model to start from and every file of a job.
 
     Raises:
         FaultError: If the config or the manifest is so wrong that no file can be read.
@@ -24,5 +25,6 @@ def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
     study = read_manifest(job.data)
     check_structures(job, LabelContract(study.labels, job.data.regions))
     split_cases(study.cases, job.data, job.training.seed)
+    find_start(job)
     with progress_bar("Checking cases", len(study.cases)) as advance:
         return check_study(study, advance)

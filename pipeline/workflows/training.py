@@ -29,6 +29,7 @@ from pipeline.workflows.keeping import Keeper
 from pipeline.workflows.material import Material, load_material
 from pipeline.workflows.models import LAST
 from pipeline.workflows.needs import Needs, measure_needs, out_of_memory
+from pipeline.workflows.starting import Start, find_start, pin_start, write_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ def train(
     overrides: Sequence[str] = (),
     resume: str | None = None,
     on_needs: Callable[[Needs], None] = lambda needs: None,
+    on_start: Callable[[Start], None] = lambda start: None,
 ) -> TrainingResult:
     """Trains one network, keeps its best and last state, and judges it on the validation cases.
 
@@ -63,20 +65,24 @@ def train(
         overrides: `key=value` settings that replace the config's.
         resume: A run (or `latest`) to go on with; it keeps the config it was started with.
         on_needs: Is told what memory and disk it takes before it starts.
+        on_start: Is told what it takes from the model that it starts from, if any.
 
     Raises:
-        FaultError: If config, data or the run to resume are wrong; all faults together.
+        FaultError: If config, model, data or the run to resume are wrong; all faults together.
         Stopped: If a signal ended it; everything so far is saved.
     """
     with StopSignals() as signals:
         run = find_run(resume) if resume is not None else None
         job = _resumed_job(run, overrides) if run is not None else _new_job(config, overrides)
         device = select_device(job.training.device)
+        start = find_start(job, run)
+        if start is not None:
+            on_start(start)
         material = load_material(job)
         state = _load_state(run, material) if run is not None else None
-        record = resume_record(run) if run is not None else _start(job)
+        record = resume_record(run) if run is not None else _start(job, start)
         try:
-            ending, rows = _train_and_judge(record, job, material, device, state, signals, on_needs)
+            ending, rows = _train_and_judge(record, job, material, device, start, state, signals, on_needs)
         except Stopped:
             record.close("KILLED")
             raise Stopped(f"go on with: clinseg train --resume {record.name}") from None
@@ -91,12 +97,13 @@ def _train_and_judge(
     job: Job,
     material: Material,
     device: torch.device,
+    start: Start | None,
     state: Mapping[str, Any] | None,
     signals: StopSignals,
     on_needs: Callable[[Needs], None],
 ) -> tuple[Ending, list[CaseMetrics]]:
     _describe(record, job, material, device)
-    task = _build_task(job, material, device)
+    task = _build_task(job, material, device, start)
     sampler = _build_sampler(job, material, task)
     on_needs(measure_needs(task, sampler.draw(0), material, record.folder, device))
     with freed_memory_kept():
@@ -118,7 +125,7 @@ def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
     if config is None:
         message = "name a config, or a run to go on with: clinseg train CONFIG, clinseg train --resume RUN"
         raise ConfigError(Fault("CONFIG", "missing-argument", message))
-    return load_job(config, overrides)
+    return pin_start(load_job(config, overrides))
 
 
 def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:
@@ -131,8 +138,10 @@ def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:
     return job
 
 
-def _start(job: Job) -> Record:
+def _start(job: Job, start: Start | None) -> Record:
     record = start_record(job.tracking.experiment, job.tracking.uri, job.task)
+    if start is not None:
+        write_start(record, start)  # before the config, with which the run can be resumed
     write_text(record.folder / "config.yaml", job_to_yaml(job))
     return record
 
@@ -150,14 +159,15 @@ def _load_state(run: RunFolder, material: Material) -> Mapping[str, Any] | None:
     return state
 
 
-def _build_task(job: Job, material: Material, device: torch.device) -> SegmentationTask:
+def _build_task(job: Job, material: Material, device: torch.device, start: Start | None) -> SegmentationTask:
     if job.training.deterministic:
         # cuBLAS repeats itself only with a workspace of fixed size; it must be said before CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     num_channels = len(material.study.channels)
-    return SegmentationTask(job, material.contract, num_channels, material.validation, device)
+    source = start.source if start is not None else None
+    return SegmentationTask(job, material.contract, num_channels, material.validation, device, source)
 
 
 def _build_sampler(job: Job, material: Material, task: SegmentationTask) -> PatchSampler:
