@@ -83,6 +83,7 @@ def load_material(job: Job) -> Material:
     settings = build_preprocessing(job.preprocessing, statistics)
     with progress_bar("Preparing cases", len(cases)) as advance:
         prepared = prepare_cases(cases, contract, num_channels, settings, job.data, advance)
+    _check_slices(job, prepared)
     num_training = len(split.training)
     check_labelled(contract, [case.labelled for case in prepared[:num_training]])
     return Material(
@@ -93,6 +94,25 @@ def load_material(job: Job) -> Material:
         validation=prepared[num_training:],
         data_hash=hash_data(prepared),
     )
+
+
+def _check_slices(job: Job, prepared: Sequence[PreparedCase]) -> None:
+    """Raises an InputError if a two-dimensional job would cut cases of one slice across that slice."""
+    if job.network.dimensions == 3:
+        return
+    letters = job.preprocessing.orientation
+    faults = []
+    for case in prepared:
+        *within, num_slices = case.label.shape
+        if num_slices > 1 and 1 in within:
+            thin = letters[within.index(1)]
+            message = (
+                f"it is one voxel thick along {thin}, but slices are taken along the last axis; set "
+                f"preprocessing.orientation to {letters.replace(thin, '') + thin}"
+            )
+            faults.append(Fault(case.case.id, "slice-axis", message))
+    if faults:
+        raise InputError(faults)
 
 
 def check_labelled(contract: LabelContract, labelled: Sequence[Collection[str] | None]) -> None:
