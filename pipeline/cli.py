@@ -59,6 +59,8 @@ def train(
         on_start=lambda start: _err.print(f"starting {start}", markup=False),
     )
     _show_metrics(result.rows, "Validation, on the patients' own grids")
+    if result.unjudged:
+        _out.print(f"Not judged, as no validation case labels it: {', '.join(result.unjudged)}", markup=False)
     _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
     _out.print(f"Apply it:   clinseg predict {result.run} INPUT -o predictions")
     _out.print("Look at it: clinseg ui")
@@ -112,11 +114,17 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one.")],
     references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="CSV to write.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Job whose word counts on what is labelled in each case.")
+    ] = None,
+    ignore: Annotated[
+        int | None, typer.Option(min=1, help="Value of the references' voxels to leave out.")
+    ] = None,
 ) -> None:
     """Compare predictions with references."""
     from pipeline.workflows.evaluation import evaluate as run_evaluation
 
-    evaluation = run_evaluation(predictions, references, output)
+    evaluation = run_evaluation(predictions, references, output, config, ignore)
     _show_metrics(evaluation.rows, "Predictions against references")
     _show_faults("warning", evaluation.warnings)
     if evaluation.faults:
@@ -251,7 +259,7 @@ def _show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         return
     from pipeline.inference.evaluation import summarise_structures
 
-    table = Table("structure", title=title, title_justify="left", box=None)
+    table = Table("structure", "cases", title=title, title_justify="left", box=None)
     shown = ("dice", "hd95_mm", "nsd", "sensitivity", "precision")
     for metric in shown:
         table.add_column(f"{metric} (95 %)" if metric == "dice" else metric, justify="right")
@@ -259,10 +267,9 @@ def _show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         dice = metrics["dice"]
         cells = [f"{dice.mean:.4f} ± {dice.deviation:.4f} ({dice.low:.4f} to {dice.high:.4f})"]
         cells += [f"{metrics[m].mean:.4f} ± {metrics[m].deviation:.4f}" for m in shown[1:]]
-        table.add_row(structure, *cells)
+        table.add_row(structure, str(dice.num), *cells)
     _out.print(table)
-    num_cases = len({row.case for row in rows})
-    _out.print(f"Mean ± standard deviation over {num_cases} cases; bootstrap interval of the mean.")
+    _out.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
 
 
 def _show_delivery(delivery: Delivery) -> None:

@@ -84,6 +84,12 @@ class DataSection(Section):
     )
     """Overlapping structures as unions of label values, outer to inner; a voxel of a region is written with
     the first value of the innermost region that holds it. Sets one sigmoid output per region."""
+    ignore_value: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """What label maps hold where nobody knows: left out of loss and metrics, never predicted. Null takes the
+    manifest's, if it has one (nnU-Net's `ignore`)."""
+    absent_means_unlabelled: Names | bool = False
+    """Structures that nobody drew in the cases whose label map holds none of them, instead of being absent
+    there; `true` means all. A case of which the manifest says what is labelled goes by that."""
     num_folds: Annotated[int, Field(ge=2, le=100)] = 5
     """Folds made by patient when the manifest gives none."""
     fold: Annotated[int, Field(ge=0)] | Literal["none"] = 0
@@ -96,6 +102,10 @@ class DataSection(Section):
         values = list((self.labels or {}).values())
         if self.labels is not None and (len(set(values)) != len(values) or 0 not in values):
             raise ValueError("labels: give each name its own value, one of them 0 for the background")
+        if self.ignore_value in values:
+            raise ValueError(
+                f"ignore_value: {self.ignore_value} is one of the labels; ignored voxels have none"
+            )
         first = [region[0] for region in (self.regions or {}).values()]
         if len(set(first)) != len(first):
             raise ValueError(

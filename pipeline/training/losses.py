@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its customary name
 from torch import Tensor, nn
 
+IGNORED = -1
+"""The target of a voxel that counts for nothing."""
+
 _SMOOTH = 1e-5
 
 
@@ -17,41 +20,124 @@ class DiceCrossEntropy(nn.Module):
     The Dice sums run over the whole batch, so that a patch without a structure does not punish every
     uncertain voxel. No one-hot target is ever built: one mask per class, a byte a voxel, stands in for it.
 
+    Nothing is asked about structures that are not labelled in a sample:
+
+    * Classes: a background voxel may as well belong to any class that is unlabelled in its sample, so its
+      probability is the sum of the background's and theirs (the marginal loss of Shi et al., Medical Image
+      Analysis 2021, doi:10.1016/j.media.2021.101979). Cross-entropy is the mean over voxels.
+    * Regions: cross-entropy is the mean over the pairs of voxel and region whose region is labelled.
+    * Dice: the sums of a structure run over the samples in which it is labelled, the mean runs over the
+      structures that are labelled in at least one.
+
+    Ignored voxels are left out of all sums and means. A mean over nothing is 0.
+
     Args:
         is_regions: Whether channels are independent regions (sigmoid) instead of classes (softmax).
+        has_ignored: Whether targets may hold `IGNORED`.
     """
 
-    def __init__(self, *, is_regions: bool) -> None:
+    def __init__(self, *, is_regions: bool, has_ignored: bool = False) -> None:
         super().__init__()
         self.is_regions = is_regions
+        self.has_ignored = has_ignored
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, labelled: Tensor | None = None) -> Tensor:
         """The loss of one batch.
 
         Args:
             logits: `(B, K, *size)`.
             target: Classes: `(B, *size)` int64 channel indices. Regions: `(B, K, *size)` float 0 or 1.
+                Either holds `IGNORED` where a voxel is ignored, in all regions alike.
+            labelled: `(B, K)` bool, whether a channel is labelled in a sample; the background always is. On
+                the CPU, so that nobody waits for a GPU to tell. None if everything is.
 
         Returns:
             A scalar.
         """
         logits = logits.float()
-        axes = [0, *range(2, logits.ndim)]
-        if self.is_regions:
-            cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
-            probabilities = logits.sigmoid()
-            overlap = (probabilities * target).sum(axes)
-            sizes = probabilities.sum(axes) + target.sum(axes)
-        else:
-            log_probabilities = F.log_softmax(logits, dim=1)
-            cross_entropy = F.nll_loss(log_probabilities, target)
-            probabilities = log_probabilities.exp()
-            # The background is the complement of the rest and would only dilute it.
-            masks = [target == channel for channel in range(1, logits.shape[1])]
-            overlap = torch.stack([(probabilities[:, k] * mask).sum() for k, mask in enumerate(masks, 1)])
-            sizes = probabilities.sum(axes)[1:] + torch.stack([mask.sum() for mask in masks])
+        compare = self._compare_regions if self.is_regions else self._compare_classes
+        cross_entropy, overlap, sizes = compare(logits, target, labelled)
         dice = (2 * overlap + _SMOOTH) / (sizes + _SMOOTH)
-        return cross_entropy + 1 - dice.mean()
+        if labelled is None:
+            return cross_entropy + 1 - dice.mean()
+        # Of the classes, the background has no Dice.
+        is_labelled = labelled[:, -len(dice) :].any(0)
+        return cross_entropy + _weighted_mean(1 - dice, is_labelled.to(dice, non_blocking=True))
+
+    def _compare_classes(
+        self, logits: Tensor, target: Tensor, labelled: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy; per class but the background, its overlap and the sum of its two sizes."""
+        known = target != IGNORED if self.has_ignored else None
+        log_probabilities = F.log_softmax(logits, dim=1)
+        if labelled is None and known is None:
+            cross_entropy = F.nll_loss(log_probabilities, target)
+        else:
+            losses = F.nll_loss(log_probabilities, target, ignore_index=IGNORED, reduction="none")
+            if labelled is not None:
+                losses = torch.where(target == 0, -_background(log_probabilities, labelled), losses)
+            cross_entropy = losses.mean() if known is None else _weighted_mean(losses, known)
+        probabilities = log_probabilities.exp()
+        # The background is the complement of the rest and would only dilute it. An unlabelled class has an
+        # empty mask, so of the sums only that of its probabilities has to leave the sample out.
+        masks = [target == channel for channel in range(1, logits.shape[1])]
+        overlap = torch.stack([(probabilities[:, k] * mask).sum() for k, mask in enumerate(masks, 1)])
+        if known is not None:
+            probabilities = probabilities * known[:, None]
+        sizes = _sum(probabilities, labelled)[1:] + torch.stack([mask.sum() for mask in masks])
+        return cross_entropy, overlap, sizes
+
+    def _compare_regions(
+        self, logits: Tensor, target: Tensor, labelled: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy; per region, its overlap and the sum of its two sizes."""
+        known = target[:, :1] != IGNORED if self.has_ignored else None
+        probabilities = logits.sigmoid()
+        if known is not None:
+            target = target.clamp_min(0)
+            probabilities = probabilities * known
+        if labelled is None and known is None:
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
+        else:
+            losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            cross_entropy = _weighted_mean(losses, _weigh_pairs(losses, labelled, known))
+        overlap = _sum(probabilities * target, labelled)
+        sizes = _sum(probabilities, labelled) + _sum(target, labelled)
+        return cross_entropy, overlap, sizes
+
+
+def _background(log_probabilities: Tensor, labelled: Tensor) -> Tensor:
+    """`(B, *size)` logarithm of the probability of the background or any class unlabelled in the sample."""
+    merged = []
+    for sample, row in zip(log_probabilities, labelled, strict=True):
+        if row.all():
+            merged.append(sample[0])
+        else:
+            channels = torch.tensor([0, *(~row).nonzero().flatten()], device=sample.device)
+            merged.append(sample.index_select(0, channels).logsumexp(0))
+    return torch.stack(merged)
+
+
+def _weigh_pairs(losses: Tensor, labelled: Tensor | None, known: Tensor | None) -> Tensor:
+    """1 for each pair of voxel and region that counts, else 0; broadcast to the shape of `losses`."""
+    weights = losses.new_ones(()) if known is None else known.to(losses)
+    if labelled is not None:
+        channels = labelled.to(losses, non_blocking=True)
+        weights = weights * channels.reshape(*channels.shape, *[1] * (losses.ndim - 2))
+    return weights
+
+
+def _sum(values: Tensor, labelled: Tensor | None) -> Tensor:
+    """`(K,)` sums of `(B, K, *size)` over voxels, and over the samples in which a channel is labelled."""
+    if labelled is None:
+        return values.sum([0, *range(2, values.ndim)])
+    return (values.flatten(2).sum(2) * labelled.to(values.device, non_blocking=True)).sum(0)
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of `values` under weights of 0 and 1; 0 if there are only zeros."""
+    weights = weights.expand_as(values)
+    return (values * weights).sum() / weights.sum().clamp_min(1)
 
 
 class DeepSupervision(nn.Module):
@@ -64,12 +150,13 @@ class DeepSupervision(nn.Module):
         super().__init__()
         self.loss = loss
 
-    def forward(self, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+    def forward(self, logits: Sequence[Tensor], target: Tensor, labelled: Tensor | None = None) -> Tensor:
         """The weighted loss of `logits`, finest first, against the full-resolution `target`."""
         weights = [2.0**-level for level in range(len(logits))]
         total: Tensor = torch.zeros((), device=target.device)
         for weight, level in zip(weights, logits, strict=True):
-            total = total + weight / sum(weights) * self.loss(level, _shrink(target, level.shape[2:]))
+            loss = self.loss(level, _shrink(target, level.shape[2:]), labelled)
+            total = total + weight / sum(weights) * loss
         return total
 
 

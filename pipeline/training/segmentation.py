@@ -16,7 +16,7 @@ from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice
 from pipeline.networks import AttentionUNet, build_network
 from pipeline.networks.pretrained import Source, load_pretrained
-from pipeline.training.losses import DeepSupervision, DiceCrossEntropy
+from pipeline.training.losses import IGNORED, DeepSupervision, DiceCrossEntropy
 from pipeline.training.optim import (
     AveragedNetwork,
     build_optimizer,
@@ -68,7 +68,10 @@ class SegmentationTask(AbstractTask):
         )
         self.optimizer = self._build_optimizer()
         self.learning_rate = job.training.learning_rate
-        self.loss = DeepSupervision(DiceCrossEntropy(is_regions=contract.regions is not None))
+        loss = DiceCrossEntropy(
+            is_regions=contract.regions is not None, has_ignored=contract.ignore_value is not None
+        )
+        self.loss = DeepSupervision(loss)
         self.augmentation = Augmentation(job.augmentation, job.training.patch_size, job.preprocessing.spacing)
         self.targets = _build_target_table(contract).to(device)
         self.autocast_type = autocast_type(device) if job.training.mixed_precision else None
@@ -98,13 +101,15 @@ class SegmentationTask(AbstractTask):
         self.optimizer.zero_grad(set_to_none=True)
 
     def validate(self) -> dict[str, float]:
-        """Mean Dice per structure over the validation cases, on the network's grid."""
-        if not self.validation:
-            return {}
+        """Mean Dice per structure over the validation cases that label it, on the network's grid."""
         labeller = self._build_labeller()
         dice = [self._validate_case(labeller, prepared) for prepared in self.validation]
-        metrics = {f"validation/dice/{name}": float(np.mean([d[name] for d in dice])) for name in dice[0]}
-        return metrics | {self.metric: float(np.mean(list(metrics.values())))}
+        metrics = {
+            f"validation/dice/{name}": float(np.mean([d[name] for d in dice if name in d]))
+            for name in self.contract.structures
+            if any(name in d for d in dice)
+        }
+        return metrics | {self.metric: float(np.mean(list(metrics.values())))} if metrics else {}
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights if there are such, else the network's."""
@@ -139,7 +144,7 @@ class SegmentationTask(AbstractTask):
         self.network.train()
         with self._autocast():
             logits = self.network.forward_deep(image)
-        loss: Tensor = self.loss(logits, self._build_target(label))
+        loss: Tensor = self.loss(logits, self._build_target(label), self._labelled_channels(batch))
         return loss
 
     def _judged_network(self) -> AttentionUNet:
@@ -163,19 +168,43 @@ class SegmentationTask(AbstractTask):
         )
 
     def _build_target(self, label: Tensor) -> Tensor:
-        if self.contract.regions is None:
+        if self.contract.regions is not None:
+            return self.targets[label.long()].movedim(-1, 1).float()
+        if self.contract.ignore_value is None:
             return label.long()
-        return self.targets[label.long()].movedim(-1, 1).float()
+        return label.long().masked_fill_(label == len(self.contract.values), IGNORED)
+
+    def _labelled_channels(self, batch: Batch) -> Tensor | None:
+        """`(B, K)` bool, on the CPU; None if every sample has all labels."""
+        if all(names is None for names in batch.labelled):
+            return None
+        structures = self.contract.structures
+        return torch.tensor(
+            [
+                [
+                    names is None or name in names or name not in structures
+                    for name in self.contract.channel_names
+                ]
+                for names in batch.labelled
+            ]
+        )
 
     def _validate_case(self, labeller: Labeller, prepared: PreparedCase) -> dict[str, float]:
         height, width, depth = prepared.label.shape
         grid = Grid((height, width, depth), prepared.affine)
         predicted = labeller.label(Prepared(prepared.image, prepared.affine), grid).array
-        reference = np.asarray(self.contract.values, dtype=np.uint16)[prepared.label.numpy()]
-        return label_map_dice(predicted, reference, self.contract.structures)
+        label = prepared.label.numpy()
+        if self.contract.ignore_value is not None:
+            known = label < len(self.contract.values)
+            predicted, label = predicted[known], label[known]
+        reference = np.asarray(self.contract.values, dtype=np.uint16)[label]
+        structures = self.contract.structures
+        labelled = structures if prepared.labelled is None else prepared.labelled
+        return label_map_dice(predicted, reference, {name: structures[name] for name in labelled})
 
 
 def _build_target_table(contract: LabelContract) -> Tensor:
-    """`(num_label_indices, K)`: which regions a label index belongs to."""
+    """`(num_label_indices, K)`: whether a label index belongs to a region; `IGNORED` for ignored voxels."""
     regions = (contract.regions or {}).values()
-    return torch.tensor([[value in region for region in regions] for value in contract.values])
+    rows = [[int(value in region) for region in regions] for value in contract.values]
+    return torch.tensor([*rows, [IGNORED] * len(regions)], dtype=torch.int8)

@@ -9,9 +9,8 @@ from pipeline.config import load_job
 from pipeline.data.cases import read_manifest
 from pipeline.data.checks import CheckReport, check_study
 from pipeline.data.folds import split_cases
-from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
-from pipeline.workflows.material import check_structures
+from pipeline.workflows.material import check_labelled, check_structures
 from pipeline.workflows.starting import find_start
 
 
@@ -23,8 +22,11 @@ def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
     """
     job = load_job(config, overrides)
     study = read_manifest(job.data)
-    check_structures(job, LabelContract(study.labels, job.data.regions))
-    split_cases(study.cases, job.data, job.training.seed)
+    check_structures(job, study.contract)
+    split = split_cases(study.cases, job.data, job.training.seed)
     find_start(job)
     with progress_bar("Checking cases", len(study.cases)) as advance:
-        return check_study(study, advance)
+        report = check_study(study, advance)
+    if not report.errors:
+        check_labelled(study.contract, [report.labelled[case.id] for case in split.training])
+    return report

@@ -107,7 +107,7 @@ def write_start(record: Record, start: Start) -> None:
 def _match(job: Job, model: str, checkpoint: Checkpoint) -> Start:
     study = read_manifest(job.data)
     former = job_from_mapping(checkpoint.job)
-    contract = LabelContract(study.labels, job.data.regions)
+    contract = study.contract
     outputs = _match_outputs(contract, LabelContract(checkpoint.labels, former.data.regions))
     source = Source(checkpoint.weights, _match_inputs(study.channels, checkpoint.channels), outputs)
     with torch.device("meta"):  # names and shapes alone

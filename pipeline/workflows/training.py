@@ -42,6 +42,7 @@ class TrainingResult:
         ending: How the training ended.
         rows: Metrics of the kept checkpoint per validation case and structure, on the patients' grids.
         delivery: How much of the record MLflow has.
+        unjudged: Structures that are labelled in no validation case.
     """
 
     run: str
@@ -49,6 +50,7 @@ class TrainingResult:
     ending: Ending
     rows: list[CaseMetrics]
     delivery: Delivery
+    unjudged: tuple[str, ...] = ()
 
 
 def train(
@@ -89,7 +91,8 @@ def train(
         except BaseException:
             record.close("FAILED")
             raise
-        return TrainingResult(record.name, record.folder, ending, rows, record.close("FINISHED"))
+        delivery = record.close("FINISHED")
+        return TrainingResult(record.name, record.folder, ending, rows, delivery, material.unjudged)
 
 
 def _train_and_judge(
