@@ -57,7 +57,7 @@ class SegmentationTask(AbstractTask):
         self.optimizer = build_optimizer(job.training, self.network.parameters())
         self.learning_rate = job.training.learning_rate
         self.loss = DeepSupervision(DiceCrossEntropy(is_regions=contract.regions is not None))
-        self.augmentation = Augmentation(job.augmentation, job.training.patch_size, job.preprocessing.spacing)
+        self.augmentation = _build_augmentation(job, contract)
         self.targets = _build_target_table(contract).to(device)
         self.autocast_type = autocast_type(device) if job.training.mixed_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
@@ -137,6 +137,9 @@ class SegmentationTask(AbstractTask):
             self.job.inference.window_size or self.job.training.patch_size,
             self.device,
             mixed_precision=self.job.training.mixed_precision,
+            laterality=self.contract.channel_laterality(
+                self.job.preprocessing.left_right_axis, self.job.data.left_right_pairs
+            ),
         )
 
     def _autocast(self) -> torch.autocast:
@@ -155,6 +158,12 @@ class SegmentationTask(AbstractTask):
         predicted = labeller.label(Prepared(prepared.image, prepared.affine), grid).array
         reference = np.asarray(self.contract.values, dtype=np.uint16)[prepared.label.numpy()]
         return label_map_dice(predicted, reference, self.contract.structures)
+
+
+def _build_augmentation(job: Job, contract: LabelContract) -> Augmentation:
+    section = job.preprocessing
+    laterality = contract.label_laterality(section.left_right_axis, job.data.left_right_pairs)
+    return Augmentation(job.augmentation, job.training.patch_size, section.spacing, laterality)
 
 
 def _build_target_table(contract: LabelContract) -> Tensor:

@@ -27,12 +27,19 @@ KINDS = {
         "training": {"ema_decay": 0.9, "optimizer": "sgd", "schedule": "cosine"},
         "inference": {"flips": True, "largest_component": ("core",)},
     },
+    "sides": {
+        "data": {"left_right_pairs": (("shell", "core"),)},
+        "augmentation": {"mirror_axes": (0, 1)},
+        "inference": {"flips": True},
+    },
     "anisotropic": {
+        "preprocessing": {"spacing": (1.0, 1.0, 2.0)},
+        "augmentation": {"in_plane": True, "rotation_probability": 1.0, "elastic_probability": 1.0},
         "network": {
             "strides": ((1, 1, 1), (2, 2, 1)),
             "kernels": ((3, 3, 1), (3, 3, 3)),
             "blocks": "residual",
-        }
+        },
     },
     "plain, shallow loss": {"network": {"attention_gates": False, "deep_supervision": False}},
 }
