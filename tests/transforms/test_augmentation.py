@@ -200,13 +200,13 @@ def test_mirroring_within_the_resampling_is_a_flip_after_it(in_plane):
 @pytest.mark.parametrize("draw", [{}, {"zoom": 1.1}], ids=["cropped", "resampled"])
 def test_labels_change_sides_when_left_and_right_do(draw):
     augmentation = Augmentation(only(), (6, 6, 6), laterality=Laterality(axis=1, partners=(0, 2, 1, 3)))
-    image, label = torch.zeros(1, 1, 6, 6, 6), torch.randint(0, 4, (1, 6, 6, 6), dtype=torch.uint8)
+    image, label = torch.zeros(1, 1, 6, 6, 6), torch.randint(0, 5, (1, 6, 6, 6), dtype=torch.uint8)
     plain = augmentation.apply(image, label, [Draw((ChannelDraw(),), **draw)])[1]
     across, along = (
         augmentation.apply(image, label, [Draw((ChannelDraw(),), mirrored=(axis,), **draw)])[1]
         for axis in (1, 2)
     )
-    exchanged = torch.tensor([0, 2, 1, 3], dtype=torch.uint8)[plain.long()]
+    exchanged = torch.tensor([0, 2, 1, 3, 4], dtype=torch.uint8)[plain.long()]
     assert torch.equal(across, exchanged.flip(2)) and torch.equal(along, plain.flip(3))
 
 

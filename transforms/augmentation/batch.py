@@ -95,8 +95,7 @@ class Augmentation:
                 cropped = self._crop(source)
                 target.copy_(cropped.flip(flipped) if flipped else cropped)
         if self._laterality is not None and self._laterality.axis in drawn.mirrored:
-            partners = torch.tensor(self._laterality.partners, dtype=label.dtype, device=label.device)
-            into[1].copy_(partners.index_select(0, into[1].flatten().int()).view_as(into[1]))
+            _exchange(into[1], self._laterality.partners)
 
     def _change_intensities(self, image: Tensor, drawn: Draw) -> None:
         for channel, change in zip(image, drawn.channels, strict=True):
@@ -136,3 +135,11 @@ class Augmentation:
         for axis, (size, source) in enumerate(zip(self.patch_size, self.source_size, strict=True)):
             tensor = tensor.narrow(axis - len(self.patch_size), (source - size) // 2, size)
         return tensor
+
+
+def _exchange(label: Tensor, partners: Sequence[int]) -> None:
+    """Puts each label's partner in its place; values beyond those are left."""
+    before = label.clone()
+    for value, partner in enumerate(partners):
+        if partner != value:
+            label.masked_fill_(before == value, partner)
