@@ -6,12 +6,12 @@ python docs/images/augmentation.py    # writes docs/images/augmentation.png
 from __future__ import annotations
 
 import math
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -113,13 +113,13 @@ def main() -> None:
         changed, moved = augmentation.apply(source, label, [drawn])
         middle = SIZE[2] // 2
         # Seen from the feet: the patient's right, which the first axis runs to, is on the left.
-        planes = (tensor[..., middle].flip(0).T for tensor in (changed[0, 0], moved[0]))
-        show(axes, title, *planes, limits)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+        plane, labels = (tensor[..., middle].flip(0).T for tensor in (changed[0, 0], moved[0]))
+        show(axes, title, plane, labels, limits)
+    drawn_whole = BytesIO()
+    figure.savefig(drawn_whole)
     # Noise does not compress: few colours keep the file small.
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    picture.quantize(48).save(Path(__file__).with_suffix(".png"), optimize=True)
+    picture = Image.open(drawn_whole).convert("RGB").quantize(48)
+    picture.save(Path(__file__).with_suffix(".png"), optimize=True)
 
 
 if __name__ == "__main__":
