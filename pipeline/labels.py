@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from transforms.laterality import Laterality
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +72,35 @@ class LabelContract:
         if self.regions is not None:
             return tuple(region[0] for region in self.regions.values())
         return self.values
+
+    def label_laterality(self, axis: int, pairs: Sequence[tuple[str, str]]) -> Laterality | None:
+        """Which label index each becomes when left and right change places; None if none has a side.
+
+        Args:
+            axis: Array axis between left and right.
+            pairs: Names of labels of the two sides.
+        """
+        partners = self._partner_values(pairs)
+        indices = tuple(self.values.index(partners.get(value, value)) for value in self.values)
+        return Laterality(axis, indices) if pairs else None
+
+    def channel_laterality(self, axis: int, pairs: Sequence[tuple[str, str]]) -> Laterality | None:
+        """The same for the network's output channels.
+
+        Raises:
+            ValueError: If a region lacks its counterpart on the other side.
+        """
+        if self.regions is None:
+            return self.label_laterality(axis, pairs)
+        partners = self._partner_values(pairs)
+        regions = {name: set(values) for name, values in self.regions.items()}
+        mirrored = {name: {partners.get(v, v) for v in values} for name, values in regions.items()}
+        alone = [name for name, values in mirrored.items() if values not in regions.values()]
+        if alone:
+            raise ValueError(f"without a counterpart on the other side: {', '.join(alone)}")
+        channels = tuple(list(regions.values()).index(values) for values in mirrored.values())
+        return Laterality(axis, channels) if pairs else None
+
+    def _partner_values(self, pairs: Sequence[tuple[str, str]]) -> dict[int, int]:
+        values = [(self.labels[left], self.labels[right]) for left, right in pairs]
+        return dict(values) | {right: left for left, right in values}

@@ -59,6 +59,14 @@ Factors = Annotated[
     BeforeValidator(_as_tuple),
     AfterValidator(_check_order),
 ]
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]],
+    BeforeValidator(_as_tuple),
+    AfterValidator(_check_order),
+]
+Pairs = Annotated[
+    tuple[Annotated[tuple[str, str], BeforeValidator(_as_tuple)], ...], BeforeValidator(_as_tuple)
+]
 PathField = Annotated[Path, BeforeValidator(_as_path)]
 ModelField = Annotated[Path | str, BeforeValidator(_as_model)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -90,6 +98,9 @@ class DataSection(Section):
     absent_means_unlabelled: Names | bool = False
     """Structures that nobody drew in the cases whose label map holds none of them, instead of being absent
     there; `true` means all. A case of which the manifest says what is labelled goes by that."""
+    left_right_pairs: Pairs = ()
+    """Names of labels of the two sides, such as `[[left_kidney, right_kidney]]`: they change places whenever
+    a patch (`augmentation.mirror_axes`) or a window (`inference.flips`) is mirrored from left to right."""
     num_folds: Annotated[int, Field(ge=2, le=100)] = 5
     """Folds made by patient when the manifest gives none."""
     fold: Annotated[int, Field(ge=0)] | Literal["none"] = 0
@@ -113,6 +124,13 @@ class DataSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_pairs(self) -> DataSection:
+        names = [name for pair in self.left_right_pairs for name in pair]
+        if len(set(names)) != len(names):
+            raise ValueError("left_right_pairs: each label has one partner, which is not itself")
+        return self
+
 
 class PreprocessingSection(Section):
     """The deterministic way from the stored image to the network's grid."""
@@ -128,6 +146,11 @@ class PreprocessingSection(Section):
     window: Interval | None = None
     """Lower and upper intensity of `normalisation: window`, in the image's unit."""
 
+    @property
+    def left_right_axis(self) -> int:
+        """The array axis that runs between left and right."""
+        return next(axis for axis, letter in enumerate(self.orientation) if letter in "LR")
+
     @model_validator(mode="after")
     def _check_contradictions(self) -> PreprocessingSection:
         if (self.normalisation == "window") != (self.window is not None):
@@ -142,7 +165,7 @@ class PreprocessingSection(Section):
 
 
 class AugmentationSection(Section):
-    """Random changes of training patches; each is drawn per sample with its own probability."""
+    """Random changes of training patches, drawn per sample; see `docs/augmentation.md`."""
 
     rotation_probability: Probability = 0.2
     """Of a rotation."""
@@ -152,28 +175,57 @@ class AugmentationSection(Section):
     """Of a change of size."""
     scaling_range: Factors = (0.7, 1.4)
     """Zoom factors, drawn log-uniformly."""
+    elastic_probability: Probability = 0.0
+    """Of an elastic deformation."""
+    elastic_distance: Shares = (0.2, 0.4)
+    """Distance of its control points along each axis, as a share of the patch's side."""
+    elastic_displacement: Annotated[float, Field(ge=0, le=0.4)] = 0.25
+    """Largest displacement of a control point along each axis, as a share of that distance; what is allowed
+    folds nothing."""
+    in_plane: bool = False
+    """Rotate, scale and deform in the plane of the two finer axes only, and lower the resolution there; for
+    thick slices. `preprocessing.spacing` tells the coarse axis."""
     mirror_axes: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = ()
-    """Array axes flipped with probability 0.5; leave out the left-right axis where labels have sides."""
+    """Array axes flipped with probability 0.5. Where labels have sides, name them in `data.left_right_pairs`
+    or leave out the left-right axis."""
     noise_probability: Probability = 0.1
     """Of added noise."""
     noise_deviation: Annotated[float, Field(ge=0)] = 0.1
     """Largest standard deviation of added Gaussian noise, in normalised intensity."""
-    blur_probability: Probability = 0.1
+    blur_probability: Probability = 0.2
     """Of a Gaussian blur."""
+    blur_channel_probability: Probability = 0.5
+    """Of each channel's being blurred when there is one."""
     blur_sigma: Factors = (0.5, 1.0)
     """Gaussian sigma in voxels."""
     brightness_probability: Probability = 0.15
     """Of a change of brightness."""
     brightness_range: Factors = (0.75, 1.25)
-    """Factors on intensity."""
+    """Factors on intensity, drawn per channel."""
     contrast_probability: Probability = 0.15
     """Of a change of contrast."""
     contrast_range: Factors = (0.75, 1.25)
-    """Factors on the distance from the patch's mean."""
+    """Factors on the distance from the channel's mean, drawn per channel."""
+    low_resolution_probability: Probability = 0.25
+    """Of a lower resolution."""
+    low_resolution_channel_probability: Probability = 0.5
+    """Of each channel's losing resolution when there is one."""
+    low_resolution_range: Shares = (0.5, 1.0)
+    """Share of the voxels left per axis."""
+    inverted_gamma_probability: Probability = 0.1
+    """Of a gamma curve on the negative."""
     gamma_probability: Probability = 0.3
     """Of a gamma curve."""
     gamma_range: Factors = (0.7, 1.5)
-    """Exponents applied to intensity scaled to [0, 1], mean and deviation kept."""
+    """Exponents, applied to intensity scaled to [0, 1], mean and deviation kept; drawn per channel."""
+
+    @model_validator(mode="after")
+    def _check_distance(self) -> AugmentationSection:
+        if self.elastic_distance[0] < 0.05:
+            raise ValueError(
+                "elastic_distance: must be at least 0.05 of the side, or control points get too many"
+            )
+        return self
 
 
 class NetworkSection(Section):
@@ -368,4 +420,11 @@ class Job(Section):
         bad = [a for a in self.augmentation.mirror_axes if not 0 <= a < dims]
         if bad:
             raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
+        if self.augmentation.in_plane:
+            spacing = sorted(self.preprocessing.spacing or ())
+            if dims == 2 or not spacing or spacing[1] == spacing[2]:
+                raise ValueError(
+                    "augmentation.in_plane: needs three dimensions, and one axis of preprocessing.spacing "
+                    "that is coarser than the others"
+                )
         return self

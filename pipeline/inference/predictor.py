@@ -58,6 +58,9 @@ class Predictor:
             job.inference.window_size or job.training.patch_size,
             device,
             mixed_precision=job.training.mixed_precision,
+            laterality=contract.channel_laterality(
+                job.preprocessing.left_right_axis, job.data.left_right_pairs
+            ),
         )
 
     def prepare(self, images: Sequence[Volume]) -> Prepared:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline.inference.windows import Axes, Box, Windows
 from pipeline.memory import is_out_of_memory
 from transforms.cropping import crop
+from transforms.laterality import Laterality
 
 Network = Callable[[Tensor], Tensor]
 """`(B, channels, *window)` → `(B, C, *window)`."""
@@ -47,6 +48,7 @@ class WindowRunner:
             threads.
         window_size: Voxels per axis; with two, the network takes slices `(B, channels, H, W)`.
         flips: Whether to average over all mirrored copies of a window.
+        laterality: Channels of the scores that change places in a copy mirrored from left to right.
         batch_size: Windows, mirrored ones counted, per forward pass; halved whenever memory does not suffice.
         num_lanes: Forward passes at a time; one as soon as memory does not suffice.
         skips_empty: Whether windows in which every channel is constant are computed once per value.
@@ -66,9 +68,11 @@ class WindowRunner:
         num_lanes: int,
         skips_empty: bool,
         device: torch.device,
+        laterality: Laterality | None = None,
     ) -> None:
         self.network = network if len(window_size) == 3 else _on_slices(network)
         self.mirrored = _mirror_axes(len(window_size)) if flips else [()]
+        self.laterality = laterality
         self.batch_size = batch_size
         self.num_lanes = num_lanes
         self.skips_empty = skips_empty
@@ -156,7 +160,7 @@ class WindowRunner:
             with torch.inference_mode():
                 batch = torch.stack([_mirror(copy.window, copy.axes) for copy in copies])
                 outputs = self.network(batch.to(self.device, non_blocking=True)).float()
-                return [_mirror(scores, copy.axes) for scores, copy in zip(outputs, copies, strict=True)]
+                return [self._turn_back(scores, copy) for scores, copy in zip(outputs, copies, strict=True)]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -166,6 +170,12 @@ class WindowRunner:
         return [
             scores for at in range(0, len(copies), half) for scores in self._forward(copies[at : at + half])
         ]
+
+    def _turn_back(self, scores: Tensor, copy: _Copy) -> Tensor:
+        scores = _mirror(scores, copy.axes)
+        if self.laterality is None or 1 + self.laterality.axis not in copy.axes:
+            return scores
+        return scores[list(self.laterality.partners)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,14 @@ class SegmentationTask(AbstractTask):
             is_regions=contract.regions is not None, has_ignored=contract.ignore_value is not None
         )
         self.loss = DeepSupervision(loss)
-        self.augmentation = Augmentation(job.augmentation, job.training.patch_size, job.preprocessing.spacing)
+        axis, pairs = job.preprocessing.left_right_axis, job.data.left_right_pairs
+        self.laterality = contract.channel_laterality(axis, pairs)
+        self.augmentation = Augmentation(
+            job.augmentation,
+            job.training.patch_size,
+            job.preprocessing.spacing,
+            contract.label_laterality(axis, pairs),
+        )
         self.targets = _build_target_table(contract).to(device)
         self.autocast_type = autocast_type(device) if job.training.mixed_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
@@ -140,11 +147,13 @@ class SegmentationTask(AbstractTask):
 
     def _compute_loss(self, batch: Batch) -> Tensor:
         image, label = (batch.tensors[key].to(self.device, non_blocking=True) for key in (IMAGE, LABEL))
-        image, label = self.augmentation(image, label, batch.seeds)
+        draws = self.augmentation.draw(batch.seeds, image.shape[1])
+        image, label = self.augmentation.apply(image, label, draws)
+        labelled = self._labelled_channels(batch, [self.augmentation.exchanges_sides(d) for d in draws])
         self.network.train()
         with self._autocast():
             logits = self.network.forward_deep(image)
-        loss: Tensor = self.loss(logits, self._build_target(label), self._labelled_channels(batch))
+        loss: Tensor = self.loss(logits, self._build_target(label), labelled)
         return loss
 
     def _judged_network(self) -> AttentionUNet:
@@ -160,6 +169,7 @@ class SegmentationTask(AbstractTask):
             self.job.inference.window_size or self.job.training.patch_size,
             self.device,
             mixed_precision=self.job.training.mixed_precision,
+            laterality=self.laterality,
         )
 
     def _autocast(self) -> torch.autocast:
@@ -174,20 +184,23 @@ class SegmentationTask(AbstractTask):
             return label.long()
         return label.long().masked_fill_(label == len(self.contract.values), IGNORED)
 
-    def _labelled_channels(self, batch: Batch) -> Tensor | None:
-        """`(B, K)` bool, on the CPU; None if every sample has all labels."""
+    def _labelled_channels(self, batch: Batch, exchanged: Sequence[bool]) -> Tensor | None:
+        """`(B, K)` bool, on the CPU; None if every sample has all labels.
+
+        Args:
+            batch: Its samples as drawn.
+            exchanged: Whether left and right have changed places in a sample since.
+        """
         if all(names is None for names in batch.labelled):
             return None
-        structures = self.contract.structures
-        return torch.tensor(
-            [
-                [
-                    names is None or name in names or name not in structures
-                    for name in self.contract.channel_names
-                ]
-                for names in batch.labelled
-            ]
-        )
+        channels, structures = self.contract.channel_names, self.contract.structures
+        rows = []
+        for names, is_exchanged in zip(batch.labelled, exchanged, strict=True):
+            row = [names is None or name in names or name not in structures for name in channels]
+            if self.laterality is not None and is_exchanged:
+                row = [row[partner] for partner in self.laterality.partners]
+            rows.append(row)
+        return torch.tensor(rows)
 
     def _validate_case(self, labeller: Labeller, prepared: PreparedCase) -> dict[str, float]:
         height, width, depth = prepared.label.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,9 +134,24 @@ def _unlabelled(contract: LabelContract, labelled: Sequence[Collection[str] | No
 
 
 def check_structures(job: Job, contract: LabelContract) -> None:
-    """Raises a ConfigError if the job names a structure that the data do not declare."""
-    unknown = [name for name in job.inference.largest_component if name not in contract.structures]
-    if unknown:
-        known = ", ".join(contract.structures)
-        message = f"there is no structure called {', '.join(unknown)}; the data declare: {known}"
-        raise ConfigError(Fault("inference.largest_component", "unknown-structure", message))
+    """Raises a ConfigError if the job names a structure that the data do not declare, or wrong pairs."""
+    faults = _find_unknown(
+        "inference.largest_component", job.inference.largest_component, contract.structures
+    )
+    pairs = job.data.left_right_pairs
+    labels = [name for name, value in contract.labels.items() if value != 0]
+    unknown = _find_unknown("data.left_right_pairs", [name for pair in pairs for name in pair], labels)
+    if not unknown:
+        try:
+            contract.channel_laterality(job.preprocessing.left_right_axis, pairs)
+        except ValueError as error:
+            message = f"regions must have both sides or come in pairs as well; {error}"
+            faults.append(Fault("data.left_right_pairs", "one-sided-region", message))
+    if faults or unknown:
+        raise ConfigError([*faults, *unknown])
+
+
+def _find_unknown(key: str, names: Iterable[str], known: Collection[str]) -> list[Fault]:
+    unknown = [name for name in names if name not in known]
+    message = f"there is no structure called {', '.join(unknown)}; the data declare: {', '.join(known)}"
+    return [Fault(key, "unknown-structure", message)] if unknown else []

@@ -85,6 +85,13 @@ def test_a_missing_key_is_placed_at_its_section(faults):
         ("network: {dimensions: 2}", "2:1", "training.patch_size"),
         ("  patch_size: [30, 32, 32]", "4:3", "training.patch_size"),
         ("augmentation: {mirror_axes: [3]}", "4:16", "augmentation.mirror_axes"),
+        ("augmentation: {in_plane: true}", "4:16", "augmentation.in_plane"),
+        (
+            "augmentation: {in_plane: true}\npreprocessing: {spacing: [1, 3, 3]}",
+            "4:16",
+            "augmentation.in_plane",
+        ),
+        ("augmentation: {elastic_distance: [0.01, 0.4]}", "4:16", "augmentation.elastic_distance"),
         ("network: {kernels: [[3, 3, 3]]}", "4:11", "network.kernels"),
         ("  freeze_encoder: 0.5", "4:3", "training.freeze_encoder"),
         ("  start_from: latest\n  gradual_unfreezing: true", "5:3", "training.gradual_unfreezing"),

@@ -16,6 +16,7 @@ from pipeline.data.synthetic import write_phantom_study
 from pipeline.inference.predictor import Predictor, build_preprocessing
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.volume import Grid
+from transforms.keys import IMAGE, LABEL
 from transforms.preprocessing import Prepared
 
 
@@ -38,12 +39,19 @@ KINDS = {
         "training": {"ema_decay": 0.9, "optimizer": "sgd", "schedule": "cosine"},
         "inference": {"flips": True, "largest_component": ("core",)},
     },
+    "sides": {
+        "data": {"left_right_pairs": (("shell", "core"),)},
+        "augmentation": {"mirror_axes": (0, 1)},
+        "inference": {"flips": True},
+    },
     "anisotropic": {
+        "preprocessing": {"spacing": (1.0, 1.0, 2.0)},
+        "augmentation": {"in_plane": True, "rotation_probability": 1.0, "elastic_probability": 1.0},
         "network": {
             "strides": ((1, 1, 1), (2, 2, 1)),
             "kernels": ((3, 3, 1), (3, 3, 3)),
             "blocks": "residual",
-        }
+        },
     },
     "single slices of two channels, partly labelled": {
         "num_channels": 2,
@@ -173,3 +181,31 @@ def _copy(value):
     import copy
 
     return copy.deepcopy(value)
+
+
+def test_what_is_labelled_changes_sides_with_the_labels(tmp_path):
+    """Mirrored by its seed, or before with the labels' sides exchanged by hand: it is the same sample."""
+    still = {
+        f"{name}_probability": 0.0
+        for name in ("rotation", "scaling", "noise", "blur", "brightness", "contrast", "gamma")
+    }
+    changes = {
+        "data": {"left_right_pairs": (("shell", "core"),)},
+        "augmentation": {"mirror_axes": (0,), "low_resolution_probability": 0.0, **still},
+    }
+    _, _, _, task, sampler = build(tmp_path, changes)
+    mirrors = {
+        task.augmentation.exchanges_sides(task.augmentation.draw([seed], 1)[0]): seed for seed in range(20)
+    }
+    drawn = sampler.draw(0)
+    image, label = drawn.tensors[IMAGE], drawn.tensors[LABEL].clamp_max(1)
+    losses = []
+    for flipped, swapped, names, seed in (
+        (image, label, frozenset({"shell"}), mirrors[True]),
+        (image.flip(2), (2 * label).flip(1), frozenset({"core"}), mirrors[False]),
+    ):
+        batch = replace(
+            drawn, tensors={IMAGE: flipped, LABEL: swapped}, seeds=(seed,) * 2, labelled=(names,) * 2
+        )
+        losses.append(task.training_step(batch, progress=1.0)["training/loss"])
+    assert losses[0] == losses[1]
