@@ -96,9 +96,9 @@ def _train_and_judge(
     on_needs: Callable[[Needs], None],
 ) -> tuple[Ending, list[CaseMetrics]]:
     _describe(record, job, material, device)
-    task = _build_task(job, material, device)
-    sampler = _build_sampler(job, material, task)
-    on_needs(measure_needs(task, sampler.draw(0), material, record.folder, device))
+    task = build_task(job, material, device)
+    sampler = build_sampler(job, material, task)
+    on_needs(measure_needs(task, sampler, material, record.folder, device))
     with freed_memory_kept():
         with budget_bar(f"Training {record.name}") as show, signals.deferred():
             keeper = Keeper(record, job, material, task, show, signals)
@@ -150,7 +150,8 @@ def _load_state(run: RunFolder, material: Material) -> Mapping[str, Any] | None:
     return state
 
 
-def _build_task(job: Job, material: Material, device: torch.device) -> SegmentationTask:
+def build_task(job: Job, material: Material, device: torch.device) -> SegmentationTask:
+    """What a job trains, with fresh weights."""
     if job.training.deterministic:
         # cuBLAS repeats itself only with a workspace of fixed size; it must be said before CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -160,7 +161,8 @@ def _build_task(job: Job, material: Material, device: torch.device) -> Segmentat
     return SegmentationTask(job, material.contract, num_channels, material.validation, device)
 
 
-def _build_sampler(job: Job, material: Material, task: SegmentationTask) -> PatchSampler:
+def build_sampler(job: Job, material: Material, task: SegmentationTask) -> PatchSampler:
+    """Gives the batches of a job's steps."""
     section = job.training
     return PatchSampler(
         material.training,

@@ -1,0 +1,25 @@
+"""What the cases of a study have in common.
+
+`intensities` measures what a normalisation needs of the training cases; `survey` measures what a plan needs of
+all cases: grids, contents, intensities and structures.
+"""
+
+from pipeline.data.fingerprint.intensities import measure_intensities
+from pipeline.data.fingerprint.survey import (
+    CaseFingerprint,
+    ChannelIntensities,
+    Fingerprint,
+    StructureSize,
+    find_labels,
+    survey_study,
+)
+
+__all__ = [
+    "CaseFingerprint",
+    "ChannelIntensities",
+    "Fingerprint",
+    "StructureSize",
+    "find_labels",
+    "measure_intensities",
+    "survey_study",
+]

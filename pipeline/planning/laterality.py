@@ -1,0 +1,35 @@
+"""Sides in label names: left and right must not be mirrored into each other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+# A word of its own (`left_kidney`), a part of a compound (`LeftParotid`), or a letter set apart (`Parotid_L`).
+_WORDS = re.compile(r"left|right", re.IGNORECASE)
+_LETTERS = re.compile(r"(?<![A-Za-z])[LRlr](?![A-Za-z])")
+_OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
+
+
+def has_side(name: str) -> bool:
+    """Whether a label is of one side, such as `LeftParotid`, `kidney_right` or `Lung_L`."""
+    return mirrored_name(name) != name
+
+
+def mirrored_name(name: str) -> str:
+    """The name of the other side, written alike; the same name if it has no side."""
+
+    def swapped(match: re.Match[str]) -> str:
+        found = match[0]
+        other = _OTHER[found.lower()]
+        return other.upper() if found.isupper() else other.capitalize() if found[0].isupper() else other
+
+    pattern = _WORDS if _WORDS.search(name) else _LETTERS
+    return pattern.sub(swapped, name)
+
+
+def left_right_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of labels that are each other's other side, in the order of the names."""
+    known = list(names)
+    pairs = ((name, mirrored_name(name)) for name in known)
+    return [(one, two) for one, two in pairs if two in known and known.index(one) < known.index(two)]
