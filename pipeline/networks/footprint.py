@@ -14,8 +14,8 @@ from pipeline.networks.attention_unet import AttentionUNet
 def saved_bytes(network: AttentionUNet, batch_size: int, in_channels: int, patch_size: Sequence[int]) -> int:
     """Bytes of the tensors that a forward pass in float32 keeps: less than a step takes, never more.
 
-    The pass runs on torch's meta device, where tensors have sizes but no memory. A step that was measured on a
-    CPU took 1.8 times as much at its peak.
+    The pass runs on torch's meta device, where tensors have sizes but no memory. Steps that were measured on
+    a CPU took 1.7 to 2.2 times as much at their peak.
     """
     kept: dict[int, torch.UntypedStorage] = {}
 

@@ -9,14 +9,14 @@ from typing import Generic, TypeVar
 
 from pipeline.config import Job, job_from_mapping, job_to_mapping
 
-Value = TypeVar("Value", covariant=True)
+Value_co = TypeVar("Value_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice(Generic[Value]):
+class Choice(Generic[Value_co]):
     """The value of one setting as it stands in a config, and why."""
 
-    value: Value
+    value: Value_co
     reason: str
 
 

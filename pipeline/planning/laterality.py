@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# A word of its own (`left_kidney`), a part of a compound (`LeftParotid`), or a letter set apart (`Parotid_L`).
-_WORDS = re.compile(r"left|right", re.IGNORECASE)
-_LETTERS = re.compile(r"(?<![A-Za-z])[LRlr](?![A-Za-z])")
+# A word (`left_kidney`), part of a compound (`ParotidLeft`, but not `bright`), or a letter that stands apart
+# (`Lung_L`, but not the vertebra `L1`).
+_WORDS = re.compile(r"(?<![A-Za-z])(?:left|right)|Left|Right|(?<![A-Z])(?:LEFT|RIGHT)")
+_LETTERS = re.compile(r"(?<![A-Za-z0-9])[LRlr](?![A-Za-z0-9])")
 _OTHER = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 

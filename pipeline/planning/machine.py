@@ -65,7 +65,7 @@ class Machine:
         return num_voxels * self.widths[0] * _BYTES_PER_FEATURE[self.device]
 
     def affordable_voxels(self, minutes: float) -> int:
-        """Voxels of all samples of a step, such that `NUM_STEPS` fit into the minutes and each into memory."""
+        """Voxels of all samples of a step: `NUM_STEPS` fit into the minutes, and each into memory."""
         by_time = self.voxels_per_second * 60 * minutes * _TRAINING_SHARE / NUM_STEPS
         by_memory = self.free_memory * _MEMORY_SHARE / self.bytes_of_step(1)
         return max(_SMALLEST_STEP, int(min(by_time, by_memory)))

@@ -60,26 +60,21 @@ def plan_job(
     )
 
 
-def pace(minutes: float, step_s: float, validation_s: float) -> Choices:
-    """Epochs and validations such that the record has about 50 lines and validating takes 10 % at most.
+def pace(steps_per_epoch: int, step_s: float, validation_s: float) -> Choices:
+    """Validates as often as a tenth of the budget allows, and not more often than 25 times.
+
+    Only how two times relate decides, so that it stays the same on a machine that is busy with other things.
 
     Args:
-        minutes: Budget.
+        steps_per_epoch: As planned, 50 epochs to the budget.
         step_s: Seconds of a training step.
         validation_s: Seconds of a validation of all held-out cases.
     """
-    num_steps = 60 * minutes * (1 - _VALIDATION_SHARE) / step_s
-    steps_per_epoch = max(1, round(num_steps / _NUM_EPOCHS))
-    if steps_per_epoch > 20:
-        steps_per_epoch = 10 * round(steps_per_epoch / 10)
-    num_validations = min(_MOST_VALIDATIONS, 60 * minutes * _VALIDATION_SHARE / max(validation_s, 1e-9))
-    every = min(_NUM_EPOCHS, math.ceil(_NUM_EPOCHS / max(num_validations, 1)))
-    return {
-        "training.steps_per_epoch": Choice(steps_per_epoch, f"about {_NUM_EPOCHS} epochs in the budget"),
-        "training.validate_every": Choice(
-            every, f"validating takes {validation_s:.1f} s: a tenth of the budget at most"
-        ),
-    }
+    training_share = (1 - _VALIDATION_SHARE) / _VALIDATION_SHARE
+    every = math.ceil(training_share * validation_s / (steps_per_epoch * step_s))
+    every = min(_NUM_EPOCHS, max(_NUM_EPOCHS // _MOST_VALIDATIONS, every))
+    reason = "as often as a tenth of the budget allows" if validation_s else "no case validates"
+    return {"training.validate_every": Choice(every, reason)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +122,13 @@ def _choose_data(fingerprint: Fingerprint, manifest: Path, *, names_labels: bool
     if fingerprint.folds:
         choices["data.num_folds"] = Choice(_MOST_FOLDS, "not used: the manifest gives the folds")
         choices["data.fold"] = Choice(
-            fingerprint.folds[0], "given by the manifest; none trains on every case"
+            fingerprint.folds[0], "as the manifest has it; none trains on every case"
         )
     else:
-        patients = f"{fingerprint.num_patients} patients"
-        choices["data.num_folds"] = Choice(num_folds, patients)
-        choices["data.fold"] = Choice(
-            0 if fingerprint.num_patients > 1 else "none",
-            "validate on the first fold; none trains on every case"
-            if fingerprint.num_patients > 1
-            else "a single patient cannot be validated on",
-        )
+        single = Choice("none", "a single patient cannot be validated on")
+        first = Choice(0, "validate on the first fold; none trains on every case")
+        choices["data.num_folds"] = Choice(num_folds, f"of {fingerprint.num_patients} patients")
+        choices["data.fold"] = first if fingerprint.num_patients > 1 else single
     return choices
 
 
@@ -174,34 +165,30 @@ def _choose_augmentation(fingerprint: Fingerprint, grid: _Grid) -> Choices:
 
 
 def _choose_network(grid: _Grid, topology: Topology, machine: Machine) -> Choices:
-    levels = len(topology.strides)
-    is_plain_stride = set(topology.strides[1:]) == {(2,) * grid.dimensions}
-    is_plain_kernel = set(topology.kernels) == {(3,) * grid.dimensions}
+    levels, dimensions = len(topology.strides), grid.dimensions
+    strides: Choice[object] = Choice(None, "halve every axis at each level")
+    if set(topology.strides[1:]) != {(2,) * dimensions}:
+        reason = (
+            f"an axis is halved while {SHORTEST_EDGE} voxels remain and it is about as fine as the finest"
+        )
+        strides = Choice([list(level) for level in topology.strides], reason)
+    kernels: Choice[object] = Choice(None, "3 along every axis")
+    if set(topology.kernels) != {(3,) * dimensions}:
+        reason = "1 along a coarse axis until the others are as coarse"
+        kernels = Choice([list(level) for level in topology.kernels], reason)
+    volumes = Choice(3, "volumes")
+    slices = Choice(2, f"slices: a typical image has fewer than {SHORTEST_EDGE}")
     return {
-        "network.dimensions": Choice(
-            grid.dimensions,
-            "volumes"
-            if grid.dimensions == 3
-            else f"slices: fewer than {SHORTEST_EDGE} lie in a typical image",
-        ),
+        "network.dimensions": volumes if dimensions == 3 else slices,
         "network.features": Choice(
             list(machine.widths[:levels]),
-            f"{levels} levels, then {SHORTEST_EDGE} to 7 voxels are left of an axis; widths for {machine.name}"
-            if levels < len(machine.widths)
-            else f"widths for {machine.name}",
+            f"width for {machine.name}"
+            + (
+                f"; {levels} levels leave {SHORTEST_EDGE} to 7 voxels" if levels < len(machine.widths) else ""
+            ),
         ),
-        "network.strides": Choice(
-            None if is_plain_stride else [list(level) for level in topology.strides],
-            "halve every axis at each level"
-            if is_plain_stride
-            else f"an axis is halved while {SHORTEST_EDGE} voxels remain and it is about as fine as the finest",
-        ),
-        "network.kernels": Choice(
-            None if is_plain_kernel else [list(level) for level in topology.kernels],
-            "3 along every axis"
-            if is_plain_kernel
-            else "1 along the coarse axis until the others are as coarse",
-        ),
+        "network.strides": strides,
+        "network.kernels": kernels,
     }
 
 
@@ -209,12 +196,16 @@ def _choose_training(
     fingerprint: Fingerprint, machine: Machine, minutes: float, topology: Topology, voxels: int
 ) -> Choices:
     batch = max(_SMALLEST_BATCH, min(machine.largest_batch, voxels // topology.num_voxels))
+    num_steps = 60 * minutes * machine.voxels_per_second / (batch * topology.num_voxels)
     share = _smallest_share(fingerprint)
     fraction = next(fraction for least, fraction in _FOREGROUND if share >= least)
     return {
         "training.epochs": Choice(None, "the clock ends it"),
         "training.minutes": Choice(minutes, f"on {machine.name}"),
-        "training.batch_size": Choice(batch, f"with this patch about {NUM_STEPS} steps, or a full batch"),
+        "training.steps_per_epoch": Choice(
+            _round_steps(num_steps / _NUM_EPOCHS), f"about {_NUM_EPOCHS} epochs"
+        ),
+        "training.batch_size": Choice(batch, f"with this patch {NUM_STEPS} steps or more are expected"),
         "training.patch_size": Choice(
             list(topology.patch_size), "equal lengths in mm where the content is as long"
         ),
@@ -253,6 +244,10 @@ def _smallest_share(fingerprint: Fingerprint) -> float:
     content_ml = math.prod(fingerprint.extent_mm) / 1000
     volumes = [median(size.ml for size in sizes) for sizes in fingerprint.sizes.values() if sizes]
     return min(volumes, default=content_ml) / content_ml
+
+
+def _round_steps(num_steps: float) -> int:
+    return 10 * round(num_steps / 10) if num_steps > 20 else max(1, round(num_steps))
 
 
 def _experiment(manifest: Path) -> str:

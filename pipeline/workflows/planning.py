@@ -66,7 +66,8 @@ def plan(data: Path, config: Path, minutes: float, labels: Mapping[str, int] | N
     names_labels = labels is not None or _is_csv(data)
     planned = plan_job(fingerprint, machine, minutes, data.absolute(), names_labels=names_labels)
     estimate = estimate_job(planned.job)
-    planned = planned.changed(pace(minutes, estimate.step_s, estimate.validation_s))
+    steps = planned.job.training.steps_per_epoch
+    planned = planned.changed(pace(steps, estimate.step_s, estimate.validation_s))
     estimate = estimate.with_budget(planned.job.training)
     result = PlanResult(config, fingerprint_path, describe_study(fingerprint), estimate, _advise(estimate))
     write_text(fingerprint_path, fingerprint.to_json())

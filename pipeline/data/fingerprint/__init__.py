@@ -1,7 +1,7 @@
 """What the cases of a study have in common.
 
-`intensities` measures what a normalisation needs of the training cases; `survey` measures what a plan needs of
-all cases: grids, contents, intensities and structures.
+`intensities` measures what a normalisation needs of the training cases; `survey` measures what a plan needs
+of all cases: grids, contents, intensities and structures.
 """
 
 from pipeline.data.fingerprint.intensities import measure_intensities
