@@ -16,11 +16,11 @@ from pipeline.planning.choices import Choice, Choices, PlannedJob
 from pipeline.planning.grid import ANISOTROPY, choose_spacing
 from pipeline.planning.laterality import has_side, left_right_pairs
 from pipeline.planning.machine import NUM_STEPS, Machine
+from pipeline.planning.pacing import choose_epochs
 from pipeline.planning.topology import SHORTEST_EDGE, Topology, choose_topology
 
 _SMALLEST_BATCH = 2
 _MOST_FOLDS = 5
-_NUM_EPOCHS, _MOST_VALIDATIONS, _VALIDATION_SHARE = 50, 25, 0.1
 # One window is taken instead of several overlapping ones while it is at most so many times the patch.
 _LARGEST_WINDOW = 3
 # Share of the content that the smallest structure has, at least, and share of patches centred on a structure.
@@ -58,23 +58,6 @@ def plan_job(
             "tracking.experiment": Choice(_experiment(manifest), "the study's name"),
         }
     )
-
-
-def pace(steps_per_epoch: int, step_s: float, validation_s: float) -> Choices:
-    """Validates as often as a tenth of the budget allows, and not more often than 25 times.
-
-    Only how two times relate decides, so that it stays the same on a machine that is busy with other things.
-
-    Args:
-        steps_per_epoch: As planned, 50 epochs to the budget.
-        step_s: Seconds of a training step.
-        validation_s: Seconds of a validation of all held-out cases.
-    """
-    training_share = (1 - _VALIDATION_SHARE) / _VALIDATION_SHARE
-    every = math.ceil(training_share * validation_s / (steps_per_epoch * step_s))
-    every = min(_NUM_EPOCHS, max(_NUM_EPOCHS // _MOST_VALIDATIONS, every))
-    reason = "as often as a tenth of the budget allows" if validation_s else "no case validates"
-    return {"training.validate_every": Choice(every, reason)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +185,7 @@ def _choose_training(
     return {
         "training.epochs": Choice(None, "the clock ends it"),
         "training.minutes": Choice(minutes, f"on {machine.name}"),
-        "training.steps_per_epoch": Choice(
-            _round_steps(num_steps / _NUM_EPOCHS), f"about {_NUM_EPOCHS} epochs"
-        ),
+        "training.steps_per_epoch": choose_epochs(num_steps),
         "training.batch_size": Choice(batch, f"with this patch {NUM_STEPS} steps or more are expected"),
         "training.patch_size": Choice(
             list(topology.patch_size), "equal lengths in mm where the content is as long"
@@ -244,10 +225,6 @@ def _smallest_share(fingerprint: Fingerprint) -> float:
     content_ml = math.prod(fingerprint.extent_mm) / 1000
     volumes = [median(size.ml for size in sizes) for sizes in fingerprint.sizes.values() if sizes]
     return min(volumes, default=content_ml) / content_ml
-
-
-def _round_steps(num_steps: float) -> int:
-    return 10 * round(num_steps / 10) if num_steps > 20 else max(1, round(num_steps))
 
 
 def _experiment(manifest: Path) -> str:
