@@ -1,5 +1,6 @@
 """`clinseg plan` and `clinseg train --dry-run`, as at the command line."""
 
+import contextlib
 import json
 from itertools import pairwise
 
@@ -104,7 +105,14 @@ def config(here):
 def test_a_job_that_cannot_fit_ends_with_4(config, clinseg):
     huge = "training.patch_size=[4096, 4096, 4096]"
     answer = clinseg("train", config, "--dry-run", "--set", huge)
-    assert answer.code == 4 and "lower training.batch_size or training.patch_size" in answer.err
+    assert answer.code == 4 and "training: it needs" in answer.err, "known before it is tried"
+    assert "lower training.batch_size or training.patch_size" in answer.err
+
+
+def test_a_disk_that_is_too_small_ends_with_4(config, clinseg, small_disk):
+    with contextlib.chdir(small_disk):
+        answer = clinseg("train", config, "--dry-run")
+    assert answer.code == 4 and "disk-full" in answer.err and "(of 0 MiB)" in answer.err
 
 
 def test_a_budget_in_epochs_is_told_in_minutes(config, clinseg):

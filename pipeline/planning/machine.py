@@ -66,6 +66,12 @@ class Machine:
 
     def affordable_voxels(self, minutes: float) -> int:
         """Voxels of all samples of a step: `NUM_STEPS` fit into the minutes, and each into memory."""
-        by_time = self.voxels_per_second * 60 * minutes * _TRAINING_SHARE / NUM_STEPS
         by_memory = self.free_memory * _MEMORY_SHARE / self.bytes_of_step(1)
-        return max(_SMALLEST_STEP, int(min(by_time, by_memory)))
+        return max(_SMALLEST_STEP, int(min(self._trained_voxels(minutes) / NUM_STEPS, by_memory)))
+
+    def expected_steps(self, minutes: float, num_voxels: int) -> int:
+        """Steps of so many voxels that fit into the minutes."""
+        return max(1, round(self._trained_voxels(minutes) / num_voxels))
+
+    def _trained_voxels(self, minutes: float) -> float:
+        return self.voxels_per_second * 60 * minutes * _TRAINING_SHARE

@@ -15,7 +15,7 @@ from pipeline.data.fingerprint import Fingerprint
 from pipeline.planning.choices import Choice, Choices, PlannedJob
 from pipeline.planning.grid import ANISOTROPY, choose_spacing
 from pipeline.planning.laterality import has_side, left_right_pairs
-from pipeline.planning.machine import NUM_STEPS, Machine
+from pipeline.planning.machine import Machine
 from pipeline.planning.pacing import choose_epochs
 from pipeline.planning.topology import SHORTEST_EDGE, Topology, choose_topology
 
@@ -179,14 +179,14 @@ def _choose_training(
     fingerprint: Fingerprint, machine: Machine, minutes: float, topology: Topology, voxels: int
 ) -> Choices:
     batch = max(_SMALLEST_BATCH, min(machine.largest_batch, voxels // topology.num_voxels))
-    num_steps = 60 * minutes * machine.voxels_per_second / (batch * topology.num_voxels)
+    num_steps = machine.expected_steps(minutes, batch * topology.num_voxels)
     share = _smallest_share(fingerprint)
     fraction = next(fraction for least, fraction in _FOREGROUND if share >= least)
     return {
         "training.epochs": Choice(None, "the clock ends it"),
         "training.minutes": Choice(minutes, f"on {machine.name}"),
         "training.steps_per_epoch": choose_epochs(num_steps),
-        "training.batch_size": Choice(batch, f"with this patch {NUM_STEPS} steps or more are expected"),
+        "training.batch_size": Choice(batch, f"with this patch about {num_steps} steps are expected"),
         "training.patch_size": Choice(
             list(topology.patch_size), "equal lengths in mm where the content is as long"
         ),
