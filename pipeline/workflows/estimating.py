@@ -63,7 +63,8 @@ class Estimate:
         """A few lines for people."""
         budget = f"{self.minutes:.3g} minutes: {self.num_steps} steps of {self.step_s:.3g} s"
         if self.validation_s:
-            budget += f", {self.num_validations} validations of {self.validation_s:.3g} s each"
+            plural = "s" * (self.num_validations != 1)
+            budget += f", {self.num_validations} validation{plural} of {self.validation_s:.3g} s"
         return [budget, str(self.needs), f"its prepared cases take {format_size(self.cache)} of disk already"]
 
 
