@@ -1,11 +1,8 @@
-"""What a plan needs to know of a study: its grids, what lies in them, and how large the structures are."""
+"""Measures every case of a study for a plan: its grid, what lies in it, and how large the structures are."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import median
 
 import numpy as np
 from nibabel.orientations import io_orientation
@@ -14,105 +11,21 @@ from scipy import ndimage
 
 from pipeline.data.cases import Case, Study
 from pipeline.data.checks import read_checked_case
+from pipeline.data.fingerprint.summary import (
+    Axes,
+    CaseFingerprint,
+    ChannelIntensities,
+    Fingerprint,
+    StructureSize,
+)
 from pipeline.data.images import read_label_map
 from pipeline.errors import Fault, InputError
 from pipeline.volume import Affine, Volume
 
-Axes = tuple[float, float, float]
-"""One number per anatomical axis: left-right, back-front, down-up, whatever the stored order."""
-
 _VOXELS_PER_CASE = 100_000
-_AIR_HU = (-1200.0, -900.0)
 # A slice belongs to the content if this share of it is brighter than this share of the range of intensities:
 # neither the noise of the air nor a few odd voxels then make a volume look full.
 _CONTENT_SHARE, _CONTENT_LEVEL = 0.01, 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelIntensities:
-    """Intensities of one channel over a whole image, in its own unit."""
-
-    low: float
-    """Percentile 0.5."""
-    middle: float
-    """Median."""
-    high: float
-    """Percentile 99.5."""
-    mean: float
-    deviation: float
-
-
-@dataclass(frozen=True, slots=True)
-class StructureSize:
-    """One structure in one case."""
-
-    voxels: int
-    ml: float
-    thickness_mm: Axes
-    """Mean length of the runs of its voxels along each axis: how thick it is in that direction."""
-
-
-@dataclass(frozen=True, slots=True)
-class CaseFingerprint:
-    """One case, its axes in anatomical order."""
-
-    case: str
-    orientation: str
-    """Of the array as stored, such as `LPS`."""
-    shape: Axes
-    """Voxels."""
-    spacing: Axes
-    """Millimetres per voxel."""
-    content: Axes
-    """Voxels of the box that holds everything but air."""
-    channels: tuple[ChannelIntensities, ...]
-    structures: Mapping[str, StructureSize]
-    """By label name, those that occur."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """A study; medians are over all cases, those of a structure over the cases that have it."""
-
-    channels: tuple[str, ...]
-    labels: Mapping[str, int]
-    num_patients: int
-    folds: tuple[int, ...]
-    """Those that the manifest gives."""
-    cases: tuple[CaseFingerprint, ...]
-
-    @property
-    def spacing(self) -> Axes:
-        """Median spacing in mm."""
-        return _median_axes([case.spacing for case in self.cases])
-
-    @property
-    def extent_mm(self) -> Axes:
-        """Median size of the content."""
-        return _median_axes([_times(case.content, case.spacing) for case in self.cases])
-
-    @property
-    def sizes(self) -> dict[str, list[StructureSize]]:
-        """Per foreground label its size in every case that has it, by rising label value."""
-        names = sorted((name for name, value in self.labels.items() if value), key=self.labels.__getitem__)
-        return {name: [c.structures[name] for c in self.cases if name in c.structures] for name in names}
-
-    @property
-    def is_ct(self) -> bool:
-        """Whether every channel is a CT: the manifest says so, or air measures about -1000 in most cases."""
-        return all(
-            name.strip().upper() == "CT" or self._has_hounsfield_air(index)
-            for index, name in enumerate(self.channels)
-        )
-
-    def to_json(self) -> str:
-        """Everything, for people and programs to read."""
-        told = {"spacing": self.spacing, "extent_mm": self.extent_mm, "is_ct": self.is_ct}
-        return json.dumps(told | asdict(self), indent=1, ensure_ascii=False) + "\n"
-
-    def _has_hounsfield_air(self, channel: int) -> bool:
-        lows = [case.channels[channel].low for case in self.cases]
-        return sum(_AIR_HU[0] <= low <= _AIR_HU[1] for low in lows) > 0.8 * len(lows)
 
 
 def find_labels(cases: Sequence[Case], on_case: Callable[[], None] = lambda: None) -> dict[str, int]:
@@ -237,12 +150,3 @@ def _anatomical(values: Sequence[float], affine: Affine) -> Axes:
     places = [int(axis) for axis in io_orientation(affine)[:, 0]]
     ordered = dict(zip(places, values, strict=True))
     return ordered[0], ordered[1], ordered[2]
-
-
-def _median_axes(rows: Sequence[Axes]) -> Axes:
-    first, second, third = (median(along) for along in zip(*rows, strict=True))
-    return first, second, third
-
-
-def _times(one: Axes, other: Axes) -> Axes:
-    return one[0] * other[0], one[1] * other[1], one[2] * other[2]
