@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import ExitCode, Fault, FaultError, InputError, Stopped
+from pipeline.errors import ConfigError, ExitCode, Fault, FaultError, InputError, Stopped
 from pipeline.files import resource_error
 from pipeline.signals import StopSignals
 
@@ -46,11 +46,17 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run, or `latest`.")] = None,
     fold: Annotated[str | None, typer.Option(help="Fold to validate on, or `none` to train on all.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell minutes, memory and disk, from 20 steps.")
+    ] = False,
 ) -> None:
     """Train a network, record the run, judge it on its validation cases."""
+    settings = [*(overrides or []), *([f"data.fold={fold}"] if fold is not None else [])]
+    if dry_run:
+        _estimate(config, settings, resume)
+        return
     from pipeline.workflows.training import train as run_training
 
-    settings = [*(overrides or []), *([f"data.fold={fold}"] if fold is not None else [])]
     result = run_training(
         config,
         settings,
@@ -65,6 +71,25 @@ def train(
     _out.print(f"Apply it:   clinseg predict {result.run} INPUT -o predictions")
     _out.print("Look at it: clinseg ui")
     _show_delivery(result.delivery)
+
+
+@app.command()
+def plan(
+    data: Annotated[Path, typer.Argument(help="A dataset.json, an nnU-Net raw folder, or a CSV.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="YAML to write.")],
+    minutes: Annotated[float, typer.Option(min=0.01, help="Budget of the training.")] = 60.0,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels of a CSV, such as background=0,liver=1; else numbered.")
+    ] = None,
+) -> None:
+    """Write a complete config for your data and this machine, each choice with its reason."""
+    from pipeline.workflows.planning import plan as run_plan
+
+    result = run_plan(data, output, minutes, None if labels is None else _parse_labels(labels))
+    for line in (*result.study, *result.estimate.lines(), *result.advice):
+        _out.print(line, markup=False)
+    _out.print(f"{result.config} is written; what was measured lies in {result.fingerprint}")
+    _out.print(f"Read it, then: clinseg train {result.config}")
 
 
 @app.command()
@@ -247,6 +272,27 @@ def main() -> NoReturn:
         _show_faults("error", resource_error(Path(error.filename or "disk"), error).faults)
         sys.exit(ExitCode.RESOURCES)
     sys.exit(ExitCode.DONE)
+
+
+def _estimate(config: Path | None, settings: Sequence[str], resume: str | None) -> None:
+    """Shows what a training would take."""
+    if config is None or resume is not None:
+        message = "it is for a new run; name its config and leave --resume out"
+        raise ConfigError(Fault("--dry-run", "contradiction", message))
+    from pipeline.workflows.estimating import estimate
+
+    for line in estimate(config, settings).lines():
+        _out.print(line, markup=False)
+
+
+def _parse_labels(text: str) -> dict[str, int]:
+    """Values by name, of `background=0,liver=1`."""
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    labels = {name.strip(): int(value) for name, _, value in pairs if value.strip().isdecimal()}
+    if len(labels) < len(pairs) or "" in labels:
+        message = f"labels are given as background=0,liver=1, each name once, not {text!r}"
+        raise ConfigError(Fault("--labels", "labels", message))
+    return labels
 
 
 def _show_faults(kind: str, faults: Iterable[object]) -> None:

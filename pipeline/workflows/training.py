@@ -106,9 +106,9 @@ def _train_and_judge(
     on_needs: Callable[[Needs], None],
 ) -> tuple[Ending, list[CaseMetrics]]:
     _describe(record, job, material, device)
-    task = _build_task(job, material, device, start)
-    sampler = _build_sampler(job, material, task)
-    on_needs(measure_needs(task, sampler.draw(0), material, record.folder, device))
+    task = build_task(job, material, device, start)
+    sampler = build_sampler(job, material, task)
+    on_needs(measure_needs(task, sampler, material, record.folder, device))
     with freed_memory_kept():
         with budget_bar(f"Training {record.name}") as show, signals.deferred():
             keeper = Keeper(record, job, material, task, show, signals)
@@ -162,7 +162,8 @@ def _load_state(run: RunFolder, material: Material) -> Mapping[str, Any] | None:
     return state
 
 
-def _build_task(job: Job, material: Material, device: torch.device, start: Start | None) -> SegmentationTask:
+def build_task(job: Job, material: Material, device: torch.device, start: Start | None) -> SegmentationTask:
+    """What a job trains, with fresh weights or those of the model it starts from."""
     if job.training.deterministic:
         # cuBLAS repeats itself only with a workspace of fixed size; it must be said before CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -173,7 +174,8 @@ def _build_task(job: Job, material: Material, device: torch.device, start: Start
     return SegmentationTask(job, material.contract, num_channels, material.validation, device, source)
 
 
-def _build_sampler(job: Job, material: Material, task: SegmentationTask) -> PatchSampler:
+def build_sampler(job: Job, material: Material, task: SegmentationTask) -> PatchSampler:
+    """Gives the batches of a job's steps."""
     section = job.training
     return PatchSampler(
         material.training,

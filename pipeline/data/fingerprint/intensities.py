@@ -1,4 +1,4 @@
-"""What a study's training images have in common, measured once before training."""
+"""What the intensities of a study's training images have in common, measured once before training."""
 
 from __future__ import annotations
 
