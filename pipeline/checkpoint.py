@@ -26,8 +26,11 @@ from pipeline.errors import ConfigError, Fault, FaultError, IntegrityError
 from pipeline.files import atomic_path
 
 _VERSION = 1
+_ENSEMBLE_VERSION = 2  # of files with members, which a clinseg of before cannot know
 _FIELDS = ("job", "labels", "structures", "channels", "intensity", "provenance")
+_MEMBER_FIELDS = ("intensity", "provenance")
 _STATE = "state/"
+_MEMBER = "member/"
 _MAGIC = b'{"__metadata__":{"format":"clinseg-checkpoint","sha256":"'
 _HASH_START = 8 + len(_MAGIC)  # behind the eight bytes with the header's length
 _NO_HASH = b"0" * 64
@@ -61,25 +64,36 @@ _MALFORMED = (
 
 
 @dataclass(frozen=True, eq=False)
+class Member:
+    """One network of an ensemble, with what differs from the others'; see `Checkpoint`."""
+
+    weights: dict[str, Tensor] = field(repr=False)
+    intensity: dict[str, Any] | None
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A network's weights and what they mean.
+    """The weights of a network, or of an ensemble's networks, and what they mean.
 
     `job`, `intensity`, `provenance` and `state` are nested dicts, lists and tuples of numbers, strings,
     booleans and None; `state` may hold tensors too. All of it is read back exactly as it was written.
 
     Attributes:
-        weights: The network's state dict.
+        weights: The network's state dict; empty in an ensemble.
         job: The complete configuration of the training job.
         labels: Label name → value in a label map, background (0) included.
         structures: Structure → the label values it unites, in the order of the network's output channels.
         channels: Names of the input channels, in order.
-        intensity: Dataset statistics that normalisation `dataset` needs, or None.
+        intensity: Dataset statistics that normalisation `dataset` needs, or None, as in an ensemble.
         provenance: Where it comes from: versions, hashes of data and code, run, epoch, metrics, cases.
         state: Optimizer, schedule, random states, whatever a resumption needs; None in a finished model.
         content_hash: SHA-256 (64 hexadecimal digits) of the file it was read from; None before that.
+        members: The networks of an ensemble, the mean of whose logits decides; else empty.
 
     Raises:
-        ValueError: If labels, structures and channels contradict each other.
+        ValueError: If labels, structures and channels contradict each other, or an ensemble has weights or a
+            state besides its members'.
     """
 
     weights: dict[str, Tensor] = field(repr=False)
@@ -91,6 +105,7 @@ class Checkpoint:
     provenance: dict[str, Any]
     state: Any = field(default=None, repr=False)
     content_hash: str | None = None
+    members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
         values = set(self.labels.values())
@@ -103,6 +118,8 @@ class Checkpoint:
             raise ValueError(f"there is at least one input channel and all have names, not {self.channels}")
         if any(name.startswith((_STATE, "__metadata__")) for name in self.weights):
             raise ValueError(f"names of weights beginning with {_STATE!r} or '__metadata__' are reserved")
+        if self.members and (self.weights or self.intensity is not None or self.state is not None):
+            raise ValueError("weights, intensity and state of an ensemble are those of its members")
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
@@ -120,12 +137,18 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     """
     state: dict[str, Tensor] = {}
     content = {name: _pack(getattr(checkpoint, name), state, name) for name in _FIELDS}
+    if checkpoint.members:
+        facts = [{name: getattr(member, name) for name in _MEMBER_FIELDS} for member in checkpoint.members]
+        content["members"] = _pack(facts, state, "members")
     if state:
         raise TypeError("tensors belong into a checkpoint's weights or its state")
     if checkpoint.state is not None:
         content["state"] = _pack(checkpoint.state, state, "state")
     # Readers map tensors in place, so each must be aligned to its own item: the widest items come first.
-    tensors = sorted((checkpoint.weights | state).items(), key=lambda item: (-item[1].itemsize, item[0]))
+    named = checkpoint.weights | state
+    for number, member in enumerate(checkpoint.members):
+        named |= {f"{_MEMBER}{number}/{name}": tensor for name, tensor in member.weights.items()}
+    tensors = sorted(named.items(), key=lambda item: (-item[1].itemsize, item[0]))
     header = _header(tensors, content)
     digest = hashlib.sha256(header)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -177,7 +200,7 @@ def _header(tensors: list[tuple[str, Tensor]], content: dict[str, Any]) -> bytes
     metadata = {
         "format": "clinseg-checkpoint",
         "sha256": _NO_HASH.decode(),
-        "version": str(_VERSION),
+        "version": str(_ENSEMBLE_VERSION if "members" in content else _VERSION),
         "content": json.dumps(content, allow_nan=False),
     }
     entries: dict[str, Any] = {"__metadata__": metadata}
@@ -216,9 +239,9 @@ def _verified_hash(path: Path, file: FileIO) -> str:
 
 def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: bool) -> Checkpoint:  # noqa: ANN401 - untyped
     metadata = archive.metadata()
-    if int(metadata["version"]) > _VERSION:
-        found = metadata["version"]
-        message = f"it has checkpoint format {found}, this clinseg reads up to {_VERSION}; update clinseg"
+    if int(metadata["version"]) > _ENSEMBLE_VERSION:
+        found, newest = metadata["version"], _ENSEMBLE_VERSION
+        message = f"it has checkpoint format {found}, this clinseg reads up to {newest}; update clinseg"
         raise ConfigError(Fault(str(path), "checkpoint-too-new", message))
 
     def tensor(name: str) -> Tensor:
@@ -228,9 +251,16 @@ def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: b
 
     content = json.loads(metadata["content"])
     fields = {name: _unpack(content[name], tensor) for name in _FIELDS}
-    weights = {name: tensor(name) for name in archive.keys() if not name.startswith(_STATE)}  # noqa: SIM118 - no dict
     state = _unpack(content["state"], tensor) if with_state and "state" in content else None
-    return Checkpoint(weights=weights, state=state, content_hash=content_hash, **fields)
+    facts = _unpack(content.get("members", []), tensor)
+
+    def weights(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor(name) for name in names if name.startswith(prefix)}
+
+    names = [name for name in archive.keys() if not name.startswith(_STATE)]  # noqa: SIM118 - no dict
+    members = tuple(Member(weights(f"{_MEMBER}{number}/"), **own) for number, own in enumerate(facts))
+    own_weights = {} if members else weights("")
+    return Checkpoint(own_weights, state=state, content_hash=content_hash, members=members, **fields)
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:  # noqa: ANN401, PLR0911 - one return per kind
