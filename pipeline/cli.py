@@ -21,6 +21,7 @@ from pipeline.signals import StopSignals
 
 if TYPE_CHECKING:
     from pipeline.inference.budget import Plan
+    from pipeline.inference.components import Components
     from pipeline.inference.evaluation import CaseMetrics
     from pipeline.tracking import Delivery
 
@@ -45,20 +46,25 @@ def train(
     config: Annotated[Path | None, typer.Argument(help="YAML of the job; not needed to resume.")] = None,
     overrides: Overrides = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run, or `latest`.")] = None,
-    fold: Annotated[str | None, typer.Option(help="Fold to validate on, or `none` to train on all.")] = None,
+    fold: Annotated[
+        str | None, typer.Option(help="Fold to validate on, `all` of them in turn, or `none`.")
+    ] = None,
 ) -> None:
-    """Train a network, record the run, judge it on its validation cases."""
-    from pipeline.workflows.training import train as run_training
+    """Train a network, or one per fold and their ensemble; record it, judge it on its validation cases."""
+    from pipeline.workflows.cross_validation import train_folds
 
     settings = [*(overrides or []), *([f"data.fold={fold}"] if fold is not None else [])]
-    result = run_training(
+    result = train_folds(
         config, settings, resume, on_needs=lambda needs: _err.print(f"training: {needs}", markup=False)
     )
     _show_metrics(result.rows, "Validation, on the patients' own grids")
+    if result.components is not None:
+        _show_components(result.components)
     _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
     _out.print(f"Apply it:   clinseg predict {result.run} INPUT -o predictions")
     _out.print("Look at it: clinseg ui")
-    _show_delivery(result.delivery)
+    for delivery in result.deliveries:
+        _show_delivery(delivery)
 
 
 @app.command()
@@ -146,7 +152,8 @@ def demo(
         _out.print(f"{output / name}")
     _out.print(f"The run {result.training.run} lies in {result.training.folder}")
     _out.print("Open its record with: clinseg ui")
-    _show_delivery(result.training.delivery)
+    for delivery in result.training.deliveries:
+        _show_delivery(delivery)
 
 
 @app.command()
@@ -174,11 +181,12 @@ def sync(run: Annotated[str, typer.Argument(help="Run, or `latest`.")]) -> None:
     """Take to MLflow what it lacks of a run."""
     from pipeline.workflows.records import sync as run_sync
 
-    delivery = run_sync(run)
-    _show_delivery(delivery)
-    if delivery.undelivered:
+    deliveries = run_sync(run)
+    for delivery in deliveries:
+        _show_delivery(delivery)
+    if any(delivery.undelivered for delivery in deliveries):
         raise typer.Exit(ExitCode.SERVICE)
-    _out.print(f"MLflow has all of {delivery.run}.")
+    _out.print(f"MLflow has all of {', '.join(delivery.run for delivery in deliveries)}.")
 
 
 @app.command()
@@ -259,6 +267,18 @@ def _show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
     _out.print(table)
     num_cases = len({row.case for row in rows})
     _out.print(f"Mean ± standard deviation over {num_cases} cases; bootstrap interval of the mean.")
+
+
+def _show_components(components: Components) -> None:
+    if not components.kept:
+        _out.print("Keeping only largest components would not raise Dice: the ensemble keeps all components.")
+    for name in components.kept:
+        before, after = components.before[name], components.after[name]
+        _out.print(
+            f"The ensemble keeps only the largest component of {name}: Dice {before:.4f} as above, "
+            f"{after:.4f} with it",
+            markup=False,
+        )
 
 
 def _show_delivery(delivery: Delivery) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.config import load_job
 from pipeline.data.cases import read_manifest
 from pipeline.data.checks import CheckReport, check_study
-from pipeline.data.folds import split_cases
+from pipeline.data.folds import list_folds, split_cases
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
 from pipeline.workflows.material import check_structures
@@ -23,6 +23,9 @@ def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
     job = load_job(config, overrides)
     study = read_manifest(job.data)
     check_structures(job, LabelContract(study.labels, job.data.regions))
-    split_cases(study.cases, job.data, job.training.seed)
+    if job.data.fold == "all":
+        list_folds(study.cases, job.data, job.training.seed)
+    else:
+        split_cases(study.cases, job.data, job.training.seed)
     with progress_bar("Checking cases", len(study.cases)) as advance:
         return check_study(study, advance)

@@ -1,0 +1,192 @@
+"""`clinseg train`: the fold that a job names, or all of them, one after the other, and their ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
+from pipeline.config import Job, job_parameters, job_to_mapping
+from pipeline.data.cases import Study, read_manifest
+from pipeline.data.folds import list_folds, split_cases
+from pipeline.environment import code_version, environment
+from pipeline.inference.components import Components, decide_components
+from pipeline.inference.evaluation import CaseMetrics, read_table, summarise_structures, write_metrics
+from pipeline.labels import LabelContract
+from pipeline.progress import progress_bar
+from pipeline.signals import StopSignals
+from pipeline.tracking import Record, RunFolder, deliver, find_child, read_status, resume_record
+from pipeline.workflows.judging import MASKS, TABLE
+from pipeline.workflows.material import check_structures
+from pipeline.workflows.models import BEST
+from pipeline.workflows.needs import Needs
+from pipeline.workflows.training import (
+    CONFIG,
+    TrainingResult,
+    begin,
+    ended_by_trouble,
+    find_job,
+    part_name,
+    train,
+)
+
+
+def train_folds(
+    config: Path | None,
+    overrides: Sequence[str] = (),
+    resume: str | None = None,
+    on_needs: Callable[[Needs], None] = lambda needs: None,
+) -> TrainingResult:
+    """Trains one network, or with `data.fold: all` one for every fold.
+
+    Args:
+        config: The job; may be left out when a run is resumed.
+        overrides: `key=value` settings that replace the config's.
+        resume: A run (or `latest`) to go on with; it keeps the config it was started with.
+        on_needs: Is told what memory and disk each network takes before it is trained.
+
+    Raises:
+        FaultError: If config, data or the run to resume are wrong; all faults together.
+        Stopped: If a signal ended it; everything so far is saved.
+    """
+    with StopSignals() as signals:
+        job, run = find_job(config, overrides, resume)
+        if job.data.fold != "all":
+            return train(job, run, signals, on_needs)
+        study = read_manifest(job.data)
+        check_structures(job, LabelContract(study.labels, job.data.regions))
+        folds = [_on_fold(job, fold) for fold in list_folds(study.cases, job.data, job.training.seed)]
+        record = resume_record(run) if run is not None else begin(job)
+        with ended_by_trouble(record):
+            _describe(record, job)
+            parts = [_train_fold(record, fold, signals, on_needs) for fold in folds]
+            rows, components = _join(record, job, parts, study)
+        deliveries = [record.close("FINISHED")]
+        if deliveries[0].is_complete:  # a fold may have ended before MLflow had the run that it is a part of
+            deliveries += [deliver(part.run) for part in parts]
+        return TrainingResult(record.name, record.folder, "finished", rows, deliveries, components)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A fold that was trained.
+
+    Attributes:
+        job: It with its fold.
+        run: Its run.
+        rows: Metrics of its validation cases, as its table has them.
+    """
+
+    job: Job
+    run: RunFolder
+    rows: list[CaseMetrics]
+
+
+def _on_fold(job: Job, fold: int) -> Job:
+    return job.model_copy(update={"data": job.data.model_copy(update={"fold": fold})})
+
+
+def _describe(record: Record, job: Job) -> None:
+    record.log_parameters(job_parameters(job))
+    record.set_tags({"clinseg.fold": "all"})
+    record.log_artifact(record.folder / CONFIG)
+
+
+def _train_fold(record: Record, job: Job, signals: StopSignals, on_needs: Callable[[Needs], None]) -> _Part:
+    """Trains a fold, or goes on with it; one that is finished stays as it is."""
+    assert isinstance(job.data.fold, int), "one fold is trained"
+    run = find_child(record.run, part_name(job.data.fold))
+    if run is None or read_status(run) != "FINISHED":
+        is_begun = run is not None and (run.path / CONFIG).is_file()
+        train(job, run if is_begun else None, signals, on_needs, record.run)
+        run = find_child(record.run, part_name(job.data.fold))
+    assert run is not None, "it was trained"
+    rows = read_table(run.path / TABLE)
+    record.log_metrics(_means(rows, "folds"), step=job.data.fold)
+    return _Part(job, run, rows)
+
+
+def _join(
+    record: Record, job: Job, parts: Sequence[_Part], study: Study
+) -> tuple[list[CaseMetrics], Components]:
+    """One table of all folds, what to do with components, and one model."""
+    rows = sorted((row for part in parts for row in part.rows), key=lambda row: row.case)
+    write_metrics(record.folder / TABLE, rows)
+    record.log_artifact(record.folder / TABLE)
+    components = _decide_components(job, parts, study)
+    _record_summary(record, rows, components, num_folds=len(parts))
+    _write_ensemble(record, job, parts, components, _means(rows, "best"))
+    return rows, components
+
+
+def _decide_components(job: Job, parts: Sequence[_Part], study: Study) -> Components:
+    pairs = []
+    for part in parts:
+        for case in split_cases(study.cases, part.job.data, job.training.seed).validation:
+            assert case.label is not None, "validation cases have labels"
+            pairs.append((part.run.path / MASKS / f"{case.id}.nii.gz", case.label))
+    structures = LabelContract(study.labels, job.data.regions).structures
+    candidates = [name for name in structures if name not in job.inference.largest_component]
+    with progress_bar("Deciding on components", len(pairs)) as advance:
+        return decide_components(pairs, structures, candidates, advance)
+
+
+def _means(rows: Sequence[CaseMetrics], group: str) -> dict[str, float]:
+    return {
+        f"{group}/{metric}/{structure}": summary.mean
+        for structure, metrics in summarise_structures(rows).items()
+        for metric, summary in metrics.items()
+    }
+
+
+def _record_summary(
+    record: Record, rows: Sequence[CaseMetrics], components: Components, num_folds: int
+) -> None:
+    values: dict[str, float] = {}
+    for structure, metrics in summarise_structures(rows).items():
+        for metric, summary in metrics.items():
+            name = f"{metric}/{structure}"
+            values |= {f"best/{name}": summary.mean, f"best_low/{name}": summary.low}
+            values[f"best_high/{name}"] = summary.high
+    for name, before in components.before.items():
+        values |= {f"components_before/dice/{name}": before}
+        values |= {f"components_after/dice/{name}": components.after[name]}
+    record.log_metrics(values, step=num_folds)
+    record.set_tags({"clinseg.components_kept": ", ".join(components.kept) or "none"})
+
+
+def _write_ensemble(
+    record: Record,
+    job: Job,
+    parts: Sequence[_Part],
+    components: Components,
+    metrics: dict[str, float],
+) -> None:
+    checkpoints = [read_checkpoint(part.run.path / BEST) for part in parts]
+    first = checkpoints[0]
+    kept = (*job.inference.largest_component, *components.kept)
+    inference = job.inference.model_copy(update={"largest_component": kept})
+    provenance: dict[str, Any] = {
+        "run": record.name,
+        "epoch": None,
+        "metrics": metrics,
+        "components": asdict(components),
+        "data_hash": first.provenance["data_hash"],
+        "training_cases": sorted({case for one in checkpoints for case in one.provenance["training_cases"]}),
+        "validation_cases": [],
+        "environment": environment() | {"code": code_version() or "unknown"},
+    }
+    ensemble = Checkpoint(
+        weights={},
+        job=job_to_mapping(job.model_copy(update={"inference": inference})),
+        labels=first.labels,
+        structures=first.structures,
+        channels=first.channels,
+        intensity=None,
+        provenance=provenance,
+        members=tuple(Member(one.weights, one.intensity, one.provenance) for one in checkpoints),
+    )
+    write_checkpoint(record.folder / BEST, ensemble)
+    record.log_artifact(record.folder / BEST, "model")
