@@ -20,6 +20,21 @@ _Dice = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
+class OutOfFold:
+    """A case predicted by a network that had not seen it.
+
+    Attributes:
+        prediction: Label map.
+        reference: What it should be.
+        structures: What the two can be compared by.
+    """
+
+    prediction: Path
+    reference: Path
+    structures: Structures
+
+
+@dataclass(frozen=True, slots=True)
 class Components:
     """What keeping largest components does to out-of-fold predictions.
 
@@ -35,58 +50,51 @@ class Components:
 
 
 def decide_components(
-    pairs: Sequence[tuple[Path, Path]],
-    structures: Structures,
-    candidates: Sequence[str],
-    on_case: Callable[[], None] = lambda: None,
+    cases: Sequence[OutOfFold], candidates: Structures, on_case: Callable[[], None] = lambda: None
 ) -> Components:
-    """Applies nnU-Net's rule to every candidate.
+    """Decides about every candidate, after nnU-Net's rule.
 
     A structure's largest component is kept if this alone raises the mean Dice over all cases and structures,
     and lowers that of no structure. All that are kept must do so together as well, or none is: overlapping
     regions can get in each other's way.
 
     Args:
-        pairs: Prediction and reference of each case.
-        structures: What is compared.
+        cases: All that were held out, each once.
         candidates: Structures to decide about.
         on_case: Called for each case that is done; each is read twice if anything is kept at all.
     """
-    changes = {name: _keep_largest(structures, [name]) for name in candidates}
-    before, alone = _compare(pairs, structures, changes, on_case)
+    changes = {name: _keep_largest([values]) for name, values in candidates.items()}
+    before, alone = _compare(cases, changes, on_case)
     kept = tuple(name for name in candidates if _is_better(before, alone[name]))
     if len(kept) <= 1:
         return Components(kept, before, alone[kept[0]] if kept else before)
-    _, together = _compare(pairs, structures, {"": _keep_largest(structures, kept)}, on_case)
+    _, together = _compare(cases, {"": _keep_largest([candidates[name] for name in kept])}, on_case)
     is_better = _is_better(before, together[""])
     return Components(kept, before, together[""]) if is_better else Components((), before, before)
 
 
-def _keep_largest(structures: Structures, names: Sequence[str]) -> _Change:
+def _keep_largest(united: Sequence[tuple[int, ...]]) -> _Change:
     def change(label_map: _LabelMap) -> _LabelMap:
-        for name in names:
-            label_map = keep_largest_component(label_map, structures[name])
+        for values in united:
+            label_map = keep_largest_component(label_map, values)
         return label_map
 
     return change
 
 
 def _compare(
-    pairs: Sequence[tuple[Path, Path]],
-    structures: Structures,
-    changes: Mapping[str, _Change],
-    on_case: Callable[[], None],
+    cases: Sequence[OutOfFold], changes: Mapping[str, _Change], on_case: Callable[[], None]
 ) -> tuple[_Dice, dict[str, _Dice]]:
     """Mean Dice per structure of the predictions as they are, and after each of the changes."""
     before: list[_Dice] = []
     after: dict[str, list[_Dice]] = {name: [] for name in changes}
-    for prediction_path, reference_path in pairs:
-        prediction, reference = _read(prediction_path), _read(reference_path)
-        before.append(label_map_dice(prediction, reference, structures))
+    for case in cases:
+        prediction, reference = _read(case.prediction), _read(case.reference)
+        before.append(label_map_dice(prediction, reference, case.structures))
         for name, change in changes.items():
             changed = change(prediction)
             is_same = changed is prediction
-            after[name].append(before[-1] if is_same else label_map_dice(changed, reference, structures))
+            after[name].append(before[-1] if is_same else label_map_dice(changed, reference, case.structures))
         on_case()
     return _average(before), {name: _average(dice) for name, dice in after.items()}
 
@@ -96,7 +104,8 @@ def _read(path: Path) -> _LabelMap:
 
 
 def _average(dice: Sequence[_Dice]) -> _Dice:
-    return {name: float(np.mean([each[name] for each in dice])) for name in dice[0]}
+    names = dict.fromkeys(name for each in dice for name in each)
+    return {name: float(np.mean([each[name] for each in dice if name in each])) for name in names}
 
 
 def _is_better(before: _Dice, after: _Dice) -> bool:

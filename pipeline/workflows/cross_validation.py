@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ from typing import Any
 from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
 from pipeline.config import Job, job_parameters, job_to_mapping
 from pipeline.data.cases import Study, read_manifest
-from pipeline.data.folds import list_folds, split_cases
+from pipeline.data.folds import list_folds
 from pipeline.environment import code_version, environment
-from pipeline.inference.components import Components, decide_components
+from pipeline.errors import ConfigError
+from pipeline.inference.components import Components, OutOfFold, decide_components
 from pipeline.inference.evaluation import CaseMetrics, read_table, summarise_structures, write_metrics
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
 from pipeline.signals import StopSignals
-from pipeline.tracking import Record, RunFolder, deliver, find_child, read_status, resume_record
+from pipeline.tracking import Delivery, Record, RunFolder, deliver, find_child, read_status, resume_record
 from pipeline.workflows.judging import MASKS, TABLE
 from pipeline.workflows.material import check_structures
 from pipeline.workflows.models import BEST
@@ -64,8 +66,8 @@ def train_folds(
             parts = [_train_fold(record, fold, signals, on_needs) for fold in folds]
             rows, components = _join(record, job, parts, study)
         deliveries = [record.close("FINISHED")]
-        if deliveries[0].is_complete:  # a fold may have ended before MLflow had the run that it is a part of
-            deliveries += [deliver(part.run) for part in parts]
+        if deliveries[0].is_complete:
+            deliveries += _deliver(parts)
         return TrainingResult(record.name, record.folder, "finished", rows, deliveries, components)
 
 
@@ -82,6 +84,15 @@ class _Part:
     job: Job
     run: RunFolder
     rows: list[CaseMetrics]
+
+
+def _deliver(parts: Sequence[_Part]) -> list[Delivery]:
+    """Takes the rest to MLflow of folds that ended before it had the run they are parts of."""
+    deliveries = []
+    for part in parts:
+        with suppress(ConfigError):  # another process is doing it
+            deliveries.append(deliver(part.run))
+    return deliveries
 
 
 def _on_fold(job: Job, fold: int) -> Job:
@@ -122,15 +133,22 @@ def _join(
 
 
 def _decide_components(job: Job, parts: Sequence[_Part], study: Study) -> Components:
-    pairs = []
-    for part in parts:
-        for case in split_cases(study.cases, part.job.data, job.training.seed).validation:
-            assert case.label is not None, "validation cases have labels"
-            pairs.append((part.run.path / MASKS / f"{case.id}.nii.gz", case.label))
+    """Decides about the structures that the job says nothing of."""
+    kept = job.inference.largest_component
     structures = LabelContract(study.labels, job.data.regions).structures
-    candidates = [name for name in structures if name not in job.inference.largest_component]
-    with progress_bar("Deciding on components", len(pairs)) as advance:
-        return decide_components(pairs, structures, candidates, advance)
+    references = {case.id: case.label for case in study.cases}
+    cases = []
+    for part in parts:
+        compared: dict[str, dict[str, tuple[int, ...]]] = {}
+        for row in part.rows:
+            compared.setdefault(row.case, {})[row.structure] = structures[row.structure]
+        for case, own in compared.items():
+            reference = references[case]
+            assert reference is not None, "validation cases have labels"
+            cases.append(OutOfFold(part.run.path / MASKS / f"{case}.nii.gz", reference, own))
+    candidates = {name: values for name, values in structures.items() if name not in kept}
+    with progress_bar("Deciding on components", len(cases)) as advance:
+        return decide_components(cases, candidates, advance)
 
 
 def _means(rows: Sequence[CaseMetrics], group: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import nibabel as nib
 import numpy as np
 
-from pipeline.inference.components import decide_components
+from pipeline.inference.components import OutOfFold, decide_components
 
 STRUCTURES = {"liver": (1,), "kidneys": (2,)}
 
@@ -17,12 +17,13 @@ def label_map(*boxes):
 
 
 def decide(folder, cases, structures, candidates):
-    pairs = []
-    for number, maps in enumerate(cases):
-        pairs.append(tuple(folder / f"{side}{number}.nii.gz" for side in ("prediction", "reference")))
-        for path, array in zip(pairs[-1], maps, strict=True):
+    compared = []
+    for number, (prediction, reference, *own) in enumerate(cases):
+        paths = [folder / f"{side}{number}.nii.gz" for side in ("prediction", "reference")]
+        for path, array in zip(paths, (prediction, reference), strict=True):
             nib.save(nib.Nifti1Image(array, np.eye(4)), path)
-    return decide_components(pairs, structures, candidates)
+        compared.append(OutOfFold(*paths, own[0] if own else structures))
+    return decide_components(compared, {name: structures[name] for name in candidates})
 
 
 def test_it_is_kept_of_the_structure_with_islands_and_not_of_the_one_in_two_parts(tmp_path):
@@ -40,6 +41,14 @@ def test_what_helps_one_case_less_than_it_harms_another_is_not_done(tmp_path):
     found = decide(tmp_path, [(label_map((1, 2, 7), (1, 12, 13)), whole), torn], STRUCTURES, ["liver"])
     assert found.kept == ()
     assert found.before == found.after
+
+
+def test_a_case_counts_only_for_the_structures_that_are_compared_in_it(tmp_path):
+    whole = label_map((1, 2, 7), (2, 10, 13))
+    unknown = label_map((1, 2, 5), (1, 8, 12), (2, 10, 13)), whole, {"kidneys": (2,)}
+    found = decide(tmp_path, [(label_map((1, 2, 7), (1, 15, 16)), whole), unknown], STRUCTURES, STRUCTURES)
+    assert found.kept == ("liver",)
+    assert found.after["liver"] == 1.0 and found.before["kidneys"] == found.after["kidneys"] == 0.5
 
 
 def test_where_nothing_changes_nothing_is_kept(tmp_path):
