@@ -21,6 +21,7 @@ from pipeline.signals import StopSignals
 
 if TYPE_CHECKING:
     from pipeline.inference.budget import Plan
+    from pipeline.inference.components import Components
     from pipeline.inference.evaluation import CaseMetrics
     from pipeline.tracking import Delivery
 
@@ -45,19 +46,21 @@ def train(
     config: Annotated[Path | None, typer.Argument(help="YAML of the job; not needed to resume.")] = None,
     overrides: Overrides = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run, or `latest`.")] = None,
-    fold: Annotated[str | None, typer.Option(help="Fold to validate on, or `none` to train on all.")] = None,
+    fold: Annotated[
+        str | None, typer.Option(help="Fold to validate on, `all` of them in turn, or `none`.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell minutes, memory and disk, from 20 steps.")
     ] = False,
 ) -> None:
-    """Train a network, record the run, judge it on its validation cases."""
+    """Train a network, or one per fold and their ensemble; record it, judge it on its validation cases."""
     settings = [*(overrides or []), *([f"data.fold={fold}"] if fold is not None else [])]
     if dry_run:
         _estimate(config, settings, resume)
         return
-    from pipeline.workflows.training import train as run_training
+    from pipeline.workflows.cross_validation import train_folds
 
-    result = run_training(
+    result = train_folds(
         config,
         settings,
         resume,
@@ -67,10 +70,13 @@ def train(
     _show_metrics(result.rows, "Validation, on the patients' own grids")
     if result.unjudged:
         _out.print(f"Not judged, as no validation case labels it: {', '.join(result.unjudged)}", markup=False)
+    if result.components is not None:
+        _show_components(result.components)
     _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
     _out.print(f"Apply it:   clinseg predict {result.run} INPUT -o predictions")
     _out.print("Look at it: clinseg ui")
-    _show_delivery(result.delivery)
+    for delivery in result.deliveries:
+        _show_delivery(delivery)
 
 
 @app.command()
@@ -183,7 +189,8 @@ def demo(
         _out.print(f"{output / name}")
     _out.print(f"The run {result.training.run} lies in {result.training.folder}")
     _out.print("Open its record with: clinseg ui")
-    _show_delivery(result.training.delivery)
+    for delivery in result.training.deliveries:
+        _show_delivery(delivery)
 
 
 @app.command()
@@ -211,11 +218,12 @@ def sync(run: Annotated[str, typer.Argument(help="Run, or `latest`.")]) -> None:
     """Take to MLflow what it lacks of a run."""
     from pipeline.workflows.records import sync as run_sync
 
-    delivery = run_sync(run)
-    _show_delivery(delivery)
-    if delivery.undelivered:
+    deliveries = run_sync(run)
+    for delivery in deliveries:
+        _show_delivery(delivery)
+    if any(delivery.undelivered for delivery in deliveries):
         raise typer.Exit(ExitCode.SERVICE)
-    _out.print(f"MLflow has all of {delivery.run}.")
+    _out.print(f"MLflow has all of {', '.join(delivery.run for delivery in deliveries)}.")
 
 
 @app.command()
@@ -316,6 +324,18 @@ def _show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         table.add_row(structure, str(dice.num), *cells)
     _out.print(table)
     _out.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
+
+
+def _show_components(components: Components) -> None:
+    if not components.kept:
+        _out.print("Keeping only largest components would not raise Dice: the ensemble keeps all components.")
+    for name in components.kept:
+        before, after = components.before[name], components.after[name]
+        _out.print(
+            f"The ensemble keeps only the largest component of {name}: Dice {before:.4f} as above, "
+            f"{after:.4f} with it",
+            markup=False,
+        )
 
 
 def _show_delivery(delivery: Delivery) -> None:

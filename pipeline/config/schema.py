@@ -103,8 +103,9 @@ class DataSection(Section):
     a patch (`augmentation.mirror_axes`) or a window (`inference.flips`) is mirrored from left to right."""
     num_folds: Annotated[int, Field(ge=2, le=100)] = 5
     """Folds made by patient when the manifest gives none."""
-    fold: Annotated[int, Field(ge=0)] | Literal["none"] = 0
-    """The fold held out for validation; `none` trains on every case."""
+    fold: Annotated[int, Field(ge=0)] | Literal["all", "none"] = 0
+    """The fold held out for validation; `all` holds out one after the other and joins their networks to an
+    ensemble; `none` trains on every case."""
     cache_dir: PathField = Field(default=Path("~/.cache/clinseg"), validate_default=True)
     """Where preprocessed cases are kept, keyed by content and chain; holds image data."""
 
@@ -374,7 +375,8 @@ class InferenceSection(Section):
     skip_empty: bool = False
     """Compute windows that hold one single value only once; the result stays the same."""
     largest_component: Names = ()
-    """Structures of which only the largest connected component is kept."""
+    """Structures of which only the largest connected component is kept; a cross-validation (`data.fold: all`)
+    adds those for which its own predictions become better by it."""
 
 
 class TrackingSection(Section):

@@ -172,6 +172,23 @@ def write_metrics(path: Path, rows: Iterable[CaseMetrics]) -> None:
     write_text(path, text.getvalue())
 
 
+def read_table(path: Path) -> list[CaseMetrics]:
+    """What `write_metrics` wrote, with the six digits that are in the file.
+
+    Raises:
+        InputError: If it cannot be read or is no such table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                CaseMetrics(row["case"], row["label"], {name: float(row[name]) for name in STRUCTURE_METRICS})
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        message = "a table of metrics as `clinseg evaluate` writes it was expected, but it cannot be read"
+        raise InputError(Fault(str(path), "table-unreadable", message)) from error
+
+
 def summarise_structures(rows: Sequence[CaseMetrics]) -> dict[str, dict[str, Summary]]:
     """Each metric over cases, per structure; under `MEAN` over each case's mean over its structures.
 

@@ -163,7 +163,7 @@ class SegmentationTask(AbstractTask):
         # Post-processing belongs to the patient's grid, where the kept checkpoint is judged.
         section = self.job.inference.model_copy(update={"largest_component": ()})
         return Labeller(
-            self._judged_network().eval(),
+            [self._judged_network().eval()],
             self.contract,
             section,
             self.job.inference.window_size or self.job.training.patch_size,

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.config import load_job
 from pipeline.data.cases import read_manifest
 from pipeline.data.checks import CheckReport, check_study
-from pipeline.data.folds import split_cases
+from pipeline.data.folds import list_folds, split_cases
 from pipeline.progress import progress_bar
 from pipeline.workflows.material import check_labelled, check_structures
 from pipeline.workflows.starting import find_start
@@ -23,10 +23,17 @@ def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
     job = load_job(config, overrides)
     study = read_manifest(job.data)
     check_structures(job, study.contract)
-    split = split_cases(study.cases, job.data, job.training.seed)
+    folds = (
+        list_folds(study.cases, job.data, job.training.seed) if job.data.fold == "all" else (job.data.fold,)
+    )
+    splits = [
+        split_cases(study.cases, job.data.model_copy(update={"fold": fold}), job.training.seed)
+        for fold in folds
+    ]
     find_start(job)
     with progress_bar("Checking cases", len(study.cases)) as advance:
         report = check_study(study, advance)
     if not report.errors:
-        check_labelled(study.contract, [report.labelled[case.id] for case in split.training])
+        for split in splits:
+            check_labelled(study.contract, [report.labelled[case.id] for case in split.training])
     return report

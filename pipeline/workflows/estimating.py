@@ -12,7 +12,9 @@ from statistics import median
 import torch
 
 from pipeline.config import Job, TrainingSection, load_job
+from pipeline.data.cases import read_manifest
 from pipeline.data.datasets import PatchSampler, PreparedCase
+from pipeline.data.folds import list_folds
 from pipeline.errors import ConfigError
 from pipeline.inference.predictor import select_device
 from pipeline.memory import (
@@ -45,6 +47,7 @@ class Estimate:
         num_steps: Steps in the budget.
         num_validations: Validations in the budget, the last one at its end.
         minutes: Minutes until the budget is used up.
+        num_folds: Trainings like that, one after the other, of a cross-validation.
     """
 
     needs: Needs
@@ -54,6 +57,7 @@ class Estimate:
     num_steps: int
     num_validations: int
     minutes: float
+    num_folds: int = 1
 
     def with_budget(self, section: TrainingSection) -> Estimate:
         """The same machine with another budget, or other epochs and validations."""
@@ -66,6 +70,8 @@ class Estimate:
         if self.validation_s:
             plural = "s" * (self.num_validations != 1)
             budget += f", {self.num_validations} validation{plural} of {self.validation_s:.3g} s"
+        if self.num_folds > 1:
+            budget = f"each of {self.num_folds} folds takes {budget}"
         return [budget, str(self.needs), f"its prepared cases take {format_size(self.cache)} of disk already"]
 
 
@@ -75,7 +81,12 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> Estimate:
     Raises:
         FaultError: As a training would; a ResourceError if memory or disk do not suffice.
     """
-    return estimate_job(load_job(config, overrides))
+    job = load_job(config, overrides)
+    if job.data.fold != "all":
+        return estimate_job(job)
+    folds = list_folds(read_manifest(job.data).cases, job.data, job.training.seed)
+    first = job.data.model_copy(update={"fold": folds[0]})
+    return replace(estimate_job(job.model_copy(update={"data": first})), num_folds=len(folds))
 
 
 def estimate_job(job: Job) -> Estimate:

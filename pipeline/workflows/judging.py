@@ -25,6 +25,10 @@ from pipeline.workflows.material import Material
 from pipeline.workflows.models import BEST
 from pipeline.workflows.prediction import write_report
 
+MASKS = Path("validation")
+TABLE = Path("cases.csv")
+"""Predictions of the validation cases and their metrics, in a run's folder."""
+
 
 def judge(record: Record, job: Job, material: Material, device: torch.device) -> list[CaseMetrics]:
     """Predicts, compares, draws and records the validation cases with the kept checkpoint.
@@ -44,14 +48,14 @@ def judge(record: Record, job: Job, material: Material, device: torch.device) ->
     checkpoint = read_checkpoint(folder / BEST)
     predictor = load_predictor(checkpoint, device)
     with progress_bar("Predicting validation cases", len(cases)) as advance:
-        reports = predict_cohort(predictor, cases, folder / "validation", on_case=lambda report: advance())
-    write_report(folder / "validation" / "report.json", checkpoint, predictor, reports)
+        reports = predict_cohort(predictor, cases, folder / MASKS, on_case=lambda report: advance())
+    write_report(folder / MASKS / "report.json", checkpoint, predictor, reports)
     faults = [fault for report in reports for fault in report.faults]
     if faults:
         raise InputError(faults)
-    rows = _compare(material, folder / "validation")
-    write_metrics(folder / "cases.csv", rows)
-    record.log_artifact(folder / "cases.csv")
+    rows = _compare(material, folder / MASKS)
+    write_metrics(folder / TABLE, rows)
+    record.log_artifact(folder / TABLE)
     _record_summary(record, rows, checkpoint.provenance["epoch"])
     _draw_overlays(record, job.tracking.overlays, material, rows)
     return rows
@@ -106,7 +110,7 @@ def _draw_overlays(record: Record, num: int, material: Material, rows: Sequence[
             draw_overlay(
                 path,
                 image=read_checked_case(case, contract, num_channels).images[0],
-                prediction=read_label_map(record.folder / "validation" / f"{case.id}.nii.gz"),
+                prediction=read_label_map(record.folder / MASKS / f"{case.id}.nii.gz"),
                 reference=read_label_map(case.label),
                 labels=contract.labels,
                 title=f"{case.id}, {_ordinal(position, len(ranked))} of {len(ranked)} by Dice",

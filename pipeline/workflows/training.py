@@ -1,35 +1,49 @@
-"""`clinseg train`: from a config to a checkpoint, its record and its validation masks."""
+"""One training: from a job to a checkpoint, its record and its validation masks."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.checkpoint import read_checkpoint
+from pipeline.checkpoint import Checkpoint, read_checkpoint
 from pipeline.config import Job, job_parameters, job_to_yaml, load_job
 from pipeline.data.datasets import PatchSampler
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault, IntegrityError, Stopped
 from pipeline.files import write_text
+from pipeline.inference.components import Components
 from pipeline.inference.evaluation import CaseMetrics
 from pipeline.inference.predictor import select_device
 from pipeline.memory import freed_memory_kept, is_out_of_memory
 from pipeline.progress import budget_bar
 from pipeline.signals import StopSignals
-from pipeline.tracking import Delivery, Record, RunFolder, find_run, resume_record, start_record
+from pipeline.tracking import (
+    Delivery,
+    Record,
+    RunFolder,
+    find_run,
+    read_children,
+    resume_record,
+    start_child,
+    start_record,
+)
 from pipeline.training.loop import Ending, fit
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.judging import judge
 from pipeline.workflows.keeping import Keeper
 from pipeline.workflows.material import Material, load_material
-from pipeline.workflows.models import LAST
+from pipeline.workflows.models import BEST, LAST
 from pipeline.workflows.needs import Needs, measure_needs, out_of_memory
 from pipeline.workflows.starting import Start, find_start, pin_start, write_start
+
+CONFIG = "config.yaml"
+"""The job in a run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +55,9 @@ class TrainingResult:
         folder: Where everything of it lies.
         ending: How the training ended.
         rows: Metrics of the kept checkpoint per validation case and structure, on the patients' grids.
-        delivery: How much of the record MLflow has.
+        deliveries: How much of its record MLflow has, and, once it has all of a cross-validation's, of each
+            fold's.
+        components: Where a cross-validation decided to keep largest components; else None.
         unjudged: Structures that are labelled in no validation case.
     """
 
@@ -49,50 +65,89 @@ class TrainingResult:
     folder: Path
     ending: Ending
     rows: list[CaseMetrics]
-    delivery: Delivery
+    deliveries: Sequence[Delivery]
+    components: Components | None = None
     unjudged: tuple[str, ...] = ()
 
 
+def find_job(
+    config: Path | None, overrides: Sequence[str], resume: str | None
+) -> tuple[Job, RunFolder | None]:
+    """The job of a config with its overrides, or a run to go on with and the job it was started with.
+
+    Raises:
+        FaultError: If config or run are wrong; all faults together.
+    """
+    run = find_run(resume) if resume is not None else None
+    return _resumed_job(run, overrides) if run is not None else _new_job(config, overrides), run
+
+
 def train(
-    config: Path | None,
-    overrides: Sequence[str] = (),
-    resume: str | None = None,
-    on_needs: Callable[[Needs], None] = lambda needs: None,
-    on_start: Callable[[Start], None] = lambda start: None,
+    job: Job,
+    run: RunFolder | None,
+    signals: StopSignals,
+    on_needs: Callable[[Needs], None],
+    on_start: Callable[[Start], None],
+    parent: RunFolder | None = None,
 ) -> TrainingResult:
     """Trains one network, keeps its best and last state, and judges it on the validation cases.
 
     Args:
-        config: The job; may be left out when a run is resumed.
-        overrides: `key=value` settings that replace the config's.
-        resume: A run (or `latest`) to go on with; it keeps the config it was started with.
+        job: What is trained.
+        run: A run to go on with; None begins a new one.
+        signals: Whether to stop.
         on_needs: Is told what memory and disk it takes before it starts.
         on_start: Is told what it takes from the model that it starts from, if any.
+        parent: The cross-validation that the run is a part of.
 
     Raises:
-        FaultError: If config, model, data or the run to resume are wrong; all faults together.
+        FaultError: If model, data or the run to resume are wrong; all faults together.
         Stopped: If a signal ended it; everything so far is saved.
     """
-    with StopSignals() as signals:
-        run = find_run(resume) if resume is not None else None
-        job = _resumed_job(run, overrides) if run is not None else _new_job(config, overrides)
-        device = select_device(job.training.device)
-        start = find_start(job, run)
-        if start is not None:
-            on_start(start)
-        material = load_material(job)
-        state = _load_state(run, material) if run is not None else None
-        record = resume_record(run) if run is not None else _start(job, start)
-        try:
-            ending, rows = _train_and_judge(record, job, material, device, start, state, signals, on_needs)
-        except Stopped:
-            record.close("KILLED")
-            raise Stopped(f"go on with: clinseg train --resume {record.name}") from None
-        except BaseException:
-            record.close("FAILED")
-            raise
-        delivery = record.close("FINISHED")
-        return TrainingResult(record.name, record.folder, ending, rows, delivery, material.unjudged)
+    device = select_device(job.training.device)
+    start = find_start(job, run)
+    if start is not None:
+        on_start(start)
+    material = load_material(job)
+    for other in read_children(parent) if parent is not None else []:
+        if (other.path / BEST).is_file():
+            _check_data(material, read_checkpoint(other.path / BEST), other)
+    state = _load_state(run, material) if run is not None else None
+    record = resume_record(run) if run is not None else begin(job, parent, start)
+    with ended_by_trouble(record):
+        ending, rows = _train_and_judge(record, job, material, device, start, state, signals, on_needs)
+    deliveries = (record.close("FINISHED"),)
+    return TrainingResult(record.name, record.folder, ending, rows, deliveries, unjudged=material.unjudged)
+
+
+def begin(job: Job, parent: RunFolder | None = None, start: Start | None = None) -> Record:
+    """The record of a new run, or of a new part of a cross-validation."""
+    if parent is None:
+        record = start_record(job.tracking.experiment, job.tracking.uri, job.task)
+    else:
+        record = start_child(parent, part_name(job.data.fold))
+    if start is not None:
+        write_start(record, start)  # before the config, with which the run can be resumed
+    write_text(record.folder / CONFIG, job_to_yaml(job))
+    return record
+
+
+def part_name(fold: int | str) -> str:
+    """What the part of a cross-validation is called that holds out `fold`."""
+    return f"fold{fold}"
+
+
+@contextmanager
+def ended_by_trouble(record: Record) -> Iterator[None]:
+    """Ends the record if what is done in it does not end well; a signal's end says how to go on."""
+    try:
+        yield
+    except Stopped:
+        record.close("KILLED")
+        raise Stopped(f"go on with: clinseg train --resume {record.name}") from None
+    except BaseException:
+        record.close("FAILED")
+        raise
 
 
 def _train_and_judge(
@@ -133,7 +188,7 @@ def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
 
 def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:
     """The run's own config; an override that says otherwise is refused, for it would be ignored."""
-    stored = run.path / "config.yaml"
+    stored = run.path / CONFIG
     job = load_job(stored)
     if overrides and load_job(stored, overrides) != job:
         message = "a resumed run keeps its config; leave --set and --fold out, or start a new run"
@@ -141,25 +196,21 @@ def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:
     return job
 
 
-def _start(job: Job, start: Start | None) -> Record:
-    record = start_record(job.tracking.experiment, job.tracking.uri, job.task)
-    if start is not None:
-        write_start(record, start)  # before the config, with which the run can be resumed
-    write_text(record.folder / "config.yaml", job_to_yaml(job))
-    return record
-
-
 def _load_state(run: RunFolder, material: Material) -> Mapping[str, Any] | None:
     """What the run saved last; None if it was killed before it saved anything, to begin again."""
     if not (run.path / LAST).is_file():
         return None
     checkpoint = read_checkpoint(run.path / LAST, with_state=True)
-    if checkpoint.provenance["data_hash"] != material.data_hash:
-        message = "the files of its cases are not those it was started with; start a new run"
-        raise IntegrityError(Fault(run.name, "data-changed", message))
+    _check_data(material, checkpoint, run)
     state = checkpoint.state
     assert isinstance(state, Mapping)
     return state
+
+
+def _check_data(material: Material, checkpoint: Checkpoint, run: RunFolder) -> None:
+    if checkpoint.provenance["data_hash"] != material.data_hash:
+        message = "the files of its cases are not those it was started with; start a new run"
+        raise IntegrityError(Fault(run.name, "data-changed", message))
 
 
 def build_task(job: Job, material: Material, device: torch.device, start: Start | None) -> SegmentationTask:
@@ -199,5 +250,5 @@ def _describe(record: Record, job: Job, material: Material, device: torch.device
             **{f"environment.{name}": version for name, version in environment().items()},
         }
     )
-    for path in material.write_split(record.folder), record.folder / "config.yaml":
+    for path in material.write_split(record.folder), record.folder / CONFIG:
         record.log_artifact(path)

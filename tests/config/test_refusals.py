@@ -64,7 +64,7 @@ def test_a_wrong_line_is_named_with_its_place(faults, lines, where, rule, says):
 
 def test_all_members_of_a_choice_are_named(faults):
     assert faults("data: {manifest: m, fold: -1}\ntraining: {epochs: 1}") == [
-        ("1:21", "wrong-value", "`data.fold`: expected a number of at least 0 or 'none', got -1")
+        ("1:21", "wrong-value", "`data.fold`: expected a number of at least 0 or 'all' or 'none', got -1")
     ]
 
 
