@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its customary name
@@ -78,13 +78,13 @@ class DiceCrossEntropy(nn.Module):
                 losses = torch.where(target == 0, -_background(log_probabilities, labelled), losses)
             cross_entropy = losses.mean() if known is None else _weighted_mean(losses, known)
         probabilities = log_probabilities.exp()
-        # The background is the complement of the rest and would only dilute it. An unlabelled class has an
-        # empty mask, so of the sums only that of its probabilities has to leave the sample out.
+        # The background is the complement of the rest and would only dilute it.
         masks = [target == channel for channel in range(1, logits.shape[1])]
-        overlap = torch.stack([(probabilities[:, k] * mask).sum() for k, mask in enumerate(masks, 1)])
+        overlaps = (probabilities[:, k] * mask for k, mask in enumerate(masks, 1))
+        overlap = _sum_classes(overlaps, labelled)
         if known is not None:
             probabilities = probabilities * known[:, None]
-        sizes = _sum(probabilities, labelled)[1:] + torch.stack([mask.sum() for mask in masks])
+        sizes = _sum(probabilities, labelled)[1:] + _sum_classes(masks, labelled)
         return cross_entropy, overlap, sizes
 
     def _compare_regions(
@@ -132,6 +132,14 @@ def _sum(values: Tensor, labelled: Tensor | None) -> Tensor:
     if labelled is None:
         return values.sum([0, *range(2, values.ndim)])
     return (values.flatten(2).sum(2) * labelled.to(values.device, non_blocking=True)).sum(0)
+
+
+def _sum_classes(volumes: Iterable[Tensor], labelled: Tensor | None) -> Tensor:
+    """As `_sum`, of one `(B, *size)` after the other for each class but the background."""
+    if labelled is None:
+        return torch.stack([volume.sum() for volume in volumes])
+    by_sample = torch.stack([volume.flatten(1).sum(1) for volume in volumes], dim=1)
+    return (by_sample * labelled[:, 1:].to(by_sample.device, non_blocking=True)).sum(0)
 
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -68,15 +68,14 @@ LABELLED = torch.tensor([[True, True, True, False], [True, True, False, False]])
 
 
 def partly_labelled(*, is_regions, size=(6, 5, 4)):
-    """Logits and a target without any voxel of an unlabelled class; a third of the voxels is ignored."""
+    """Logits and a target; a third of the voxels is ignored. Some voxels have an unlabelled class."""
     torch.manual_seed(0)
     logits = torch.randn(2, 4, *size, requires_grad=True)
     ignored = torch.rand(2, *size) < 0.3
     if is_regions:
         target = torch.randint(0, 2, (2, 4, *size)).float()
         return logits, target.masked_fill(ignored[:, None], IGNORED)
-    target = torch.stack([torch.randint(0, 3, size), torch.randint(0, 2, size)])
-    return logits, target.masked_fill(ignored, IGNORED)
+    return logits, torch.randint(0, 4, (2, *size)).masked_fill(ignored, IGNORED)
 
 
 def plain_definition(logits, target, labelled, *, is_regions):
@@ -143,6 +142,7 @@ def test_where_everything_is_labelled_the_loss_is_the_plain_one_to_the_bit(is_re
 def test_background_may_be_any_unlabelled_class():
     """Moving probability between the background and unlabelled classes of a sample costs nothing."""
     logits, target = partly_labelled(is_regions=False)
+    target[1] = target[1].clamp_max(1)
     probabilities = logits.detach().softmax(1)
     moved = probabilities.clone()
     moved[1, 0] += 0.9 * (probabilities[1, 2] + probabilities[1, 3])
