@@ -119,7 +119,7 @@ def _least_bytes(task: SegmentationTask, sampler: PatchSampler) -> int:
     """What a step takes at the very least, found out without taking it: activations and the batch itself."""
     image = sampler.cases[0].image
     activations = saved_bytes(task.network, sampler.batch_size, image.shape[0], task.job.training.patch_size)
-    batch = sampler.batch_size * image.shape[0] * image.element_size() * math.prod(sampler.source_size)
+    batch: int = sampler.batch_size * image.shape[0] * image.element_size() * math.prod(sampler.source_size)
     return activations // (2 if task.autocast_type is not None else 1) + batch
 
 
