@@ -27,4 +27,4 @@ def saved_bytes(network: AttentionUNet, batch_size: int, in_channels: int, patch
     shadow = copy.deepcopy(network).to("meta").train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         shadow.forward_deep(torch.empty((batch_size, in_channels, *patch_size), device="meta"))
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(int(storage.nbytes()) for storage in kept.values())

@@ -98,7 +98,7 @@ def _choose_data(fingerprint: Fingerprint, manifest: Path, *, names_labels: bool
         "data.manifest": Choice(str(manifest), f"{len(fingerprint.cases)} cases"),
         "data.labels": Choice(
             dict(fingerprint.labels) if names_labels else None,
-            "a CSV names none" if names_labels else "taken from the manifest",
+            "as given or found: the manifest names none" if names_labels else "taken from the manifest",
         ),
         "data.cache_dir": Choice("~/.cache/clinseg", "prepared cases; holds image data"),
     }
