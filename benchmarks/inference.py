@@ -105,7 +105,7 @@ def build_labeller(setting: Setting) -> Labeller:
     section = InferenceSection(flips=setting.flips, overlap=OVERLAP, skip_empty=setting.skip_empty)
     # A stub is no AttentionUNet, but has all that is used of one.
     network: Any = setting.network
-    return Labeller(network, contract, section, setting.window, DEVICE, mixed_precision=True)
+    return Labeller([network], contract, section, setting.window, DEVICE, mixed_precision=True)
 
 
 def predict(setting: Setting) -> LabelMap:
@@ -335,7 +335,7 @@ def measure_case(rounds: int) -> list[str]:
     job = load_job(ROOT / "configs/hippocampus.yaml")
     contract = LabelContract({"background": 0, "anterior": 1, "posterior": 2})
     network = build_network(job.network, 1, 3)
-    predictor = Predictor(job, contract, ["MR"], [], network, DEVICE)
+    predictor = Predictor(job, contract, ["MR"], [network], [()], DEVICE)
     theirs = nnunet_network()
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -63,7 +63,7 @@ def reference_job(**training: object) -> Job:
     return job.model_copy(update={"training": section})
 
 
-def load_cases(job: Job) -> list[Case]:
+def load_cases(job: Job) -> Sequence[Case]:
     return read_manifest(job.data).cases[:NUM_CASES]
 
 
@@ -104,13 +104,13 @@ class Ours:
 
     def __init__(self, job: Job, folder: Path) -> None:
         data = job.data.model_copy(update={"cache_dir": folder / "cache"})
-        labels = read_manifest(job.data).labels
+        contract = read_manifest(job.data).contract
         chain = build_preprocessing(job.preprocessing, ())
-        prepared = prepare_cases(load_cases(job), labels, 1, chain, data)
+        prepared = prepare_cases(load_cases(job), contract, 1, chain, data)
         self.task, self.section = build_task(job), job.training
-        sizes = (job.training.patch_size, self.task.augmentation.source_size)
-        share = (job.training.batch_size, job.training.foreground_fraction, job.training.seed)
-        self.sampler = PatchSampler(prepared, *sizes, *share)
+        patch, source = job.training.patch_size, self.task.augmentation.source_size
+        fraction = job.training.foreground_fraction
+        self.sampler = PatchSampler(prepared, patch, source, job.training.batch_size, fraction, seed=0)
 
     def __call__(self, num_steps: int) -> None:
         """Trains for that many steps, from its first to its last."""
@@ -157,6 +157,7 @@ def monai_chain(job: Job) -> monai_transforms.Compose:
     """Our preprocessing and augmentation in MONAI's dictionary transforms, as far as it has them."""
     both, size = [IMAGE, LABEL], job.training.patch_size
     a, t = job.augmentation, monai_transforms
+    sigma = a.blur_sigma
     angle = a.rotation_degrees / 57.3
     return t.Compose(
         [
@@ -175,7 +176,7 @@ def monai_chain(job: Job) -> monai_transforms.Compose:
                 padding_mode="border",
             ),
             t.RandGaussianNoised(IMAGE, prob=a.noise_probability, std=a.noise_deviation),
-            t.RandGaussianSmoothd(IMAGE, *[a.blur_sigma] * 3, prob=a.blur_probability),
+            t.RandGaussianSmoothd(IMAGE, sigma, sigma, sigma, prob=a.blur_probability),
             t.RandScaleIntensityd(IMAGE, 0.25, prob=a.brightness_probability),
             t.RandScaleIntensityFixedMeand(IMAGE, factors=0.25, prob=a.contrast_probability),
             t.RandAdjustContrastd(IMAGE, prob=a.gamma_probability, gamma=a.gamma_range),
@@ -296,7 +297,8 @@ def measure_loop(rounds: int, num_steps: int) -> list[str]:
 def measure_layout(rounds: int, num_steps: int) -> list[str]:
     plain, last, compiled = (Bare(reference_job(compile=c)) for c in (False, False, True))
     last.image = last.image.to(memory_format=torch.channels_last_3d)
-    last.task.network.to(memory_format=torch.channels_last_3d)
+    # torch's own types forget that a module takes a layout alone.
+    last.task.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     start = read_clock()
     compiled(1)
     compiling = read_clock() - start

@@ -15,12 +15,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import ExitCode, Fault, FaultError, InputError, Stopped
+from pipeline.errors import ConfigError, ExitCode, Fault, FaultError, InputError, Stopped
 from pipeline.files import resource_error
 from pipeline.signals import StopSignals
 
 if TYPE_CHECKING:
     from pipeline.inference.budget import Plan
+    from pipeline.inference.components import Components
     from pipeline.inference.evaluation import CaseMetrics
     from pipeline.tracking import Delivery
 
@@ -45,22 +46,58 @@ def train(
     config: Annotated[Path | None, typer.Argument(help="YAML of the job; not needed to resume.")] = None,
     overrides: Overrides = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run, or `latest`.")] = None,
-    fold: Annotated[str | None, typer.Option(help="Fold to validate on, or `none` to train on all.")] = None,
+    fold: Annotated[
+        str | None, typer.Option(help="Fold to validate on, `all` of them in turn, or `none`.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell minutes, memory and disk, from 20 steps.")
+    ] = False,
 ) -> None:
-    """Train a network, record the run, judge it on its validation cases."""
-    from pipeline.workflows.training import train as run_training
-
+    """Train a network, or one per fold and their ensemble; record it, judge it on its validation cases."""
     settings = [*(overrides or []), *([f"data.fold={fold}"] if fold is not None else [])]
-    result = run_training(
-        config, settings, resume, on_needs=lambda needs: _err.print(f"training: {needs}", markup=False)
+    if dry_run:
+        _estimate(config, settings, resume)
+        return
+    from pipeline.workflows.cross_validation import train_folds
+
+    result = train_folds(
+        config,
+        settings,
+        resume,
+        on_needs=lambda needs: _err.print(f"training: {needs}", markup=False),
+        on_start=lambda start: _err.print(f"starting {start}", markup=False),
     )
     if result is None:  # one of several processes, of which the first tells
         return
     _show_metrics(result.rows, "Validation, on the patients' own grids")
+    if result.unjudged:
+        _out.print(f"Not judged, as no validation case labels it: {', '.join(result.unjudged)}", markup=False)
+    if result.components is not None:
+        _show_components(result.components)
     _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
     _out.print(f"Apply it:   clinseg predict {result.run} INPUT -o predictions")
     _out.print("Look at it: clinseg ui")
-    _show_delivery(result.delivery)
+    for delivery in result.deliveries:
+        _show_delivery(delivery)
+
+
+@app.command()
+def plan(
+    data: Annotated[Path, typer.Argument(help="A dataset.json, an nnU-Net raw folder, or a CSV.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="YAML to write.")],
+    minutes: Annotated[float, typer.Option(min=0.01, help="Budget of the training.")] = 60.0,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels of a CSV, such as background=0,liver=1; else numbered.")
+    ] = None,
+) -> None:
+    """Write a complete config for your data and this machine, each choice with its reason."""
+    from pipeline.workflows.planning import plan as run_plan
+
+    result = run_plan(data, output, minutes, None if labels is None else _parse_labels(labels))
+    for line in (*result.study, *result.estimate.lines(), *result.advice):
+        _out.print(line, markup=False)
+    _out.print(f"{result.config} is written; what was measured lies in {result.fingerprint}")
+    _out.print(f"Read it, then: clinseg train {result.config}")
 
 
 @app.command()
@@ -110,11 +147,17 @@ def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one.")],
     references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="CSV to write.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Job whose word counts on what is labelled in each case.")
+    ] = None,
+    ignore: Annotated[
+        int | None, typer.Option(min=1, help="Value of the references' voxels to leave out.")
+    ] = None,
 ) -> None:
     """Compare predictions with references."""
     from pipeline.workflows.evaluation import evaluate as run_evaluation
 
-    evaluation = run_evaluation(predictions, references, output)
+    evaluation = run_evaluation(predictions, references, output, config, ignore)
     _show_metrics(evaluation.rows, "Predictions against references")
     _show_faults("warning", evaluation.warnings)
     if evaluation.faults:
@@ -148,7 +191,8 @@ def demo(
         _out.print(f"{output / name}")
     _out.print(f"The run {result.training.run} lies in {result.training.folder}")
     _out.print("Open its record with: clinseg ui")
-    _show_delivery(result.training.delivery)
+    for delivery in result.training.deliveries:
+        _show_delivery(delivery)
 
 
 @app.command()
@@ -176,11 +220,12 @@ def sync(run: Annotated[str, typer.Argument(help="Run, or `latest`.")]) -> None:
     """Take to MLflow what it lacks of a run."""
     from pipeline.workflows.records import sync as run_sync
 
-    delivery = run_sync(run)
-    _show_delivery(delivery)
-    if delivery.undelivered:
+    deliveries = run_sync(run)
+    for delivery in deliveries:
+        _show_delivery(delivery)
+    if any(delivery.undelivered for delivery in deliveries):
         raise typer.Exit(ExitCode.SERVICE)
-    _out.print(f"MLflow has all of {delivery.run}.")
+    _out.print(f"MLflow has all of {', '.join(delivery.run for delivery in deliveries)}.")
 
 
 @app.command()
@@ -239,6 +284,27 @@ def main() -> NoReturn:
     sys.exit(ExitCode.DONE)
 
 
+def _estimate(config: Path | None, settings: Sequence[str], resume: str | None) -> None:
+    """Shows what a training would take."""
+    if config is None or resume is not None:
+        message = "it is for a new run; name its config and leave --resume out"
+        raise ConfigError(Fault("--dry-run", "contradiction", message))
+    from pipeline.workflows.estimating import estimate
+
+    for line in estimate(config, settings).lines():
+        _out.print(line, markup=False)
+
+
+def _parse_labels(text: str) -> dict[str, int]:
+    """Values by name, of `background=0,liver=1`."""
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    labels = {name.strip(): int(value) for name, _, value in pairs if value.strip().isdecimal()}
+    if len(labels) < len(pairs) or "" in labels:
+        message = f"labels are given as background=0,liver=1, each name once, not {text!r}"
+        raise ConfigError(Fault("--labels", "labels", message))
+    return labels
+
+
 def _show_faults(kind: str, faults: Iterable[object]) -> None:
     for fault in faults:
         _err.print(f"{kind}: {fault}", markup=False)
@@ -249,7 +315,7 @@ def _show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         return
     from pipeline.inference.evaluation import summarise_structures
 
-    table = Table("structure", title=title, title_justify="left", box=None)
+    table = Table("structure", "cases", title=title, title_justify="left", box=None)
     shown = ("dice", "hd95_mm", "nsd", "sensitivity", "precision")
     for metric in shown:
         table.add_column(f"{metric} (95 %)" if metric == "dice" else metric, justify="right")
@@ -257,10 +323,21 @@ def _show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         dice = metrics["dice"]
         cells = [f"{dice.mean:.4f} ± {dice.deviation:.4f} ({dice.low:.4f} to {dice.high:.4f})"]
         cells += [f"{metrics[m].mean:.4f} ± {metrics[m].deviation:.4f}" for m in shown[1:]]
-        table.add_row(structure, *cells)
+        table.add_row(structure, str(dice.num), *cells)
     _out.print(table)
-    num_cases = len({row.case for row in rows})
-    _out.print(f"Mean ± standard deviation over {num_cases} cases; bootstrap interval of the mean.")
+    _out.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
+
+
+def _show_components(components: Components) -> None:
+    if not components.kept:
+        _out.print("Keeping only largest components would not raise Dice: the ensemble keeps all components.")
+    for name in components.kept:
+        before, after = components.before[name], components.after[name]
+        _out.print(
+            f"The ensemble keeps only the largest component of {name}: Dice {before:.4f} as above, "
+            f"{after:.4f} with it",
+            markup=False,
+        )
 
 
 def _show_delivery(delivery: Delivery) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from transforms.laterality import Laterality
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,14 +15,22 @@ class LabelContract:
     Attributes:
         labels: Name → value as stored in label maps, background (0) included.
         regions: Overlapping structures as unions of label values, outer to inner; None for plain classes.
+        ignore_value: What label maps hold where nobody knows; no label, never predicted. None if nothing.
+        absent_means_unlabelled: Structures that were not drawn where a label map holds none of their values,
+            unless the manifest says that they were.
     """
 
     labels: Mapping[str, int]
     regions: Mapping[str, tuple[int, ...]] | None = None
+    ignore_value: int | None = None
+    absent_means_unlabelled: tuple[str, ...] = ()
 
     @property
     def values(self) -> tuple[int, ...]:
-        """All label values in rising order; a label index is a position in it, the background's is 0."""
+        """All label values in rising order; a label index is a position in it, the background's is 0.
+
+        The index of an ignored voxel is the number of values.
+        """
         return tuple(sorted(self.labels.values()))
 
     @property
@@ -30,6 +40,24 @@ class LabelContract:
             return dict(self.regions)
         ordered = sorted(self.labels.items(), key=lambda item: item[1])
         return {name: (value,) for name, value in ordered if value != 0}
+
+    def labelled_structures(
+        self, declared: Collection[str] | None, present: Collection[int]
+    ) -> dict[str, tuple[int, ...]]:
+        """What the label map of one case can be compared with: the structures that were drawn in it.
+
+        Args:
+            declared: The structures that the manifest says were drawn; None if it says nothing of the case.
+            present: The values that the label map holds.
+        """
+        if declared is not None:
+            return {name: values for name, values in self.structures.items() if name in declared}
+        doubtful = self.absent_means_unlabelled
+        return {
+            name: values
+            for name, values in self.structures.items()
+            if name not in doubtful or any(value in present for value in values)
+        }
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -44,3 +72,35 @@ class LabelContract:
         if self.regions is not None:
             return tuple(region[0] for region in self.regions.values())
         return self.values
+
+    def label_laterality(self, axis: int, pairs: Sequence[tuple[str, str]]) -> Laterality | None:
+        """Which label index each becomes when left and right change places; None if none has a side.
+
+        Args:
+            axis: Array axis between left and right.
+            pairs: Names of labels of the two sides.
+        """
+        partners = self._partner_values(pairs)
+        indices = tuple(self.values.index(partners.get(value, value)) for value in self.values)
+        return Laterality(axis, indices) if pairs else None
+
+    def channel_laterality(self, axis: int, pairs: Sequence[tuple[str, str]]) -> Laterality | None:
+        """The same for the network's output channels.
+
+        Raises:
+            ValueError: If a region lacks its counterpart on the other side.
+        """
+        if self.regions is None:
+            return self.label_laterality(axis, pairs)
+        partners = self._partner_values(pairs)
+        regions = {name: set(values) for name, values in self.regions.items()}
+        mirrored = {name: {partners.get(v, v) for v in values} for name, values in regions.items()}
+        alone = [name for name, values in mirrored.items() if values not in regions.values()]
+        if alone:
+            raise ValueError(f"without a counterpart on the other side: {', '.join(alone)}")
+        channels = tuple(list(regions.values()).index(values) for values in mirrored.values())
+        return Laterality(axis, channels) if pairs else None
+
+    def _partner_values(self, pairs: Sequence[tuple[str, str]]) -> dict[int, int]:
+        values = [(self.labels[left], self.labels[right]) for left, right in pairs]
+        return dict(values) | {right: left for left, right in values}

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
 from pipeline.errors import ConfigError, FaultError, IntegrityError, ResourceError
 
 # Unformatted: two lines say more than thirteen.
@@ -105,6 +105,39 @@ def test_a_tensor_of_any_type_and_shape_comes_back_exactly(path, dtype, shape):
     assert_same(read.weights["w"], values)
     assert_same(read.weights["v"], other)
     assert_same(read.state, [values])
+
+
+def make_ensemble(**changes) -> Checkpoint:
+    members = []
+    for n in range(12):
+        weights = {"conv.weight": torch.full((2, 3), float(n)), "member/1/x": torch.ones(n)}
+        members.append(Member(weights, {"n": n}, {"run": n}))
+    return make_checkpoint(**({"weights": {}, "members": tuple(members), "intensity": None} | changes))
+
+
+def test_an_ensemble_comes_back_member_by_member(path):
+    written = make_ensemble()
+    write_checkpoint(path, written)
+    read = read_checkpoint(path, with_state=True)
+    assert read.weights == {} and len(read.members) == 12
+    for got, wanted in zip(read.members, written.members, strict=True):
+        assert set(got.weights) == set(wanted.weights)
+        for name, tensor in wanted.weights.items():
+            assert_same(got.weights[name], tensor)
+        assert_same((got.intensity, got.provenance), (wanted.intensity, wanted.provenance))
+    assert set(load_file(path)) >= {"member/0/conv.weight", "member/11/conv.weight"}
+
+
+def test_only_an_ensemble_asks_an_older_clinseg_for_an_update(path):
+    for checkpoint, version in ((make_checkpoint(), b'"version":"1"'), (make_ensemble(), b'"version":"2"')):
+        write_checkpoint(path, checkpoint)
+        assert version in path.read_bytes()
+
+
+def test_weights_and_state_of_an_ensemble_are_its_members():
+    for wrong in ({"weights": {"w": torch.ones(1)}}, {"state": [1]}, {"intensity": {"mean": 1.0}}):
+        with pytest.raises(ValueError, match="of its members"):
+            make_ensemble(**wrong)
 
 
 def test_bits_of_not_a_number_survive_in_tensors(path):
@@ -366,8 +399,8 @@ def test_a_missing_file_a_folder_and_a_pipe_are_usage_errors(tmp_path):
 
 def test_a_newer_format_asks_for_an_update(path):
     write_checkpoint(path, make_checkpoint())
-    with pytest.raises(ConfigError, match=r"format 2.*update clinseg"):
-        read_checkpoint(forged(path, version="2", content="something else"))
+    with pytest.raises(ConfigError, match=r"format 3.*update clinseg"):
+        read_checkpoint(forged(path, version="3", content="something else"))
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,7 @@ def test_a_damaged_checkpoint_is_refused(clinseg, trained, study, tmp_path):
         (["train", "{config}", "--set", "training.epoch=3"], 2, "training.epochs"),
         (["train", "{config}", "--set", "inference.largest_component=[liver]"], 2, "shell, core"),
         (["check", "{config}", "--set", "inference.largest_component=[liver]"], 2, "shell, core"),
+        (["check", "{config}", "--set", "data.left_right_pairs=[[shell, liver]]"], 2, "called liver"),
         (["train", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["train"], 2, "CONFIG"),
         (["train", "--resume", "latest"], 2, "latest"),

@@ -1,6 +1,7 @@
 """A training that is killed or stopped at any moment ends as if nothing had happened."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import read_checkpoint
+from pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from pipeline.config import job_to_mapping, load_job
 from pipeline.data.synthetic import write_phantom_study
+from pipeline.networks import build_network
 
 CONFIG = Path(__file__).parents[1] / "configs/smoke/hippocampus.yaml"
 SETTINGS = {
@@ -25,12 +28,36 @@ SETTINGS = {
     "network.dropout": "0.2",
     "augmentation.noise_probability": "0.5",
     "tracking.overlays": "0",
+    # A fine-tuning has all the state that a training from scratch has, and more.
+    "training.optimizer": "muon",
+    "training.freeze_encoder": "0.5",
+    "training.gradual_unfreezing": "true",
+    "training.depth_decay": "0.8",
 }
+MODEL = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return write_phantom_study(tmp_path_factory.mktemp("phantoms"), num_cases=5)
+    manifest = write_phantom_study(tmp_path_factory.mktemp("phantoms"), num_cases=5)
+    write_model(manifest.parent / MODEL)
+    return manifest
+
+
+def write_model(path):
+    """A model to start from with one level more and another name for a label: part of it fits."""
+    job = load_job(CONFIG, ["network.features=[4, 8, 8]"])
+    torch.manual_seed(9)
+    checkpoint = Checkpoint(
+        weights=build_network(job.network, 1, 3).state_dict(),
+        job=job_to_mapping(job),
+        labels={"background": 0, "rind": 1, "core": 2},
+        structures={"rind": (1,), "core": (2,)},
+        channels=("any",),
+        intensity=None,
+        provenance={},
+    )
+    write_checkpoint(path, checkpoint)
 
 
 def start(folder, study, *arguments):
@@ -38,6 +65,7 @@ def start(folder, study, *arguments):
     command = [sys.executable, "-m", "pipeline", "train"]
     if "--resume" not in arguments:
         settings = SETTINGS | {"data.manifest": study, "data.cache_dir": study.parent / "cache"}
+        settings["training.start_from"] = shutil.copy(study.parent / MODEL, folder / MODEL)
         command += [str(CONFIG), *(f"--set={name}={value}" for name, value in settings.items())]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return subprocess.Popen(
@@ -85,11 +113,15 @@ def has_finished_an_epoch(run):
 
 
 def test_resumed_equals_uninterrupted(study, uninterrupted, tmp_path):
-    """Killed before its first checkpoint, killed in an epoch, stopped by a signal, then left to finish."""
+    """Killed before its first checkpoint, killed in an epoch, stopped by a signal, then left to finish.
+
+    The model that it started from is gone after the first kill.
+    """
     process = start(tmp_path, study)
     wait_for(process, tmp_path, lambda run: (run / "config.yaml").exists())
     process.kill()
     finish(process, -signal.SIGKILL)
+    (tmp_path / MODEL).unlink()
 
     process = start(tmp_path, study, "--resume", "latest")
     wait_for(process, tmp_path, has_finished_an_epoch)

@@ -2,5 +2,6 @@
 
 Floor plan, in the order in which an image passes: `keys` (names and axis order), `preprocessing`
 (deterministic: orientation, spacing, normalisation), `augmentation` (random, a batch at a time on the
-device), the network, `postprocessing` (logits → label map → native grid → largest component).
+device; `laterality` tells what mirroring means for labels), the network, `postprocessing` (logits → label
+map → native grid → largest component).
 """

@@ -110,8 +110,9 @@ class LabelMapBuilder:
             line.within(start, start + size)
             for line, start, size in zip(self._lines, starts, block.shape[1:], strict=True)
         ]
-        outer = self._axes.index(0)
-        for chunk in _cut(ready, outer):
+        # Read along the source's last axis and written along the target's first, it is cut along another one.
+        cut = next(axis for axis in (self._axes.index(0), self._axes.index(1)) if axis != 0)
+        for chunk in _cut(ready, cut):
             labels = self._decide(block, starts, chunk)
             self.label_map[chunk] = labels.cpu().numpy()
 
@@ -243,15 +244,15 @@ def _match_axes(
     return (int(axes[0]), int(axes[1]), int(axes[2])), positions
 
 
-def _cut(ready: Sequence[slice], outer: int) -> Iterator[Slices]:
+def _cut(ready: Sequence[slice], axis: int) -> Iterator[Slices]:
     """Cuts a box of target voxels into chunks along one axis."""
     sizes = [part.stop - part.start for part in ready]
     if not all(sizes):
         return
-    step = max(1, CHUNK_VOXELS * sizes[outer] // (sizes[0] * sizes[1] * sizes[2]))
-    for start in range(ready[outer].start, ready[outer].stop, step):
+    step = max(1, CHUNK_VOXELS * sizes[axis] // (sizes[0] * sizes[1] * sizes[2]))
+    for start in range(ready[axis].start, ready[axis].stop, step):
         chunk = [*ready]
-        chunk[outer] = slice(start, min(start + step, ready[outer].stop))
+        chunk[axis] = slice(start, min(start + step, ready[axis].stop))
         yield chunk[0], chunk[1], chunk[2]
 
 

@@ -35,6 +35,15 @@ def _as_path(value: object) -> object:
         raise ValueError(f"`~` cannot be replaced ({error}); write the path out") from error
 
 
+def _as_model(value: object) -> object:
+    """A path where it has a suffix or a folder, as `workflows.models.load_model` reads it; else a name."""
+    if not isinstance(value, str | Path) or str(value).startswith("models:/"):
+        return value
+    path = _as_path(value)
+    assert isinstance(path, Path)
+    return path if path.suffix or len(path.parts) > 1 else value
+
+
 def _check_order(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[0] > interval[1]:
         raise ValueError(f"expected the lower bound first, not {list(interval)}")
@@ -50,7 +59,16 @@ Factors = Annotated[
     BeforeValidator(_as_tuple),
     AfterValidator(_check_order),
 ]
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]],
+    BeforeValidator(_as_tuple),
+    AfterValidator(_check_order),
+]
+Pairs = Annotated[
+    tuple[Annotated[tuple[str, str], BeforeValidator(_as_tuple)], ...], BeforeValidator(_as_tuple)
+]
 PathField = Annotated[Path, BeforeValidator(_as_path)]
+ModelField = Annotated[Path | str, BeforeValidator(_as_model)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -74,10 +92,20 @@ class DataSection(Section):
     )
     """Overlapping structures as unions of label values, outer to inner; a voxel of a region is written with
     the first value of the innermost region that holds it. Sets one sigmoid output per region."""
+    ignore_value: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """What label maps hold where nobody knows: left out of loss and metrics, never predicted. Null takes the
+    manifest's, if it has one (nnU-Net's `ignore`)."""
+    absent_means_unlabelled: Names | bool = False
+    """Structures that nobody drew in the cases whose label map holds none of them, instead of being absent
+    there; `true` means all. A case of which the manifest says what is labelled goes by that."""
+    left_right_pairs: Pairs = ()
+    """Names of labels of the two sides, such as `[[left_kidney, right_kidney]]`: they change places whenever
+    a patch (`augmentation.mirror_axes`) or a window (`inference.flips`) is mirrored from left to right."""
     num_folds: Annotated[int, Field(ge=2, le=100)] = 5
     """Folds made by patient when the manifest gives none."""
-    fold: Annotated[int, Field(ge=0)] | Literal["none"] = 0
-    """The fold held out for validation; `none` trains on every case."""
+    fold: Annotated[int, Field(ge=0)] | Literal["all", "none"] = 0
+    """The fold held out for validation; `all` holds out one after the other and joins their networks to an
+    ensemble; `none` trains on every case."""
     cache_dir: PathField = Field(default=Path("~/.cache/clinseg"), validate_default=True)
     """Where preprocessed cases are kept, keyed by content and chain; holds image data."""
 
@@ -86,11 +114,22 @@ class DataSection(Section):
         values = list((self.labels or {}).values())
         if self.labels is not None and (len(set(values)) != len(values) or 0 not in values):
             raise ValueError("labels: give each name its own value, one of them 0 for the background")
+        if self.ignore_value in values:
+            raise ValueError(
+                f"ignore_value: {self.ignore_value} is one of the labels; ignored voxels have none"
+            )
         first = [region[0] for region in (self.regions or {}).values()]
         if len(set(first)) != len(first):
             raise ValueError(
                 "regions: each region needs its own first value, which its voxels are written with"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> DataSection:
+        names = [name for pair in self.left_right_pairs for name in pair]
+        if len(set(names)) != len(names):
+            raise ValueError("left_right_pairs: each label has one partner, which is not itself")
         return self
 
 
@@ -108,6 +147,11 @@ class PreprocessingSection(Section):
     window: Interval | None = None
     """Lower and upper intensity of `normalisation: window`, in the image's unit."""
 
+    @property
+    def left_right_axis(self) -> int:
+        """The array axis that runs between left and right."""
+        return next(axis for axis, letter in enumerate(self.orientation) if letter in "LR")
+
     @model_validator(mode="after")
     def _check_contradictions(self) -> PreprocessingSection:
         if (self.normalisation == "window") != (self.window is not None):
@@ -122,7 +166,7 @@ class PreprocessingSection(Section):
 
 
 class AugmentationSection(Section):
-    """Random changes of training patches; each is drawn per sample with its own probability."""
+    """Random changes of training patches, drawn per sample; see `docs/augmentation.md`."""
 
     rotation_probability: Probability = 0.2
     """Of a rotation."""
@@ -132,28 +176,57 @@ class AugmentationSection(Section):
     """Of a change of size."""
     scaling_range: Factors = (0.7, 1.4)
     """Zoom factors, drawn log-uniformly."""
+    elastic_probability: Probability = 0.0
+    """Of an elastic deformation."""
+    elastic_distance: Shares = (0.2, 0.4)
+    """Distance of its control points along each axis, as a share of the patch's side."""
+    elastic_displacement: Annotated[float, Field(ge=0, le=0.4)] = 0.25
+    """Largest displacement of a control point along each axis, as a share of that distance; what is allowed
+    folds nothing."""
+    in_plane: bool = False
+    """Rotate, scale and deform in the plane of the two finer axes only, and lower the resolution there; for
+    thick slices. `preprocessing.spacing` tells the coarse axis."""
     mirror_axes: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = ()
-    """Array axes flipped with probability 0.5; leave out the left-right axis where labels have sides."""
+    """Array axes flipped with probability 0.5. Where labels have sides, name them in `data.left_right_pairs`
+    or leave out the left-right axis."""
     noise_probability: Probability = 0.1
     """Of added noise."""
     noise_deviation: Annotated[float, Field(ge=0)] = 0.1
     """Largest standard deviation of added Gaussian noise, in normalised intensity."""
-    blur_probability: Probability = 0.1
+    blur_probability: Probability = 0.2
     """Of a Gaussian blur."""
+    blur_channel_probability: Probability = 0.5
+    """Of each channel's being blurred when there is one."""
     blur_sigma: Factors = (0.5, 1.0)
     """Gaussian sigma in voxels."""
     brightness_probability: Probability = 0.15
     """Of a change of brightness."""
     brightness_range: Factors = (0.75, 1.25)
-    """Factors on intensity."""
+    """Factors on intensity, drawn per channel."""
     contrast_probability: Probability = 0.15
     """Of a change of contrast."""
     contrast_range: Factors = (0.75, 1.25)
-    """Factors on the distance from the patch's mean."""
+    """Factors on the distance from the channel's mean, drawn per channel."""
+    low_resolution_probability: Probability = 0.25
+    """Of a lower resolution."""
+    low_resolution_channel_probability: Probability = 0.5
+    """Of each channel's losing resolution when there is one."""
+    low_resolution_range: Shares = (0.5, 1.0)
+    """Share of the voxels left per axis."""
+    inverted_gamma_probability: Probability = 0.1
+    """Of a gamma curve on the negative."""
     gamma_probability: Probability = 0.3
     """Of a gamma curve."""
     gamma_range: Factors = (0.7, 1.5)
-    """Exponents applied to intensity scaled to [0, 1], mean and deviation kept."""
+    """Exponents, applied to intensity scaled to [0, 1], mean and deviation kept; drawn per channel."""
+
+    @model_validator(mode="after")
+    def _check_distance(self) -> AugmentationSection:
+        if self.elastic_distance[0] < 0.05:
+            raise ValueError(
+                "elastic_distance: must be at least 0.05 of the side, or control points get too many"
+            )
+        return self
 
 
 class NetworkSection(Section):
@@ -259,6 +332,15 @@ class TrainingSection(Section):
     """Bit-identical repetition and resumption on one kind of machine; needs a budget in epochs."""
     compile: bool = False
     """Compile the network for training (`torch.compile`); costs a minute before the budget begins."""
+    start_from: ModelField | None = None
+    """The model whose weights it starts from: a run, `latest`, a checkpoint file (relative to this file) or
+    `models:/name@alias`; null starts from scratch. See `docs/fine-tuning.md`."""
+    freeze_encoder: Probability = 0.0
+    """Share of the budget over which the encoder stays as it was loaded; 1 keeps it to the end."""
+    gradual_unfreezing: bool = False
+    """Set the encoder free level by level, the coarsest first and the finest when that share is over."""
+    depth_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate per stage away from the output: encoder levels, decoder levels, heads."""
 
     @model_validator(mode="after")
     def _check_budget(self) -> TrainingSection:
@@ -268,6 +350,14 @@ class TrainingSection(Section):
             raise ValueError(
                 "deterministic: a budget in minutes depends on the clock; set `epochs` and `minutes: null`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> TrainingSection:
+        if self.freeze_encoder and self.start_from is None:
+            raise ValueError("freeze_encoder: an encoder is only frozen if it was loaded; give `start_from`")
+        if self.gradual_unfreezing and not self.freeze_encoder:
+            raise ValueError("gradual_unfreezing: nothing is frozen; give `freeze_encoder` a share, or false")
         return self
 
 
@@ -287,7 +377,8 @@ class InferenceSection(Section):
     skip_empty: bool = False
     """Compute windows that hold one single value only once; the result stays the same."""
     largest_component: Names = ()
-    """Structures of which only the largest connected component is kept."""
+    """Structures of which only the largest connected component is kept; a cross-validation (`data.fold: all`)
+    adds those for which its own predictions become better by it."""
 
 
 class TrackingSection(Section):
@@ -333,4 +424,11 @@ class Job(Section):
         bad = [a for a in self.augmentation.mirror_axes if not 0 <= a < dims]
         if bad:
             raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
+        if self.augmentation.in_plane:
+            spacing = sorted(self.preprocessing.spacing or ())
+            if dims == 2 or not spacing or spacing[1] == spacing[2]:
+                raise ValueError(
+                    "augmentation.in_plane: needs three dimensions, and one axis of preprocessing.spacing "
+                    "that is coarser than the others"
+                )
         return self

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config.schema import DataSection
 from pipeline.data.manifests import Entry, parse_manifest
 from pipeline.errors import ConfigError, Fault, InputError
+from pipeline.labels import LabelContract
 
 _MAX_ID_LENGTH = 200
 
@@ -23,6 +24,7 @@ class Case:
         images: One file (or DICOM series folder) per channel, or one file that holds them all.
         label: The label map.
         fold: The fold that the manifest puts the case into, if any.
+        labelled: The structures that the manifest says were drawn in the label map; None if it says nothing.
     """
 
     id: str
@@ -30,6 +32,7 @@ class Case:
     images: tuple[Path, ...]
     label: Path | None = None
     fold: int | None = None
+    labelled: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,25 @@ class Study:
 
     Attributes:
         cases: In the manifest's order.
-        labels: Value of each label name, background included.
+        contract: What the values of label maps mean.
         channels: Names of the image channels.
     """
 
     cases: tuple[Case, ...]
-    labels: dict[str, int]
+    contract: LabelContract
     channels: tuple[str, ...]
+
+    @property
+    def labels(self) -> Mapping[str, int]:
+        """Value of each label name, background included."""
+        return self.contract.labels
 
 
 def read_manifest(section: DataSection) -> Study:
     """Reads the manifest that a job names: a Decathlon `dataset.json`, an nnU-Net raw folder, or a CSV.
 
     Raises:
-        ConfigError: If the manifest cannot be read as one, or labels and regions do not fit.
+        ConfigError: If the manifest cannot be read as one, or what is said of labels does not fit.
         InputError: If cases are wrong: files missing or unpaired, ids doubled or unsafe. Carries all faults.
     """
     path = section.manifest
@@ -59,16 +67,19 @@ def read_manifest(section: DataSection) -> Study:
         path = path / "dataset.json"
     manifest = parse_manifest(path)
     labels = section.labels if section.labels is not None else manifest.labels
-    config_faults = [*_label_faults(path, labels), *_region_faults(section, labels or {})]
+    contract = _build_contract(section, labels or {}, manifest.ignore_value)
+    config_faults = [*_label_faults(path, labels), *_contract_faults(contract)]
     case_faults = [*manifest.faults, *_entry_faults(manifest.entries)]
+    if not config_faults:
+        case_faults += _labelled_faults(manifest.entries, contract)
     if not manifest.entries and not case_faults:
         case_faults.append(Fault(str(path), "no-cases", "the manifest names no case"))
     if case_faults:
         raise InputError([*case_faults, *config_faults])
     if config_faults:
         raise ConfigError(config_faults)
-    cases = (Case(e.id, e.patient, e.images, e.label, e.fold) for e in manifest.entries)
-    return Study(tuple(cases), dict(labels or {}), manifest.channels)
+    cases = (Case(e.id, e.patient, e.images, e.label, e.fold, e.labelled) for e in manifest.entries)
+    return Study(tuple(cases), contract, manifest.channels)
 
 
 def id_fault(where: str, case_id: str) -> Fault | None:
@@ -110,8 +121,8 @@ def _entry_faults(entries: Sequence[Entry]) -> Iterator[Fault]:
 def _label_faults(path: Path, labels: dict[str, int] | None) -> Iterator[Fault]:
     if labels is None:
         message = (
-            "the manifest names no labels, or nnU-Net's regions or ignore label, which are not read; give "
-            "data.labels, such as {background: 0, liver: 1}, and data.regions"
+            "the manifest names no labels, or nnU-Net's regions, which are not read; give data.labels, such "
+            "as {background: 0, liver: 1}, and data.regions"
         )
         yield Fault(str(path), "missing-labels", message)
     elif (
@@ -123,11 +134,48 @@ def _label_faults(path: Path, labels: dict[str, int] | None) -> Iterator[Fault]:
         yield Fault(str(path), "labels", message)
 
 
-def _region_faults(section: DataSection, labels: dict[str, int]) -> Iterator[Fault]:
-    declared = set(labels.values()) - {0}
-    for name, values in (section.regions or {}).items():
+def _build_contract(section: DataSection, labels: dict[str, int], ignore_value: int | None) -> LabelContract:
+    contract = LabelContract(
+        labels, section.regions, ignore_value if section.ignore_value is None else section.ignore_value
+    )
+    doubtful = section.absent_means_unlabelled
+    if isinstance(doubtful, bool):
+        doubtful = tuple(contract.structures) if doubtful else ()
+    return replace(contract, absent_means_unlabelled=doubtful)
+
+
+def _contract_faults(contract: LabelContract) -> Iterator[Fault]:
+    """Faults of what is said about the label values beyond their names."""
+    declared = set(contract.labels.values()) - {0}
+    for name, values in (contract.regions or {}).items():
         if odd := [value for value in values if value not in declared]:
             message = (
                 f"a region unites declared label values ({', '.join(map(str, sorted(declared)))}), not {odd}"
             )
             yield Fault(f"data.regions.{name}", "regions", message)
+    if contract.ignore_value in contract.labels.values():
+        message = (
+            f"{contract.ignore_value} is one of the labels; take it out of them, ignored voxels have none"
+        )
+        yield Fault("data.ignore_value", "ignore-value", message)
+    if unknown := _unknown_structures(contract.absent_means_unlabelled, contract):
+        yield Fault("data.absent_means_unlabelled", "unknown-structure", unknown)
+
+
+def _labelled_faults(entries: Sequence[Entry], contract: LabelContract) -> Iterator[Fault]:
+    """Faults of what a manifest says about the structures that were drawn in its cases."""
+    for entry in entries:
+        if entry.labelled is not None and not entry.labelled:
+            message = "nothing is labelled in this case; take it out, or leave `labelled` out if all of it is"
+            yield Fault(entry.where, "nothing-labelled", message)
+        elif unknown := _unknown_structures(entry.labelled or (), contract):
+            yield Fault(entry.where, "unknown-structure", f"labelled: {unknown}")
+
+
+def _unknown_structures(names: Sequence[str], contract: LabelContract) -> str | None:
+    """What is wrong with the names of structures, if anything is."""
+    unknown = [name for name in names if name not in contract.structures]
+    if not unknown:
+        return None
+    known = ", ".join(contract.structures)
+    return f"there is no structure called {', '.join(map(repr, unknown))[:200]}; the data declare: {known}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,6 +14,7 @@ from pipeline.data.geometry import corner_distance
 from pipeline.data.images import read_label_with_warnings, read_with_warnings
 from pipeline.data.nifti import Reading
 from pipeline.errors import Fault, FaultError, InputError
+from pipeline.labels import LabelContract
 from pipeline.volume import Grid, Volume
 
 GRID_TOLERANCE_MM = 0.05
@@ -27,38 +28,48 @@ class CheckedCase:
     Attributes:
         images: One volume per channel, all on one grid.
         label: The label map on that grid, or None if the case has none.
+        values: The values that the label map holds.
         warnings: What was accepted but deserves a look.
     """
 
     images: tuple[Volume, ...]
     label: Volume | None
+    values: frozenset[int] = frozenset()
     warnings: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check of all cases found; an error keeps a case from training, a warning does not."""
+    """What a check of all cases found; an error keeps a case from training, a warning does not.
+
+    Attributes:
+        errors: What keeps cases from training.
+        warnings: What was accepted but deserves a look.
+        num_cases: How many cases there are.
+        labelled: The structures that are labelled in each sound case, by its id.
+    """
 
     errors: tuple[Fault, ...]
     warnings: tuple[Fault, ...]
     num_cases: int
+    labelled: Mapping[str, Collection[str]]
 
 
-def read_checked_case(case: Case, labels: Mapping[str, int], num_channels: int) -> CheckedCase:
+def read_checked_case(case: Case, contract: LabelContract, num_channels: int) -> CheckedCase:
     """Reads images and label map of a case, each file once.
 
     Args:
         case: What to read; a case without a label map is fine here.
-        labels: Declared label values by name.
+        contract: What label values mean.
         num_channels: Channels the images must have together.
 
     Raises:
         InputError: With all faults of the case, lack of memory included.
     """
-    draft = _read(case, labels, num_channels)
+    draft = _read(case, contract, num_channels)
     if draft.errors:
         raise InputError(draft.errors)
-    return CheckedCase(tuple(draft.images), draft.label, tuple(draft.warnings))
+    return CheckedCase(tuple(draft.images), draft.label, draft.values, tuple(draft.warnings))
 
 
 def check_study(study: Study, on_case: Callable[[], None] = lambda: None) -> CheckReport:
@@ -73,9 +84,10 @@ def check_study(study: Study, on_case: Callable[[], None] = lambda: None) -> Che
     """
     errors: list[Fault] = []
     warnings: list[Fault] = []
+    labelled: dict[str, Collection[str]] = {}
     seen: dict[bytes, Case] = {}
     for case in study.cases:
-        draft = _read(case, study.labels, len(study.channels))
+        draft = _read(case, study.contract, len(study.channels))
         if case.label is None:
             draft.errors.append(Fault(case.id, "missing-label", "a case to train on needs a label map"))
         if not draft.errors and (twin := seen.setdefault(_content(draft.images), case)) is not case:
@@ -83,8 +95,33 @@ def check_study(study: Study, on_case: Callable[[], None] = lambda: None) -> Che
             found.append(Fault(case.id, "duplicate-image", _duplicate_message(case, twin)))
         errors += draft.errors
         warnings += draft.warnings
+        if not draft.errors:
+            labelled[case.id] = study.contract.labelled_structures(case.labelled, draft.values)
         on_case()
-    return CheckReport(tuple(errors), tuple(warnings), len(study.cases))
+    return CheckReport(tuple(errors), tuple(warnings), len(study.cases), labelled)
+
+
+def labelled_fault(case: Case, contract: LabelContract, present: Collection[int]) -> Fault | None:
+    """The fault of a label map that holds structures which the manifest does not call labelled, if it does.
+
+    A value that a labelled region holds as well is no contradiction: it is that region's voxel.
+
+    Args:
+        case: With what the manifest says of it.
+        contract: What label values mean.
+        present: The values that the label map holds.
+    """
+    if case.labelled is None:
+        return None
+    named = {value for name in case.labelled for value in contract.structures[name]}
+    odd = [name for name, values in contract.structures.items() if set(values) & set(present) - named]
+    if not odd:
+        return None
+    message = (
+        f"the label map holds {', '.join(odd)}, which the manifest does not name as labelled in this case; "
+        "name it there, or take it out of the label map"
+    )
+    return Fault(case.id, "labelled", message)
 
 
 @dataclass
@@ -93,6 +130,7 @@ class _Draft:
 
     images: list[Volume] = field(default_factory=list)
     label: Volume | None = None
+    values: frozenset[int] = frozenset()
     errors: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
 
@@ -107,7 +145,7 @@ class _Draft:
         return reading.volumes
 
 
-def _read(case: Case, labels: Mapping[str, int], num_channels: int) -> _Draft:
+def _read(case: Case, contract: LabelContract, num_channels: int) -> _Draft:
     draft = _Draft()
     for path in case.images:
         draft.images += draft.keep(partial(read_with_warnings, path))
@@ -117,10 +155,12 @@ def _read(case: Case, labels: Mapping[str, int], num_channels: int) -> _Draft:
     if (label_path := case.label) is not None:
         for label in draft.keep(partial(read_label_with_warnings, label_path)):
             draft.label = label
-            draft.errors += _value_faults(case, label, labels)
+            counts = _count_values(label)
+            draft.values = frozenset(counts)
+            draft.errors += _value_faults(case, counts, contract)
             if draft.images:
                 draft.errors += _grid_faults(case, "label map", "", label.grid, draft.images[0].grid)
-            if not label.array.any():
+            if draft.values <= {0, contract.ignore_value}:
                 message = "the label map holds only background; leave the case out if nothing was drawn"
                 draft.warnings.append(Fault(case.id, "empty-label", message))
     return draft
@@ -156,9 +196,10 @@ def _constant_images(case: Case, images: Iterable[Volume]) -> Iterator[Fault]:
             yield Fault(case.id, "constant-image", message)
 
 
-def _value_faults(case: Case, label: Volume, labels: Mapping[str, int]) -> Iterator[Fault]:
-    declared = set(labels.values())
-    if undeclared := {v: n for v, n in _count_values(label).items() if v not in declared}:
+def _value_faults(case: Case, counts: Mapping[int, int], contract: LabelContract) -> Iterator[Fault]:
+    labels = contract.labels
+    declared = {*labels.values(), contract.ignore_value}
+    if undeclared := {value: count for value, count in counts.items() if value not in declared}:
         told = ", ".join(f"{value} ({count} voxels)" for value, count in list(undeclared.items())[:10])
         more = f" and {len(undeclared) - 10} more" if len(undeclared) > 10 else ""
         message = (
@@ -166,6 +207,8 @@ def _value_faults(case: Case, label: Volume, labels: Mapping[str, int]) -> Itera
             f"{', '.join(f'{value} {name}' for name, value in labels.items())}"
         )
         yield Fault(case.id, "label-values", message)
+    if fault := labelled_fault(case, contract, counts):
+        yield fault
 
 
 def _count_values(label: Volume) -> dict[int, int]:

@@ -22,15 +22,16 @@ from torch import Tensor
 
 from pipeline.config import DataSection
 from pipeline.data.cases import Case
-from pipeline.data.checks import read_checked_case
+from pipeline.data.checks import labelled_fault, read_checked_case
 from pipeline.errors import Fault, InputError
 from pipeline.files import atomic_path, sha256_of, write_text
+from pipeline.labels import LabelContract
 from transforms.cropping import crop
 from transforms.keys import IMAGE, LABEL
 from transforms.preprocessing import Preprocessing, preprocess
 
 # Changes whenever the same files and settings would give other voxels than before.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _COORDINATES_PER_LABEL = 10_000
 
 
@@ -41,10 +42,11 @@ class PreparedCase:
     Attributes:
         case: Ids and paths.
         image: `(C, H, W, D)` float32.
-        label: `(H, W, D)` uint8 or int32 label indices: positions in the sorted label values.
+        label: `(H, W, D)` uint8 or int32 label indices, as `LabelContract.values` says.
         coordinates: Per label index but the background's, `(n, 3)` int32 voxels; absent if it has none.
         affine: 4x4, voxel of `image` → world, RAS millimetres.
         content_hash: SHA-256 over the files the case was read from.
+        labelled: The structures that were drawn in the label map; None if all were.
     """
 
     case: Case
@@ -53,11 +55,12 @@ class PreparedCase:
     coordinates: Mapping[int, Tensor]
     affine: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     content_hash: str
+    labelled: tuple[str, ...] | None = None
 
 
 def prepare_cases(
     cases: Sequence[Case],
-    labels: Mapping[str, int],
+    contract: LabelContract,
     num_channels: int,
     settings: Preprocessing,
     section: DataSection,
@@ -72,7 +75,7 @@ def prepare_cases(
 
     def prepare(case: Case) -> PreparedCase | tuple[Fault, ...]:
         try:
-            return _prepare_case(case, labels, num_channels, settings, section.cache_dir)
+            return _prepare_case(case, contract, num_channels, settings, section.cache_dir)
         except InputError as error:
             return error.faults
         finally:
@@ -93,8 +96,8 @@ def prepare_cases(
 
 
 def hash_data(cases: Sequence[PreparedCase]) -> str:
-    """One hash of the content of all cases, whatever their order or paths."""
-    lines = sorted(f"{case.case.id} {case.content_hash}" for case in cases)
+    """One hash of the content of all cases and of what is labelled in them, whatever their order or paths."""
+    lines = sorted(" ".join((case.case.id, case.content_hash, *(case.labelled or ()))) for case in cases)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -105,10 +108,13 @@ class Batch:
     Attributes:
         tensors: `image` `(B, C, *source_size)` float32 and `label` `(B, *source_size)` label indices.
         seeds: One per sample, for its augmentation.
+        labelled: The structures that are labelled in each sample, None standing for all of them; empty if all
+            are in every sample.
     """
 
     tensors: dict[str, Tensor]
     seeds: tuple[int, ...]
+    labelled: tuple[tuple[str, ...] | None, ...] = ()
 
 
 class PatchSampler:
@@ -152,10 +158,11 @@ class PatchSampler:
         samples = [self._draw_sample(number) for number in range(first, first + self.batch_size)]
         return Batch(
             tensors={
-                IMAGE: torch.stack([image for image, _, _ in samples]),
-                LABEL: torch.stack([label for _, label, _ in samples]),
+                IMAGE: torch.stack([image for image, *_ in samples]),
+                LABEL: torch.stack([label for _, label, *_ in samples]),
             },
-            seeds=tuple(seed for _, _, seed in samples),
+            seeds=tuple(seed for _, _, seed, _ in samples),
+            labelled=tuple(labelled for *_, labelled in samples),
         )
 
     def iterate(self, first_step: int) -> Generator[Batch]:
@@ -169,7 +176,7 @@ class PatchSampler:
                 upcoming = pool.submit(self.draw, step)
                 yield batch
 
-    def _draw_sample(self, number: int) -> tuple[Tensor, Tensor, int]:
+    def _draw_sample(self, number: int) -> tuple[Tensor, Tensor, int, tuple[str, ...] | None]:
         epoch, position = divmod(number, len(self.cases))
         order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self.cases))
         prepared = self.cases[order[position]]
@@ -180,7 +187,7 @@ class PatchSampler:
         label = crop(prepared.label[None], start, self.source_size)[0]
         if self.is_2d:
             image, label = image[..., 0], label[..., 0]
-        return image, label, int(random.integers(2**62))
+        return image, label, int(random.integers(2**62)), prepared.labelled
 
     def _draw_centre(self, prepared: PreparedCase, random: np.random.Generator) -> list[int]:
         shape = prepared.label.shape
@@ -203,20 +210,35 @@ def derive_seed(*parts: object) -> int:
 
 
 def _prepare_case(
-    case: Case, labels: Mapping[str, int], num_channels: int, settings: Preprocessing, cache_dir: Path
+    case: Case, contract: LabelContract, num_channels: int, settings: Preprocessing, cache_dir: Path
 ) -> PreparedCase:
     content_hash = _hash_content(case)
-    key = json.dumps([_CACHE_VERSION, content_hash, asdict(settings), sorted(labels.values())])
+    meaning = [contract.values, contract.ignore_value]
+    key = json.dumps([_CACHE_VERSION, content_hash, asdict(settings), meaning])
     path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
     if not _is_whole(path):
-        _write_prepared(path, case, labels, num_channels, settings)
+        _write_prepared(path, case, contract, num_channels, settings)
         write_text(_hash_path(path), sha256_of(path))
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     prefix = "coordinates/"
     coordinates = {int(n.removeprefix(prefix)): t for n, t in tensors.items() if n.startswith(prefix)}
     affine = tensors["affine"].numpy()
-    return PreparedCase(case, tensors[IMAGE], tensors[LABEL], coordinates, affine, content_hash)
+    present = frozenset(tensors["values"].tolist())
+    # Asked again, since the manifest may have changed while the files did not.
+    if fault := labelled_fault(case, contract, present):
+        raise InputError(fault)
+    labelled = tuple(contract.labelled_structures(case.labelled, present))
+    is_complete = len(labelled) == len(contract.structures)
+    return PreparedCase(
+        case,
+        tensors[IMAGE],
+        tensors[LABEL],
+        coordinates,
+        affine,
+        content_hash,
+        None if is_complete else labelled,
+    )
 
 
 def _is_whole(path: Path) -> bool:
@@ -243,19 +265,23 @@ def _hash_content(case: Case) -> str:
 
 
 def _write_prepared(
-    path: Path, case: Case, labels: Mapping[str, int], num_channels: int, settings: Preprocessing
+    path: Path, case: Case, contract: LabelContract, num_channels: int, settings: Preprocessing
 ) -> None:
-    checked = read_checked_case(case, labels, num_channels)
+    checked = read_checked_case(case, contract, num_channels)
     assert checked.label is not None, "training cases have labels"
     arrays = [volume.array for volume in checked.images]
     prepared = preprocess(settings, arrays, checked.images[0].grid.affine, checked.label.array)
     assert prepared.label is not None
-    values = torch.tensor(sorted(labels.values()), dtype=torch.int32)
+    values = torch.tensor(contract.values, dtype=torch.int32)
     index = torch.searchsorted(values, prepared.label)
+    if contract.ignore_value is not None:
+        index[prepared.label == contract.ignore_value] = len(values)
     tensors = {
         IMAGE: prepared.image,
-        LABEL: index.to(torch.uint8 if len(values) <= 256 else torch.int32),
+        LABEL: index.to(torch.uint8 if len(values) < 256 else torch.int32),
         "affine": torch.from_numpy(prepared.affine),
+        # As stored: what is small may be lost on the network's grid, and is labelled all the same.
+        "values": torch.tensor(sorted(checked.values), dtype=torch.int32),
     }
     for label in range(len(values)):
         if values[label] != 0 and (voxels := _sample_voxels(index == label)) is not None:

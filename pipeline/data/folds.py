@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.schema import DataSection
@@ -31,12 +31,13 @@ def split_cases(cases: Sequence[Case], section: DataSection, seed: int) -> Split
         ConfigError: If there is no such fold, or fewer patients than folds.
         InputError: If the manifest spreads a patient over several folds.
     """
+    assert section.fold != "all", "each fold is split by itself"
     if section.fold == "none":
         return Split(tuple(cases), ())
-    is_given = any(case.fold is not None for case in cases)
-    folds = _given_folds(cases) if is_given else _made_folds(cases, section.num_folds, seed)
-    known = sorted({fold for fold in folds.values() if fold is not None})
+    folds = _fold_patients(cases, section, seed)
+    known = _known(folds)
     if section.fold not in known:
+        is_given = any(case.fold is not None for case in cases)
         origin = "the manifest gives" if is_given else f"num_folds {section.num_folds} makes"
         message = f"there is no fold {section.fold}; {origin} {', '.join(map(str, known))} (or use none)"
         raise ConfigError(Fault("data.fold", "unknown-fold", message))
@@ -44,6 +45,31 @@ def split_cases(cases: Sequence[Case], section: DataSection, seed: int) -> Split
         training=tuple(case for case in cases if folds[case.patient] != section.fold),
         validation=tuple(case for case in cases if folds[case.patient] == section.fold),
     )
+
+
+def list_folds(cases: Sequence[Case], section: DataSection, seed: int) -> tuple[int, ...]:
+    """The folds of a cross-validation, in rising order.
+
+    Raises:
+        ConfigError: If there are fewer patients than folds, or the manifest gives less than two folds.
+        InputError: If the manifest spreads a patient over several folds.
+    """
+    folds = _known(_fold_patients(cases, section, seed))
+    if len(folds) < 2:
+        message = (
+            f"a cross-validation takes two folds or more; the manifest gives {folds[0]} alone, name that one"
+        )
+        raise ConfigError(Fault("data.fold", "too-few-folds", message))
+    return folds
+
+
+def _known(folds: Mapping[str, int | None]) -> tuple[int, ...]:
+    return tuple(sorted({fold for fold in folds.values() if fold is not None}))
+
+
+def _fold_patients(cases: Sequence[Case], section: DataSection, seed: int) -> Mapping[str, int | None]:
+    is_given = any(case.fold is not None for case in cases)
+    return _given_folds(cases) if is_given else _made_folds(cases, section.num_folds, seed)
 
 
 def _given_folds(cases: Sequence[Case]) -> dict[str, int | None]:

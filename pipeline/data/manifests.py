@@ -34,6 +34,7 @@ class Entry:
         images: Image files, by channel.
         label: Label map.
         fold: Fold.
+        labelled: Structures that were drawn in its label map; None if nothing is said of it.
     """
 
     where: str
@@ -42,6 +43,7 @@ class Entry:
     images: tuple[Path, ...]
     label: Path | None
     fold: int | None
+    labelled: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -50,13 +52,15 @@ class Manifest:
 
     Attributes:
         channels: Names of the image channels.
-        labels: Value of each label name; None if it names none, or (nnU-Net) regions and ignored voxels.
+        labels: Value of each label name; None if it names none, or (nnU-Net) regions.
+        ignore_value: What stands in label maps where nobody knows, if the manifest says so.
         entries: The cases in its order.
         faults: What could not be made sense of.
     """
 
     channels: tuple[str, ...]
     labels: dict[str, int] | None = None
+    ignore_value: int | None = None
     entries: list[Entry] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
@@ -76,11 +80,12 @@ def parse_manifest(path: Path) -> Manifest:
 
 
 class _DecathlonEntry(BaseModel):
-    """A case of a Decathlon manifest; `fold` is MONAI's addition."""
+    """A case of a Decathlon manifest; `fold` is MONAI's addition, `labelled` ours."""
 
     image: str | list[str]
     label: str | None = None
     fold: NonNegativeInt | None = None
+    labelled: tuple[str, ...] | None = None
 
 
 class _Decathlon(BaseModel):
@@ -91,9 +96,12 @@ class _Decathlon(BaseModel):
 
 
 class _NnUnet(BaseModel):
+    """nnU-Net's; `labelled` (structures by case) is ours, and nnU-Net does not mind it."""
+
     channel_names: dict[str, str]
     labels: dict[str, int | list[int]]
     file_ending: str
+    labelled: dict[str, tuple[str, ...]] = {}
 
 
 def _read_text(path: Path) -> str:
@@ -157,7 +165,7 @@ def _parse_decathlon(path: Path, content: _Decathlon) -> Manifest:
             case_id = nifti_stem(images[0]).removesuffix("_0000")
             label = None if entry.label is None else path.parent / entry.label
             fold = 0 if part == "validation" else entry.fold
-            manifest.entries.append(Entry(where, case_id, case_id, images, label, fold))
+            manifest.entries.append(Entry(where, case_id, case_id, images, label, fold, entry.labelled))
     return manifest
 
 
@@ -176,9 +184,11 @@ def _parse_nnunet(path: Path, content: _NnUnet) -> Manifest:
     if not is_nifti(Path(f"case{ending}")):
         message = f"file_ending: {ending!r} is not supported; convert the images to .nii.gz"
         raise ConfigError(Fault(str(path), "manifest-format", message))
-    plain = {name: v for name, v in content.labels.items() if isinstance(v, int) and name != "ignore"}
-    labels = plain if plain.keys() == content.labels.keys() else None
-    manifest = Manifest(_in_order(path, content.channel_names), labels)
+    plain = {name: value for name, value in content.labels.items() if isinstance(value, int)}
+    has_regions = len(plain) < len(content.labels)
+    ignore_value = plain.pop("ignore", None)
+    channel_names = _in_order(path, content.channel_names)
+    manifest = Manifest(channel_names, None if has_regions else plain, ignore_value)
     images: dict[str, dict[int, Path]] = {}
     for file in _list_files(path.parent / "imagesTr", ending):
         if match := re.fullmatch(r"(.+)_(\d{4})", file.name.removesuffix(ending)):
@@ -191,7 +201,11 @@ def _parse_nnunet(path: Path, content: _NnUnet) -> Manifest:
         where, channels = str(path.parent / case_id), images.get(case_id, {})
         manifest.faults += _pair_faults(where, channels, case_id in maps, len(manifest.channels))
         files = tuple(channels[index] for index in sorted(channels))
-        manifest.entries.append(Entry(where, case_id, case_id, files, maps.get(case_id), None))
+        label, labelled = maps.get(case_id), content.labelled.get(case_id)
+        manifest.entries.append(Entry(where, case_id, case_id, files, label, None, labelled))
+    for case_id in sorted(content.labelled.keys() - images.keys() - maps.keys()):
+        message = f"labelled: there is no case {case_id[:60]!r}; mend its name"
+        manifest.add_fault(str(path), "unpaired", message)
     return manifest
 
 
@@ -232,7 +246,7 @@ def _parse_csv(path: Path, text: str) -> Manifest:
         if "case" not in header or not image_columns or len(set(header)) != len(header):
             message = (
                 "the first line must name comma-separated columns, each once: case, image (or image_…), and "
-                f"patient, label, fold where there are; it names {', '.join(header)[:200]!r}"
+                f"patient, label, labelled, fold where there are; it names {', '.join(header)[:200]!r}"
             )
             raise ConfigError(Fault(f"{path}:1", "manifest-format", message))
         manifest = Manifest(tuple(name.removeprefix("image_") for name in image_columns))
@@ -251,7 +265,7 @@ def _parse_csv(path: Path, text: str) -> Manifest:
 
 def _add_row(manifest: Manifest, folder: Path, where: str, row: dict[str, str]) -> None:
     images = [value for name, value in row.items() if name.startswith("image")]
-    label, fold = row.get("label"), row.get("fold")
+    label, labelled, fold = row.get("label"), row.get("labelled"), row.get("fold")
     if not all(images):
         manifest.add_fault(where, "missing-value", "every image column needs a file")
     elif fold and not (fold.isdecimal() and len(fold) < 4):
@@ -264,5 +278,6 @@ def _add_row(manifest: Manifest, folder: Path, where: str, row: dict[str, str]) 
             images=tuple(folder / image for image in images),
             label=folder / label if label else None,
             fold=int(fold) if fold else None,
+            labelled=tuple(name.strip() for name in labelled.split(";")) if labelled else None,
         )
         manifest.entries.append(entry)

@@ -24,12 +24,14 @@ class Work:
         num_scores: Channels that are summed up per voxel.
         overlap: Planes that neighbouring parts share, per axis.
         normalises: Whether weights are summed up beside the scores.
+        num_copies: Scores that are taken together per window: of mirrored copies and of several networks.
     """
 
     windows: Windows
     num_scores: int
     overlap: Axes
     normalises: bool
+    num_copies: int = 1
 
     @property
     def axis(self) -> int:
@@ -136,16 +138,19 @@ def make_plan(work: Work, batch_size: int, num_lanes: int, memory: Memory | None
     if memory is None:
         return _plan(work, 1, batch_size, num_lanes, None)
     free = memory.limit - memory.used - DECIDING_BYTES
+    # Of several copies of a window, the first ones' scores wait while the others are computed.
+    waiting = (work.num_copies > 1) * work.window_bytes
     for num_parts in range(1, work.most_parts + 1):
         buffer = max(work.buffer_bytes(box) for box in work.boxes(num_parts))
-        batch = min(batch_size, (free - buffer) // max(1, memory.per_window))
+        batch = min(batch_size, (free - buffer) // max(1, memory.per_window + waiting))
         if batch >= 1:
             # With several lanes, scores are summed up while the next ones are computed.
-            beside = free - buffer - batch * work.window_bytes
+            beside = free - buffer - batch * (waiting + work.window_bytes)
             lanes = max(1, min(num_lanes, beside // max(1, batch * memory.per_window)))
-            rest = lanes * batch * memory.per_window + (lanes > 1) * batch * work.window_bytes
+            scores = waiting + (lanes > 1) * work.window_bytes
+            rest = batch * (lanes * memory.per_window + scores)
             return _plan(work, num_parts, batch, lanes, memory.used + DECIDING_BYTES + rest)
-    least = memory.limit - free + buffer + memory.per_window
+    least = memory.limit - free + buffer + memory.per_window + waiting
     message = (
         f"it cannot be predicted within {format_size(memory.limit)}; the least that would do is "
         f"{format_size(least)} (of that {format_size(memory.used)} are taken before the first window)"

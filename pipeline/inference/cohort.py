@@ -174,8 +174,8 @@ def _finish(
 
 def _load(predictor: Predictor, case: Case) -> _Loaded:
     start = time.monotonic()
-    labels = predictor.contract.labels
-    checked = read_checked_case(Case(case.id, case.patient, case.images), labels, predictor.num_channels)
+    image_only = Case(case.id, case.patient, case.images)
+    checked = read_checked_case(image_only, predictor.contract, predictor.num_channels)
     report = CaseReport(
         case=case.id,
         input_hashes=hash_inputs(case),

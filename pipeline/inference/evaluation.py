@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,27 +60,41 @@ class Evaluation:
 
 
 def evaluate_case(
-    case: str, prediction: Volume, reference: Volume, structures: Structures
+    case: str,
+    prediction: Volume,
+    reference: Volume,
+    structures: Structures,
+    ignore_value: int | None = None,
 ) -> list[CaseMetrics]:
     """Compares two label maps of one case, structure by structure.
+
+    Args:
+        case: Case id.
+        prediction: The predicted label map.
+        reference: What it should be.
+        structures: What is compared.
+        ignore_value: Where the reference holds it, a voxel belongs to no structure of either map.
 
     Raises:
         InputError: If they do not lie on the same grid.
     """
     grids = prediction.grid, reference.grid
     if not grids[0].is_close(grids[1]):
-        predicted, true = map(_describe, grids)
+        here, there = map(_describe, grids)
         message = (
-            f"the prediction and its reference lie on different grids: {predicted} against {true}; "
+            f"the prediction and its reference lie on different grids: {here} against {there}; "
             "resample one to the other's grid with nearest-neighbour interpolation"
         )
         raise InputError(Fault(case, "grid-mismatch", message))
+    predicted = prediction.array
+    if ignore_value is not None:
+        predicted = np.where(reference.array == ignore_value, 0, predicted)
     return [
         CaseMetrics(
             case,
             name,
             structure_metrics(
-                structure_mask(prediction.array, values),
+                structure_mask(predicted, values),
                 structure_mask(reference.array, values),
                 reference.grid.spacing,
             ),
@@ -94,6 +108,9 @@ def evaluate_folders(
     references: Path,
     structures: Structures | None = None,
     on_case: Callable[[str, int], None] | None = None,
+    *,
+    ignore_value: int | None = None,
+    labelled: Callable[[str, Collection[int]], Structures] | None = None,
 ) -> Evaluation:
     """Compares every `<case>.nii.gz` or `<case>.nii` of a folder with the file of that case in another.
 
@@ -105,25 +122,33 @@ def evaluate_folders(
         structures: What is compared. If None, the `structures` or `labels` in `report.json` beside the
             predictions; without that file every label value but 0 found in any map, named by its number.
         on_case: Is told each case when it is done, and the number of cases.
+        ignore_value: What references hold where nobody knows.
+        labelled: Tells, of a case and the values that its reference holds, which structures are compared in
+            it; None for all of them.
 
     Raises:
         InputError: If a path does not exist or holds no label maps, one is a file and the other a folder, or
             `report.json` cannot be understood.
     """
     pairs, faults = pair_up(predictions, references)
-    structures = structures or _reported_structures(predictions) or _found_structures(pairs)
+    structures = structures or _reported_structures(predictions) or _found_structures(pairs, ignore_value)
     known = {value for values in structures.values() for value in values} | {0}
+    ignored = set() if ignore_value is None else {ignore_value}
     rows: list[CaseMetrics] = []
     strays: dict[tuple[str, int], list[str]] = {}
     for pair in pairs:
         try:
             prediction, reference = _read(pair)
-            rows += evaluate_case(pair.case, prediction, reference, structures)
+            compared = structures if labelled is None else labelled(pair.case, _label_values(reference))
+            rows += evaluate_case(pair.case, prediction, reference, compared, ignore_value)
         except FaultError as error:
             faults += [Fault(pair.case, fault.rule, fault.message) for fault in error.faults]
         else:
-            for side, label_map in (("prediction", prediction), ("reference", reference)):
-                for value in _label_values(label_map) - known:
+            for side, strange in (
+                ("prediction", _label_values(prediction) - known),
+                ("reference", _label_values(reference) - known - ignored),
+            ):
+                for value in strange:
                     strays.setdefault((side, value), []).append(pair.case)
         if on_case is not None:
             on_case(pair.case, len(pairs))
@@ -145,6 +170,23 @@ def write_metrics(path: Path, rows: Iterable[CaseMetrics]) -> None:
         numbers = (f"{row.values[name]:.6g}" for name in STRUCTURE_METRICS)
         writer.writerow((row.case, row.structure, *numbers))
     write_text(path, text.getvalue())
+
+
+def read_table(path: Path) -> list[CaseMetrics]:
+    """What `write_metrics` wrote, with the six digits that are in the file.
+
+    Raises:
+        InputError: If it cannot be read or is no such table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                CaseMetrics(row["case"], row["label"], {name: float(row[name]) for name in STRUCTURE_METRICS})
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        message = "a table of metrics as `clinseg evaluate` writes it was expected, but it cannot be read"
+        raise InputError(Fault(str(path), "table-unreadable", message)) from error
 
 
 def summarise_structures(rows: Sequence[CaseMetrics]) -> dict[str, dict[str, Summary]]:
@@ -189,12 +231,12 @@ def _reported_structures(predictions: Path) -> dict[str, tuple[int, ...]]:
         raise InputError(Fault(str(path), "report-unreadable", message)) from error
 
 
-def _found_structures(pairs: Iterable[Pair]) -> dict[str, tuple[int, ...]]:
+def _found_structures(pairs: Iterable[Pair], ignore_value: int | None) -> dict[str, tuple[int, ...]]:
     values: set[int] = set()
     for pair in pairs:
         with suppress(FaultError):  # said when the case is evaluated
             values |= set().union(*map(_label_values, _read(pair)))
-    return {str(value): (value,) for value in sorted(values)}
+    return {str(value): (value,) for value in sorted(values - {ignore_value})}
 
 
 def _label_values(label_map: Volume) -> set[int]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,15 +16,16 @@ from torch import Tensor
 from pipeline.config import InferenceSection
 from pipeline.errors import Fault, IntegrityError, ResourceError
 from pipeline.inference.budget import Memory, Plan, Work, make_plan
+from pipeline.inference.ensemble import build_ensemble
 from pipeline.inference.sliding_window import Network, WindowRunner, sweep
 from pipeline.inference.windows import Box, lay_windows, weigh_voxels
 from pipeline.labels import LabelContract
 from pipeline.memory import available_bytes, format_size, measure_peak, resident_bytes
 from pipeline.networks import AttentionUNet
 from pipeline.volume import Grid
+from transforms.laterality import Laterality
 from transforms.postprocessing import (
     CHUNK_VOXELS,
-    Decision,
     LabelMapBuilder,
     ProbabilitySink,
     keep_largest_component,
@@ -52,35 +54,43 @@ class LabelMap:
 
 
 class Labeller:
-    """Slides a network over images and decides every voxel of the patient's grid.
+    """Slides networks over images and decides every voxel of the patient's grid.
 
     Args:
-        network: A trained network on `device`.
+        networks: Trained networks of one shape on `device`; the mean of their logits decides.
         contract: Names and values of the labels.
         section: Overlap, blending, flips, batches and post-processing.
         window_size: Voxels per axis; with two axes, slices along the last array axis are predicted alone.
         device: Where to compute.
-        mixed_precision: Whether the network may compute in 16 bits on a GPU. Scores are summed in 32.
+        mixed_precision: Whether the networks may compute in 16 bits on a GPU. Scores are summed in 32.
+        laterality: Output channels that change places in a copy that is mirrored from left to right.
+        shares_image: Whether all networks see the same channels of the image; else each its own part of them.
     """
 
     def __init__(
         self,
-        network: AttentionUNet,
+        networks: Sequence[AttentionUNet],
         contract: LabelContract,
         section: InferenceSection,
         window_size: Sequence[int],
         device: torch.device,
         *,
         mixed_precision: bool,
+        laterality: Laterality | None = None,
+        shares_image: bool = True,
     ) -> None:
-        self._network, self._decision = _split_head(network, contract)
+        self._laterality = laterality if section.flips else None
+        self._ensemble = build_ensemble(
+            networks, contract, shares_image=shares_image, keeps_logits=self._laterality is not None
+        )
         self.contract = contract
         self.section = section
         self.window_size = tuple(window_size)
         self.device = device
         self._autocast_type = autocast_type(device) if mixed_precision else None
         self._weights = weigh_voxels(self.window_size, section.blending, device)
-        self._num_scores: int = network.head.weight.shape[0 if self._decision.weight is None else 1]
+        num_mirrored = 2 ** len(self.window_size) if section.flips else 1
+        self._num_copies = num_mirrored * len(networks)
         self._window_bytes: dict[tuple[int, ...], int] = {}
 
     def label(
@@ -106,14 +116,15 @@ class Labeller:
             IntegrityError: If the network's scores are not numbers.
         """
         shape = _shape_of(prepared.image)
-        builder = LabelMapBuilder(self._decision, shape, prepared.affine, grid.shape, grid.affine, sink)
+        decision = self._ensemble.decision
+        builder = LabelMapBuilder(decision, shape, prepared.affine, grid.shape, grid.affine, sink)
         windows = lay_windows(shape, self.window_size, self.section.overlap)
-        normalises = builder.is_resampling or self._decision.weight is not None or sink is not None
-        work = Work(windows, self._num_scores, builder.overlap, normalises)
+        normalises = builder.is_resampling or decision.weight is not None or sink is not None
+        work = Work(windows, self._ensemble.num_scores, builder.overlap, normalises, self._num_copies)
         try:
             with torch.inference_mode():
                 label_bytes = builder.label_map.nbytes
-                beside_bytes = 0 if sink is None else _probability_bytes(len(self._decision.values), grid)
+                beside_bytes = 0 if sink is None else _probability_bytes(len(decision.values), grid)
                 if self.section.skip_empty:
                     beside_bytes += work.window_bytes  # the scores of an empty window are kept
                 plan, image = self._plan(work, prepared.image, label_bytes, beside_bytes, max_memory)
@@ -151,9 +162,11 @@ class Labeller:
 
     def _build_runner(self, plan: Plan) -> WindowRunner:
         return WindowRunner(
-            self._forward,
+            [partial(self._forward, network) for network in self._ensemble.networks],
             self.window_size,
+            joins=self._ensemble.joins,
             flips=self.section.flips,
+            laterality=self._laterality,
             batch_size=plan.batch_size,
             num_lanes=plan.num_lanes,
             skips_empty=self.section.skip_empty,
@@ -172,8 +185,7 @@ class Labeller:
             if self.section.largest_component:
                 self._check_host(label_bytes, limit)
             batch = self.section.batch_size or 1
-            num_copies = 2 ** len(self.window_size) if self.section.flips else 1
-            num_passes = math.ceil(work.windows.num * num_copies / batch)
+            num_passes = math.ceil(work.windows.num * self._num_copies / batch)
             lanes = min(_MOST_LANES, torch.get_num_threads(), num_passes)
             return make_plan(work, batch, lanes, Memory(limit, used, window_bytes)), image
         if max_memory is not None:
@@ -200,19 +212,19 @@ class Labeller:
             raise ResourceError(Fault("max-memory", "budget-too-small", message))
 
     def _measure_window(self, image: Tensor) -> int:
-        """Bytes of a forward pass of one window, measured once."""
+        """Bytes of a forward pass of one window through one network, measured once."""
         size = (1, image.shape[0], *self.window_size)
         if size not in self._window_bytes:
             window = torch.zeros(size, device=self.device)
             self._window_bytes[size] = window.nbytes + measure_peak(
-                lambda: self._forward(window), self.device
+                lambda: self._forward(self._ensemble.networks[0], window), self.device
             )
         return self._window_bytes[size]
 
-    def _forward(self, windows: Tensor) -> Tensor:
+    def _forward(self, network: Network, windows: Tensor) -> Tensor:
         kind = self._autocast_type
         with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
-            return self._network(windows)
+            return network(windows)
 
 
 def autocast_type(device: torch.device) -> torch.dtype | None:
@@ -220,20 +232,6 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
     if device.type != "cuda":
         return None
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _split_head(network: AttentionUNet, contract: LabelContract) -> tuple[Network, Decision]:
-    """What is summed over windows: the network's logits, or its last features if those are fewer.
-
-    The head is linear, and so are blending, mirroring and resampling: it may as well come last, once per
-    voxel instead of once per window. With 104 classes and 16 features that is a sixth of the memory.
-    """
-    values, is_regions = contract.channel_values, contract.regions is not None
-    num_logits, num_features = network.head.weight.shape
-    if num_logits <= num_features:
-        return network, Decision(values, is_regions)
-    weight, bias = network.head.weight.detach(), network.head.bias.detach()
-    return network.forward_features, Decision(values, is_regions, weight, bias)
 
 
 def _probability_bytes(num_logits: int, grid: Grid) -> int:

@@ -24,14 +24,14 @@ _RESAMPLING_BYTES = 24  # a voxel of the network's grid
 
 
 class Predictor:
-    """A trained network with its preprocessing and its label contract.
+    """Trained networks with their preprocessing and their label contract.
 
     Args:
-        job: The job that trained it.
+        job: The job that trained them.
         contract: Names and values of the labels.
         channels: Names of the image channels.
-        statistics: Per channel, for `normalisation: dataset`; else empty.
-        network: With trained weights.
+        networks: With trained weights; of several the mean of the logits decides.
+        statistics: Of each network, per channel, for `normalisation: dataset`; else empty.
         device: Where to compute.
         max_memory: Bytes that a prediction may take at its peak; None for what is free.
     """
@@ -41,8 +41,8 @@ class Predictor:
         job: Job,
         contract: LabelContract,
         channels: Sequence[str],
-        statistics: Sequence[IntensityStatistics],
-        network: AttentionUNet,
+        networks: Sequence[AttentionUNet],
+        statistics: Sequence[tuple[IntensityStatistics, ...]],
         device: torch.device,
         max_memory: int | None = None,
     ) -> None:
@@ -50,19 +50,27 @@ class Predictor:
         self.num_channels = len(channels)
         self.device = device
         self.max_memory = max_memory
-        self._preprocessing = build_preprocessing(job.preprocessing, statistics)
+        # Each network sees the image normalised as in its own training; where they differ, side by side.
+        shares_image = len(set(statistics)) <= 1
+        seen = statistics[:1] if shares_image else statistics
+        self._num_seen = max(1, len(seen))
+        self._preprocessing = build_preprocessing(job.preprocessing, [own for each in seen for own in each])
         self._labeller = Labeller(
-            network.to(device).eval(),
+            [network.to(device).eval() for network in networks],
             contract,
             job.inference,
             job.inference.window_size or job.training.patch_size,
             device,
             mixed_precision=job.training.mixed_precision,
+            laterality=contract.channel_laterality(
+                job.preprocessing.left_right_axis, job.data.left_right_pairs
+            ),
+            shares_image=shares_image,
         )
 
     def prepare(self, images: Sequence[Volume]) -> Prepared:
         """Brings the images of a case, one volume per channel on one grid, to the network's grid."""
-        arrays = [image.array for image in images]
+        arrays = [image.array for image in images] * self._num_seen
         return preprocess(self._preprocessing, arrays, images[0].grid.affine)
 
     def preparing_bytes(self, grid: Grid) -> int:
@@ -70,7 +78,8 @@ class Predictor:
         num_voxels = math.prod(grid.shape)
         spacing = self._preprocessing.spacing
         num_resampled = num_voxels * math.prod(grid.spacing) / math.prod(spacing) if spacing else 0.0
-        turned, resampled = _TURNING_BYTES * self.num_channels, _RESAMPLING_BYTES + 8 * self.num_channels
+        num_channels = self.num_channels * self._num_seen
+        turned, resampled = _TURNING_BYTES * num_channels, _RESAMPLING_BYTES + 8 * num_channels
         return int(turned * num_voxels + resampled * num_resampled)
 
     def predict(
@@ -85,14 +94,17 @@ class Predictor:
 
 
 def load_predictor(checkpoint: Checkpoint, device: torch.device, max_memory: int | None = None) -> Predictor:
-    """Builds network and chain that a checkpoint describes."""
+    """Builds networks and chain that a checkpoint describes."""
     job = job_from_mapping(checkpoint.job)
     contract = LabelContract(checkpoint.labels, job.data.regions)
-    network = build_network(job.network, len(checkpoint.channels), len(contract.channel_values))
-    network.load_state_dict(checkpoint.weights)
-    measured = (checkpoint.intensity or {}).get("channels", [])
-    statistics = [IntensityStatistics(**channel) for channel in measured]
-    return Predictor(job, contract, checkpoint.channels, statistics, network, device, max_memory)
+    networks, statistics = [], []
+    for member in checkpoint.members or (checkpoint,):
+        network = build_network(job.network, len(checkpoint.channels), len(contract.channel_values))
+        network.load_state_dict(member.weights)
+        networks.append(network)
+        measured = (member.intensity or {}).get("channels", [])
+        statistics.append(tuple(IntensityStatistics(**channel) for channel in measured))
+    return Predictor(job, contract, checkpoint.channels, networks, statistics, device, max_memory)
 
 
 def build_preprocessing(

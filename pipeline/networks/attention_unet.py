@@ -107,6 +107,19 @@ class AttentionUNet(nn.Module):
         return self.head(decoded[0]), attention
 
     @property
+    def stages(self) -> list[nn.Module]:
+        """The network from input to output; every parameter is in exactly one stage.
+
+        The levels of the encoder, finest first; then what makes each finer level of the decoder (gate,
+        up-sampling, block), coarsest first; then all heads.
+        """
+        joints: list[nn.Module] = [
+            nn.ModuleList([*self.gates[level : level + 1], self.ups[level], self.decoder[level]])
+            for level in reversed(range(len(self.decoder)))
+        ]
+        return [*self.encoder, *joints, self.heads]
+
+    @property
     def receptive_field(self) -> Axes:
         """Voxels per axis that one logit can depend on through convolutions and gates.
 

@@ -7,7 +7,7 @@ patient's right is on the left of the picture; sagittal with the patient's front
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ def draw_overlay(
     reference: Volume | None,
     labels: Mapping[str, int],
     title: str,
+    unlabelled: Collection[int] = (),
+    ignore_value: int | None = None,
 ) -> None:
     """Draws one case as a PNG: the image alone, with the reference and with the prediction, in three planes.
 
@@ -51,15 +53,18 @@ def draw_overlay(
         labels: Value of each label, in the order of the legend; background (0) is not drawn. Values found in
             a map but missing here are drawn under their number.
         title: Heading, such as the case id.
+        unlabelled: Values that nobody drew in the reference; the legend gives no Dice for them.
+        ignore_value: What the reference holds where nobody knows; the Dice leaves these voxels out.
 
     Raises:
         ResourceError: If the file cannot be written.
     """
     maps = {"Reference": reference} if reference is not None else {}
     maps["Prediction"] = prediction
-    values = _drawn_values(labels, maps)
-    scene = compose_scene(image, maps, list(values.values()))
-    figure, panels = lay_out(scene, _legend_texts(scene, values), title)
+    ignored = {} if ignore_value is None else {"ignored": ignore_value}
+    values = _drawn_values({**labels, **ignored}, maps)
+    scene = compose_scene(image, maps, [value for value in values.values() if value != ignore_value])
+    figure, panels = lay_out(scene, legend_texts(scene, values, unlabelled, ignore_value), title)
     for (row, plane), axes in panels.items():
         _draw_image(axes, scene, plane)
         _draw_letters(axes, plane)
@@ -100,13 +105,18 @@ def _drawn_values(labels: Mapping[str, int], maps: Mapping[str, Volume]) -> dict
     return {name: value for name, value in labels.items() if value != 0} | unnamed
 
 
-def _legend_texts(scene: Scene, values: Mapping[str, int]) -> list[str]:
+def legend_texts(
+    scene: Scene, values: Mapping[str, int], unlabelled: Collection[int], ignore_value: int | None
+) -> list[str]:
     """Names, with the Dice where there is a reference; a label in neither map has none worth a number."""
     present = {value for label_map in scene.maps.values() for value in np.unique(label_map).tolist()}
     texts = {name: name if value in present else f"{name} (absent)" for name, value in values.items()}
     if "Reference" in scene.maps:
-        structures = {name: (value,) for name, value in values.items() if value in present}
-        dice = label_map_dice(scene.maps["Prediction"], scene.maps["Reference"], structures)
+        texts |= {name: f"{name} (not labelled)" for name, value in values.items() if value in unlabelled}
+        judged = present - {*unlabelled, ignore_value}
+        structures = {name: (value,) for name, value in values.items() if value in judged}
+        known = scene.maps["Reference"] != ignore_value
+        dice = label_map_dice(scene.maps["Prediction"][known], scene.maps["Reference"][known], structures)
         texts |= {name: f"{name}  {share:.3f}" for name, share in dice.items()}
     return list(texts.values())
 

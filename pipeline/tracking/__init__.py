@@ -7,10 +7,10 @@ MLflow is imported only when something is delivered, fetched or shown.
 """
 
 from pipeline.tracking.delivery import Delivery, deliver
-from pipeline.tracking.listing import BEST, RunSummary, list_runs, read_metrics
+from pipeline.tracking.listing import BEST, RunSummary, list_runs, read_metrics, read_status
 from pipeline.tracking.models import fetch_model, is_run_id
-from pipeline.tracking.record import Record, resume_record, start_record
-from pipeline.tracking.runs import STORE, RunFolder, find_run
+from pipeline.tracking.record import Record, resume_record, start_child, start_record
+from pipeline.tracking.runs import STORE, RunFolder, find_child, find_run, read_children
 from pipeline.tracking.server import serve_ui
 from pipeline.tracking.store import tracking_uri
 
@@ -23,12 +23,16 @@ __all__ = [
     "RunSummary",
     "deliver",
     "fetch_model",
+    "find_child",
     "find_run",
     "is_run_id",
     "list_runs",
+    "read_children",
     "read_metrics",
+    "read_status",
     "resume_record",
     "serve_ui",
+    "start_child",
     "start_record",
     "tracking_uri",
 ]

@@ -53,6 +53,11 @@ def read_metrics(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
     return series
 
 
+def read_status(run: RunFolder) -> str:
+    """What a run said last of itself: `RUNNING` (also if it was killed), `FINISHED`, `FAILED` or `KILLED`."""
+    return _course_of(run).status
+
+
 def _summary_of(run: RunFolder) -> RunSummary:
     course = _course_of(run)
     is_interrupted = course.status == "RUNNING" and not run.is_held()

@@ -14,7 +14,7 @@ from filelock import FileLock
 from pipeline.environment import code_version
 from pipeline.tracking.delivery import Courier, Delivery
 from pipeline.tracking.events import Event, EventLog, Kind, read_events
-from pipeline.tracking.runs import STORE, RunFolder, create_run
+from pipeline.tracking.runs import STORE, RunFolder, create_child, create_run
 from pipeline.tracking.store import prepare_mlflow, tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -35,12 +35,16 @@ def start_record(experiment: str, uri: str | None, task: str, store: Path = STOR
         ConfigError: If the URI is not one that MLflow takes.
         ResourceError: If the store cannot be written.
     """
-    run = create_run(experiment, task, tracking_uri(uri, store), _now(), store)
-    record = _begin(run, run.hold())
-    record.set_tags({"clinseg.task": task})
-    if commit := code_version():
-        record.set_tags({"mlflow.source.git.commit": commit})
-    return record
+    return _start(create_run(experiment, task, tracking_uri(uri, store), _now(), store))
+
+
+def start_child(parent: RunFolder, part: str) -> Record:
+    """Begins a part of a run, such as `fold0`, with a folder of its own; in MLflow it is nested in the run.
+
+    Raises:
+        ResourceError: If the store cannot be written.
+    """
+    return _start(create_child(parent, part, _now()))
 
 
 def resume_record(run: RunFolder) -> Record:
@@ -180,6 +184,14 @@ class _Drain(threading.Thread):
             problem = f"MLflow at {self._courier.uri} gave no answer within {timeout_s:g} s"
             delivery = replace(delivery, problem=problem)
         return delivery
+
+
+def _start(run: RunFolder) -> Record:
+    record = _begin(run, run.hold())
+    record.set_tags({"clinseg.task": run.task})
+    if commit := code_version():
+        record.set_tags({"mlflow.source.git.commit": commit})
+    return record
 
 
 def _begin(run: RunFolder, lock: FileLock) -> Record:

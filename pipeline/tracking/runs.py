@@ -30,6 +30,7 @@ class RunFolder:
         task: Such as `segmentation`.
         uri: Tracking URI that its events are delivered to.
         created: Milliseconds since 1970.
+        parent: Name of the run that this one is a part of; None if it stands alone.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class RunFolder:
     task: str
     uri: str
     created: int
+    parent: str | None = None
 
     @property
     def name(self) -> str:
@@ -111,13 +113,38 @@ def create_run(experiment: str, task: str, uri: str, now: int, store: Path) -> R
         if path.is_dir():  # two runs of one second drew the same four letters
             return create_run(experiment, task, uri, now, store)
         raise resource_error(path, error) from error
-    facts = {"name": path.name, "experiment": experiment, "task": task, "uri": uri, "created": now}
-    write_text(path / "run.json", json.dumps(facts, indent=2) + "\n")
-    return RunFolder(path, experiment, task, uri, now)
+    return _write_run(RunFolder(path, experiment, task, uri, now))
+
+
+def create_child(parent: RunFolder, part: str, now: int) -> RunFolder:
+    """Makes the folder of a part of a run, such as `fold0`; one that a kill left unfinished is completed."""
+    path = parent.path.with_name(f"{parent.name}-{part}")
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise resource_error(path, error) from error
+    return _write_run(replace(parent, path=path, created=now, parent=parent.name))
+
+
+def find_child(parent: RunFolder, part: str) -> RunFolder | None:
+    """The part of a run that `create_child` made; None if it did not."""
+    return _read_run(parent.path.with_name(f"{parent.name}-{part}") / "run.json")
+
+
+def find_parent(run: RunFolder) -> RunFolder | None:
+    """The run that this one is a part of; None if it stands alone, or that run's folder was removed."""
+    return None if run.parent is None else _read_run(run.path.with_name(run.parent) / "run.json")
+
+
+def read_children(run: RunFolder) -> list[RunFolder]:
+    """The parts of a run, in the order in which they began."""
+    return [other for other in reversed(read_runs(run.store)) if other.parent == run.name]
 
 
 def find_run(name: str, store: Path = STORE) -> RunFolder:
     """The run called `name`: `latest`, a run's name, or MLflow's run id or at least six of its first letters.
+
+    The latest is one that stands alone or has parts, not a part.
 
     Raises:
         ConfigError: If there is none, or more than one; the nearest names are given.
@@ -127,7 +154,7 @@ def find_run(name: str, store: Path = STORE) -> RunFolder:
         message = f"there is no run in {store}; train one, or work where its `{STORE}` folder lies"
         raise ConfigError(Fault(name, "run-unknown", message))
     if name == "latest":
-        return runs[0]
+        return next((run for run in runs if run.parent is None), runs[0])
     found = [run for run in runs if run.name == name] or _with_run_id(runs, name)
     if len(found) == 1:
         return found[0]
@@ -165,11 +192,18 @@ def write_note(run: RunFolder, note: DeliveryNote) -> None:
     write_text(run.path / "delivery.json", json.dumps(facts, indent=2) + "\n")
 
 
+def _write_run(run: RunFolder) -> RunFolder:
+    facts = {name: getattr(run, name) for name in ("name", "experiment", "task", "uri", "created", "parent")}
+    write_text(run.path / "run.json", json.dumps(facts, indent=2) + "\n")
+    return run
+
+
 def _read_run(path: Path) -> RunFolder | None:
     try:
         raw = json.loads(path.read_bytes())
         texts = (str(raw["experiment"]), str(raw["task"]), str(raw["uri"]))
-        return RunFolder(path.parent, *texts, created=int(raw["created"]))
+        parent = raw.get("parent")
+        return RunFolder(path.parent, *texts, int(raw["created"]), None if parent is None else str(parent))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 

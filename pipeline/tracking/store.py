@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from pipeline.errors import ConfigError, Fault
-from pipeline.tracking.runs import STORE, RunFolder
+from pipeline.tracking.runs import STORE, RunFolder, find_parent, read_note
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _NAME_TAG = "clinseg.run"
+_PARENT_TAG = "mlflow.parentRunId"
 
 
 class DestinationError(Exception):
@@ -96,14 +97,20 @@ class Destination:
     def open(cls, run: RunFolder, run_id: str | None) -> Self:
         """Finds the run, or makes it if MLflow has none of this id or name.
 
+        A part of a run is made once that run is there, and nested in it.
+
         Raises:
-            DestinationError: If the run or its experiment was deleted in MLflow.
+            DestinationError: If the run or its experiment was deleted in MLflow, or the run that it is a part
+                of is not there yet.
         """
+        parent_id = _parent_id(run)
         client = connect(run.uri)
         if run_id is None or not _exists(client, run_id):
             run_id = _find_or_create(client, run)
         destination = cls(client, run_id)
         destination.check_active()
+        if parent_id is not None:  # each time, for MLflow may have lost the parent, which is then made anew
+            client.set_tag(run_id, _PARENT_TAG, parent_id)
         return destination
 
     def check_active(self) -> None:
@@ -187,6 +194,18 @@ def _find_or_create(client: MlflowClient, run: RunFolder) -> str:
     # MLflow would note who is logged in only if told so; a record does not need the name of a person.
     created = client.create_run(experiment_id, run.created, {_NAME_TAG: run.name}, run.name)
     return str(created.info.run_id)
+
+
+def _parent_id(run: RunFolder) -> str | None:
+    """MLflow's id of the run that this one is a part of; None if there is none on this disk."""
+    parent = find_parent(run)
+    if parent is None:
+        return None
+    run_id = read_note(parent).run_id
+    if run_id is None:
+        message = f"it is a part of {parent.name}, which is not there yet (`clinseg sync {parent.name}`)"
+        raise DestinationError(message)
+    return run_id
 
 
 def _experiment_id(client: MlflowClient, run: RunFolder) -> str:

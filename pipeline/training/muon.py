@@ -30,17 +30,22 @@ class Muon(torch.optim.Optimizer):
     step after Liu et al., "Muon is scalable for LLM training", 2025.
 
     Args:
-        parameters: Of a network.
+        parameters: Of a network, or groups of them; each group becomes two, its kernels and its others.
         lr: Learning rate of both.
         weight_decay: Decoupled, of both.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
-        everything = list(parameters)
-        groups = [
-            {"params": [p for p in everything if _is_kernel(p)]},
-            {"params": [p for p in everything if not _is_kernel(p)]},
-        ]
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        groups = []
+        for group in _as_groups(parameters):
+            kernels = [p for p in group["params"] if _is_kernel(p)]
+            others = [p for p in group["params"] if not _is_kernel(p)]
+            groups += [{**group, "params": kernels}, {**group, "params": others}]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -48,11 +53,11 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Moves every parameter that has a gradient."""
         assert closure is None, "gradients are computed before"
-        kernels, others = self.param_groups
-        for parameter in kernels["params"]:
-            if parameter.grad is not None:
-                self._step_kernel(parameter, parameter.grad, kernels["lr"], kernels["weight_decay"])
-        self._step_others(others)
+        for kernels, others in zip(self.param_groups[::2], self.param_groups[1::2], strict=True):
+            for parameter in kernels["params"]:
+                if parameter.grad is not None:
+                    self._step_kernel(parameter, parameter.grad, kernels["lr"], kernels["weight_decay"])
+            self._step_others(others)
 
     def _step_kernel(self, kernel: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[kernel]
@@ -110,6 +115,12 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     if is_tall:
         wide = wide.T
     return wide
+
+
+def _as_groups(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    given = list(parameters)
+    groups = [group for group in given if isinstance(group, dict)]
+    return groups or [{"params": given}]
 
 
 def _is_kernel(parameter: Tensor) -> bool:

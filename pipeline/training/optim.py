@@ -1,10 +1,10 @@
-"""Optimizers, the learning rate over the budget, and averaged weights."""
+"""Optimizers, the learning rate over budget and depth, what is frozen, and averaged weights."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -14,8 +14,15 @@ from pipeline.config import TrainingSection
 from pipeline.training.muon import Muon
 
 
-def build_optimizer(section: TrainingSection, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Muon, AdamW, or SGD with Nesterov momentum, with the learning rate of progress 0."""
+def build_optimizer(
+    section: TrainingSection, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+) -> torch.optim.Optimizer:
+    """Muon, AdamW, or SGD with Nesterov momentum, with the learning rate of progress 0.
+
+    Args:
+        section: Which one, and its settings.
+        parameters: Of a network, or groups of them as `depth_groups` makes them.
+    """
     if section.optimizer == "muon":
         return Muon(parameters, section.learning_rate, section.weight_decay)
     if section.optimizer == "sgd":
@@ -40,6 +47,46 @@ def learning_rate(section: TrainingSection, progress: float) -> float:
     rest = min(1.0, (progress - section.warmup_fraction) / (1 - section.warmup_fraction))
     factor = (1 - rest) ** 0.9 if section.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * rest))
     return section.learning_rate * factor
+
+
+def depth_groups(stages: Sequence[nn.Module], decay: float) -> list[dict[str, Any]]:
+    """A group of parameters per stage, with the factor on its learning rate.
+
+    The last stage has factor 1, each stage before it `decay` times that of the next (Howard and Ruder 2018,
+    arXiv:1801.06146).
+
+    Args:
+        stages: Of a network, from input to output.
+        decay: Above 0, at most 1.
+    """
+    last = len(stages) - 1
+    return [
+        {"params": list(stage.parameters()), "factor": decay ** (last - depth)}
+        for depth, stage in enumerate(stages)
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Gives every group `rate` times its factor, if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
+
+
+def freeze_encoder(encoder: Sequence[nn.Module], section: TrainingSection, progress: float) -> None:
+    """Freezes the levels of an encoder that do not learn yet when `progress` of the budget is used up.
+
+    A frozen parameter gets no gradient, and an optimizer passes over what has none: no step, no weight
+    decay, no momentum. Gradually, the coarsest level of `n` is set free after an n-th of the time, the next
+    finer one after two, and so on.
+
+    Args:
+        encoder: Its levels, finest first.
+        section: How long, and whether gradually.
+        progress: 0 to 1.
+    """
+    for level, block in enumerate(encoder):
+        share = 1 - level / len(encoder) if section.gradual_unfreezing else 1.0
+        block.requires_grad_(progress >= share * section.freeze_encoder)
 
 
 _Network = TypeVar("_Network", bound=nn.Module)

@@ -17,9 +17,17 @@ from pipeline.inference.labelling import Labeller, autocast_type
 from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice
 from pipeline.networks import AttentionUNet, build_network
+from pipeline.networks.pretrained import Source, load_pretrained
 from pipeline.training.distributed import ALONE, World
-from pipeline.training.losses import DeepSupervision, DiceCrossEntropy
-from pipeline.training.optim import AveragedNetwork, build_optimizer, learning_rate
+from pipeline.training.losses import IGNORED, DeepSupervision, DiceCrossEntropy
+from pipeline.training.optim import (
+    AveragedNetwork,
+    build_optimizer,
+    depth_groups,
+    freeze_encoder,
+    learning_rate,
+    set_learning_rate,
+)
 from pipeline.training.task import AbstractTask
 from pipeline.volume import Grid
 from transforms.augmentation import Augmentation
@@ -36,6 +44,7 @@ class SegmentationTask(AbstractTask):
         num_channels: Of the images.
         validation: Prepared cases held out, possibly none.
         device: Where to compute.
+        source: The model it starts from, if any; not needed if a state is loaded anyway.
         world: The processes that train together.
     """
 
@@ -48,6 +57,7 @@ class SegmentationTask(AbstractTask):
         num_channels: int,
         validation: Sequence[PreparedCase],
         device: torch.device,
+        source: Source | None = None,
         world: World = ALONE,
     ) -> None:
         self.job = job
@@ -57,17 +67,30 @@ class SegmentationTask(AbstractTask):
         self.world = world
         torch.manual_seed(job.training.seed)
         self.network = build_network(job.network, num_channels, len(contract.channel_values)).to(device)
+        if source is not None:
+            load_pretrained(self.network, source)
         self.averaged = (
             AveragedNetwork(self.network, job.training.ema_decay) if job.training.ema_decay else None
         )
-        self.optimizer = build_optimizer(job.training, self.network.parameters())
+        self.optimizer = self._build_optimizer()
         # A compiled way forward beside the network, not round it: its weights keep their names.
         forward_deep = self.network.forward_deep
         self.forward_deep = torch.compile(forward_deep) if job.training.compile else forward_deep
         self.learning_rate = job.training.learning_rate
-        loss = DiceCrossEntropy(is_regions=contract.regions is not None, total=world.total)
+        loss = DiceCrossEntropy(
+            is_regions=contract.regions is not None,
+            has_ignored=contract.ignore_value is not None,
+            total=world.total,
+        )
         self.loss = DeepSupervision(loss)
-        self.augmentation = Augmentation(job.augmentation, job.training.patch_size, job.preprocessing.spacing)
+        axis, pairs = job.preprocessing.left_right_axis, job.data.left_right_pairs
+        self.laterality = contract.channel_laterality(axis, pairs)
+        self.augmentation = Augmentation(
+            job.augmentation,
+            job.training.patch_size,
+            job.preprocessing.spacing,
+            contract.label_laterality(axis, pairs),
+        )
         self.targets = _build_target_table(contract).to(device)
         self.autocast_type = autocast_type(device) if job.training.mixed_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
@@ -75,8 +98,8 @@ class SegmentationTask(AbstractTask):
     def training_step(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """One step; see `AbstractTask`."""
         self.learning_rate = learning_rate(self.job.training, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        set_learning_rate(self.optimizer, self.learning_rate)
+        freeze_encoder(list(self.network.encoder), self.job.training, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._compute_loss(batch)
         self.scaler.scale(loss).backward()
@@ -102,19 +125,21 @@ class SegmentationTask(AbstractTask):
         self.optimizer.zero_grad(set_to_none=True)
 
     def validate(self) -> dict[str, float]:
-        """Mean Dice per structure over the validation cases, on the network's grid."""
-        if not self.validation:
-            return {}
+        """Mean Dice per structure over the validation cases that label it, on the network's grid."""
         labeller = self._build_labeller()
         structures = list(self.contract.structures)
-        dice = torch.zeros(len(self.validation), len(structures), dtype=torch.float64)
-        # Every process judges its share; a sum brings the rows of all together.
-        for number in range(self.world.rank, len(self.validation), self.world.size):
-            found = self._validate_case(labeller, self.validation[number])
-            dice[number] = torch.tensor([found[name] for name in structures])
-        means = self.world.total(dice).mean(0).tolist()
-        metrics = {f"validation/dice/{name}": mean for name, mean in zip(structures, means, strict=True)}
-        return metrics | {self.metric: float(np.mean(list(metrics.values())))}
+        found = torch.zeros(2, len(structures), dtype=torch.float64)  # sums, and of how many cases
+        # Every process judges its share of them.
+        for prepared in self.validation[self.world.rank :: self.world.size]:
+            for name, dice in self._validate_case(labeller, prepared).items():
+                found[:, structures.index(name)] += torch.tensor([dice, 1.0])
+        sums, counts = self.world.total(found).tolist()
+        metrics = {
+            f"validation/dice/{name}": total / count
+            for name, total, count in zip(structures, sums, counts, strict=True)
+            if count
+        }
+        return metrics | {self.metric: float(np.mean(list(metrics.values())))} if metrics else {}
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights if there are such, else the network's."""
@@ -137,13 +162,21 @@ class SegmentationTask(AbstractTask):
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
 
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        section = self.job.training
+        if section.depth_decay == 1:
+            return build_optimizer(section, self.network.parameters())
+        return build_optimizer(section, depth_groups(self.network.stages, section.depth_decay))
+
     def _compute_loss(self, batch: Batch) -> Tensor:
         image, label = (batch.tensors[key].to(self.device, non_blocking=True) for key in (IMAGE, LABEL))
-        image, label = self.augmentation(image, label, batch.seeds)
+        draws = self.augmentation.draw(batch.seeds, image.shape[1])
+        image, label = self.augmentation.apply(image, label, draws)
+        labelled = self._labelled_channels(batch, [self.augmentation.exchanges_sides(d) for d in draws])
         self.network.train()
         with self._autocast():
             logits = self.forward_deep(image)
-        loss: Tensor = self.loss(logits, self._build_target(label))
+        loss: Tensor = self.loss(logits, self._build_target(label), labelled)
         return loss
 
     def _judged_network(self) -> AttentionUNet:
@@ -153,12 +186,13 @@ class SegmentationTask(AbstractTask):
         # Post-processing belongs to the patient's grid, where the kept checkpoint is judged.
         section = self.job.inference.model_copy(update={"largest_component": ()})
         return Labeller(
-            self._judged_network().eval(),
+            [self._judged_network().eval()],
             self.contract,
             section,
             self.job.inference.window_size or self.job.training.patch_size,
             self.device,
             mixed_precision=self.job.training.mixed_precision,
+            laterality=self.laterality,
         )
 
     def _autocast(self) -> torch.autocast:
@@ -167,19 +201,46 @@ class SegmentationTask(AbstractTask):
         )
 
     def _build_target(self, label: Tensor) -> Tensor:
-        if self.contract.regions is None:
+        if self.contract.regions is not None:
+            return self.targets[label.long()].movedim(-1, 1).float()
+        if self.contract.ignore_value is None:
             return label.long()
-        return self.targets[label.long()].movedim(-1, 1).float()
+        return label.long().masked_fill_(label == len(self.contract.values), IGNORED)
+
+    def _labelled_channels(self, batch: Batch, exchanged: Sequence[bool]) -> Tensor | None:
+        """`(B, K)` bool, on the CPU; None if every sample has all labels.
+
+        Args:
+            batch: Its samples as drawn.
+            exchanged: Whether left and right have changed places in a sample since.
+        """
+        if all(names is None for names in batch.labelled):
+            return None
+        channels, structures = self.contract.channel_names, self.contract.structures
+        rows = []
+        for names, is_exchanged in zip(batch.labelled, exchanged, strict=True):
+            row = [names is None or name in names or name not in structures for name in channels]
+            if self.laterality is not None and is_exchanged:
+                row = [row[partner] for partner in self.laterality.partners]
+            rows.append(row)
+        return torch.tensor(rows)
 
     def _validate_case(self, labeller: Labeller, prepared: PreparedCase) -> dict[str, float]:
         height, width, depth = prepared.label.shape
         grid = Grid((height, width, depth), prepared.affine)
         predicted = labeller.label(Prepared(prepared.image, prepared.affine), grid).array
-        reference = np.asarray(self.contract.values, dtype=np.uint16)[prepared.label.numpy()]
-        return label_map_dice(predicted, reference, self.contract.structures)
+        label = prepared.label.numpy()
+        if self.contract.ignore_value is not None:
+            known = label < len(self.contract.values)
+            predicted, label = predicted[known], label[known]
+        reference = np.asarray(self.contract.values, dtype=np.uint16)[label]
+        structures = self.contract.structures
+        labelled = structures if prepared.labelled is None else prepared.labelled
+        return label_map_dice(predicted, reference, {name: structures[name] for name in labelled})
 
 
 def _build_target_table(contract: LabelContract) -> Tensor:
-    """`(num_label_indices, K)`: which regions a label index belongs to."""
+    """`(num_label_indices, K)`: whether a label index belongs to a region; `IGNORED` for ignored voxels."""
     regions = (contract.regions or {}).values()
-    return torch.tensor([[value in region for region in regions] for value in contract.values])
+    rows = [[int(value in region) for region in regions] for value in contract.values]
+    return torch.tensor([*rows, [IGNORED] * len(regions)], dtype=torch.int8)

@@ -13,9 +13,10 @@ from pipeline.export.nifti import read_label_names
 from pipeline.inference.evaluation import CaseMetrics
 from pipeline.progress import progress_bar
 from pipeline.report.figures import draw_overlay
+from pipeline.workflows.cross_validation import train_folds
 from pipeline.workflows.evaluation import evaluate
 from pipeline.workflows.prediction import predict
-from pipeline.workflows.training import TrainingResult, train
+from pipeline.workflows.training import TrainingResult
 
 _CONFIG = Path(pipeline.__file__).parents[1] / "configs" / "demo.yaml"
 _NUM_TRAINING = 5
@@ -51,7 +52,7 @@ def demo(folder: Path) -> DemoResult:
         manifest = write_head_study(
             folder, num_training=_NUM_TRAINING, num_held_out=_NUM_HELD_OUT, seed=_SEED, on_case=advance
         )
-    training = train(_CONFIG, [f"data.manifest={manifest}"])
+    training = train_folds(_CONFIG, [f"data.manifest={manifest}"])
     assert training is not None, "a demo is one process"
     reports = predict(training.run, [folder / "images"], folder / "predictions")
     faults = [fault for report in reports for fault in report.faults]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +10,24 @@ import torch
 
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import Job
-from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
+from pipeline.data.datasets import PreparedCase
 from pipeline.data.images import read_label_map
 from pipeline.errors import InputError
 from pipeline.inference.cohort import predict_cohort
 from pipeline.inference.evaluation import CaseMetrics, evaluate_case, summarise_structures, write_metrics
-from pipeline.inference.predictor import Predictor, load_predictor
+from pipeline.inference.predictor import load_predictor
+from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
 from pipeline.report.figures import draw_curves, draw_overlay
 from pipeline.tracking import Record, read_metrics
 from pipeline.workflows.material import Material
 from pipeline.workflows.models import BEST
 from pipeline.workflows.prediction import write_report
+
+MASKS = Path("validation")
+TABLE = Path("cases.csv")
+"""Predictions of the validation cases and their metrics, in a run's folder."""
 
 
 def judge(record: Record, job: Job, material: Material, device: torch.device) -> list[CaseMetrics]:
@@ -31,7 +36,7 @@ def judge(record: Record, job: Job, material: Material, device: torch.device) ->
     This is the path of `clinseg predict` and `clinseg evaluate`, so its numbers are theirs.
 
     Returns:
-        One row per case and structure; none if no case validates.
+        One row per case and structure that is labelled in it; none if no case validates.
     """
     folder = record.folder
     record.log_artifact(folder / BEST, "model")
@@ -43,28 +48,39 @@ def judge(record: Record, job: Job, material: Material, device: torch.device) ->
     checkpoint = read_checkpoint(folder / BEST)
     predictor = load_predictor(checkpoint, device)
     with progress_bar("Predicting validation cases", len(cases)) as advance:
-        reports = predict_cohort(predictor, cases, folder / "validation", on_case=lambda report: advance())
-    write_report(folder / "validation" / "report.json", checkpoint, predictor, reports)
+        reports = predict_cohort(predictor, cases, folder / MASKS, on_case=lambda report: advance())
+    write_report(folder / MASKS / "report.json", checkpoint, predictor, reports)
     faults = [fault for report in reports for fault in report.faults]
     if faults:
         raise InputError(faults)
-    rows = _compare(cases, folder / "validation", predictor)
-    write_metrics(folder / "cases.csv", rows)
-    record.log_artifact(folder / "cases.csv")
+    rows = _compare(material, folder / MASKS)
+    write_metrics(folder / TABLE, rows)
+    record.log_artifact(folder / TABLE)
     _record_summary(record, rows, checkpoint.provenance["epoch"])
-    _draw_overlays(record, job.tracking.overlays, cases, predictor, rows)
+    _draw_overlays(record, job.tracking.overlays, material, rows)
     return rows
 
 
-def _compare(cases: Sequence[Case], folder: Path, predictor: Predictor) -> list[CaseMetrics]:
+def _compare(material: Material, folder: Path) -> list[CaseMetrics]:
     rows = []
-    with progress_bar("Comparing validation cases", len(cases)) as advance:
-        for case in cases:
+    contract = material.contract
+    with progress_bar("Comparing validation cases", len(material.validation)) as advance:
+        for prepared in material.validation:
+            case = prepared.case
             assert case.label is not None, "validation cases have labels"
             prediction, reference = read_label_map(folder / f"{case.id}.nii.gz"), read_label_map(case.label)
-            rows += evaluate_case(case.id, prediction, reference, predictor.contract.structures)
+            structures = _labelled_structures(prepared, contract)
+            rows += evaluate_case(case.id, prediction, reference, structures, contract.ignore_value)
             advance()
     return rows
+
+
+def _labelled_structures(prepared: PreparedCase, contract: LabelContract) -> dict[str, tuple[int, ...]]:
+    return {
+        name: values
+        for name, values in contract.structures.items()
+        if prepared.labelled is None or name in prepared.labelled
+    }
 
 
 def _record_summary(record: Record, rows: Sequence[CaseMetrics], epoch: int) -> None:
@@ -79,35 +95,39 @@ def _record_summary(record: Record, rows: Sequence[CaseMetrics], epoch: int) -> 
     )
 
 
-def _draw_overlays(
-    record: Record, num: int, cases: Sequence[Case], predictor: Predictor, rows: Sequence[CaseMetrics]
-) -> None:
+def _draw_overlays(record: Record, num: int, material: Material, rows: Sequence[CaseMetrics]) -> None:
     """Draws cases from worst to best at even steps: with three, the worst, the median and the best."""
-    ranked = _rank(cases, rows)
-    picked = sorted({round(p) for p in np.linspace(0, len(ranked) - 1, num)}) if num else []
-    labels = predictor.contract.labels
+    ranked = _rank(material.validation, rows)
+    picked = sorted({round(p) for p in np.linspace(0, len(ranked) - 1, num)}) if num and ranked else []
+    contract, num_channels = material.contract, len(material.study.channels)
     with progress_bar("Drawing overlays", len(picked)) as advance:
         for position in picked:
-            case = ranked[position]
+            case = ranked[position].case
             assert case.label is not None, "validation cases have labels"
+            labelled = _labelled_structures(ranked[position], contract)
+            unlabelled = contract.structures.keys() - labelled.keys()
             path = record.folder / "overlays" / f"{position + 1:03d}-of-{len(ranked):03d}-{case.id}.png"
             draw_overlay(
                 path,
-                image=read_checked_case(case, labels, predictor.num_channels).images[0],
-                prediction=read_label_map(record.folder / "validation" / f"{case.id}.nii.gz"),
+                image=read_checked_case(case, contract, num_channels).images[0],
+                prediction=read_label_map(record.folder / MASKS / f"{case.id}.nii.gz"),
                 reference=read_label_map(case.label),
-                labels=labels,
+                labels=contract.labels,
                 title=f"{case.id}, {_ordinal(position, len(ranked))} of {len(ranked)} by Dice",
+                unlabelled={value for name in unlabelled for value in contract.structures[name]},
+                ignore_value=contract.ignore_value,
             )
             record.log_artifact(path, "overlays")
             advance()
 
 
-def _rank(cases: Sequence[Case], rows: Sequence[CaseMetrics]) -> list[Case]:
-    dice: Mapping[str, list[float]] = {case.id: [] for case in cases}
+def _rank(cases: Sequence[PreparedCase], rows: Sequence[CaseMetrics]) -> list[PreparedCase]:
+    """The cases in which anything is labelled, the worst first."""
+    dice: dict[str, list[float]] = {}
     for row in rows:
-        dice[row.case].append(row.values["dice"])
-    return sorted(cases, key=lambda case: float(np.mean(dice[case.id])))
+        dice.setdefault(row.case, []).append(row.values["dice"])
+    judged = [prepared for prepared in cases if prepared.case.id in dice]
+    return sorted(judged, key=lambda prepared: float(np.mean(dice[prepared.case.id])))
 
 
 def _ordinal(position: int, num: int) -> str:

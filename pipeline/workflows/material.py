@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,6 @@ class Material:
 
     Attributes:
         study: Cases, labels and channels as declared.
-        contract: Names and values of the labels.
         split: Who trains and who validates.
         statistics: Intensities of the training cases, if the normalisation needs them.
         training: Prepared cases to train on.
@@ -34,12 +34,22 @@ class Material:
     """
 
     study: Study
-    contract: LabelContract
     split: Split
     statistics: tuple[IntensityStatistics, ...]
     training: list[PreparedCase]
     validation: list[PreparedCase]
     data_hash: str
+
+    @property
+    def contract(self) -> LabelContract:
+        """What label values mean."""
+        return self.study.contract
+
+    @property
+    def unjudged(self) -> tuple[str, ...]:
+        """Structures that are labelled in no validation case, if there are such cases."""
+        labelled = [prepared.labelled for prepared in self.validation]
+        return _unlabelled(self.contract, labelled) if labelled else ()
 
     def write_split(self, folder: Path) -> Path:
         """Writes which cases train and which validate to `folder/split.json`."""
@@ -57,7 +67,7 @@ def load_material(job: Job) -> Material:
         FaultError: With all faults of manifest and cases together.
     """
     study = read_manifest(job.data)
-    contract = LabelContract(study.labels, job.data.regions)
+    contract = study.contract
     check_structures(job, contract)
     split = split_cases(study.cases, job.data, job.training.seed)
     cases = [*split.training, *split.validation]
@@ -69,14 +79,15 @@ def load_material(job: Job) -> Material:
     statistics: tuple[IntensityStatistics, ...] = ()
     if job.preprocessing.normalisation == "dataset":
         with progress_bar("Measuring intensities", len(split.training)) as advance:
-            statistics = measure_intensities(split.training, study.labels, num_channels, advance)
+            statistics = measure_intensities(split.training, contract, num_channels, advance)
     settings = build_preprocessing(job.preprocessing, statistics)
     with progress_bar("Preparing cases", len(cases)) as advance:
-        prepared = prepare_cases(cases, study.labels, num_channels, settings, job.data, advance)
+        prepared = prepare_cases(cases, contract, num_channels, settings, job.data, advance)
+    _check_slices(job, prepared)
     num_training = len(split.training)
+    check_labelled(contract, [case.labelled for case in prepared[:num_training]])
     return Material(
         study=study,
-        contract=contract,
         split=split,
         statistics=statistics,
         training=prepared[:num_training],
@@ -85,10 +96,62 @@ def load_material(job: Job) -> Material:
     )
 
 
+def _check_slices(job: Job, prepared: Sequence[PreparedCase]) -> None:
+    """Raises an InputError if a two-dimensional job would cut cases of one slice across that slice."""
+    if job.network.dimensions == 3:
+        return
+    letters = job.preprocessing.orientation
+    faults = []
+    for case in prepared:
+        *within, num_slices = case.label.shape
+        if num_slices > 1 and 1 in within:
+            thin = letters[within.index(1)]
+            message = (
+                f"it is one voxel thick along {thin}, but slices are taken along the last axis; set "
+                f"preprocessing.orientation to {letters.replace(thin, '') + thin}"
+            )
+            faults.append(Fault(case.case.id, "slice-axis", message))
+    if faults:
+        raise InputError(faults)
+
+
+def check_labelled(contract: LabelContract, labelled: Sequence[Collection[str] | None]) -> None:
+    """Raises an InputError if a structure is labelled in no training case: nothing would say where it is not.
+
+    Args:
+        contract: What the structures are.
+        labelled: The structures that are labelled in each training case; None stands for all of them.
+    """
+    if unlabelled := _unlabelled(contract, labelled):
+        message = "it is labelled in no training case, so it cannot be learned; take it out of the labels"
+        raise InputError(Fault(name, "never-labelled", message) for name in unlabelled)
+
+
+def _unlabelled(contract: LabelContract, labelled: Sequence[Collection[str] | None]) -> tuple[str, ...]:
+    return tuple(
+        name for name in contract.structures if not any(names is None or name in names for names in labelled)
+    )
+
+
 def check_structures(job: Job, contract: LabelContract) -> None:
-    """Raises a ConfigError if the job names a structure that the data do not declare."""
-    unknown = [name for name in job.inference.largest_component if name not in contract.structures]
-    if unknown:
-        known = ", ".join(contract.structures)
-        message = f"there is no structure called {', '.join(unknown)}; the data declare: {known}"
-        raise ConfigError(Fault("inference.largest_component", "unknown-structure", message))
+    """Raises a ConfigError if the job names a structure that the data do not declare, or wrong pairs."""
+    faults = _find_unknown(
+        "inference.largest_component", job.inference.largest_component, contract.structures
+    )
+    pairs = job.data.left_right_pairs
+    labels = [name for name, value in contract.labels.items() if value != 0]
+    unknown = _find_unknown("data.left_right_pairs", [name for pair in pairs for name in pair], labels)
+    if not unknown:
+        try:
+            contract.channel_laterality(job.preprocessing.left_right_axis, pairs)
+        except ValueError as error:
+            message = f"regions must have both sides or come in pairs as well; {error}"
+            faults.append(Fault("data.left_right_pairs", "one-sided-region", message))
+    if faults or unknown:
+        raise ConfigError([*faults, *unknown])
+
+
+def _find_unknown(key: str, names: Iterable[str], known: Collection[str]) -> list[Fault]:
+    unknown = [name for name in names if name not in known]
+    message = f"there is no structure called {', '.join(unknown)}; the data declare: {', '.join(known)}"
+    return [Fault(key, "unknown-structure", message)] if unknown else []

@@ -12,13 +12,14 @@ BEST = Path("checkpoints/best.safetensors")
 LAST = Path("checkpoints/last.safetensors")
 
 
-def load_model(model: str, store: Path = STORE) -> Checkpoint:
+def load_model(model: str, store: Path = STORE, uri: str | None = None) -> Checkpoint:
     """Loads the checkpoint that `model` names.
 
     Args:
         model: A checkpoint file, `models:/name@alias`, `latest`, or a run by name or MLflow id; an id that is
             unknown here is asked of MLflow.
         store: Folder of the runs.
+        uri: Tracking URI of a job; None takes `MLFLOW_TRACKING_URI`, else the database in `store`.
 
     Raises:
         ConfigError: If nothing is called so, or it is no checkpoint of ours.
@@ -26,7 +27,7 @@ def load_model(model: str, store: Path = STORE) -> Checkpoint:
         ServiceError: If a registered model cannot be fetched.
     """
     if model.startswith("models:/"):
-        return read_checkpoint(fetch_model(model, store))
+        return read_checkpoint(fetch_model(model, store, uri))
     path = Path(model).expanduser()
     if path.suffix or len(path.parts) > 1 or path.is_file():
         return read_checkpoint(path)
@@ -35,8 +36,17 @@ def load_model(model: str, store: Path = STORE) -> Checkpoint:
     except ConfigError:
         if not is_run_id(model):
             raise
-        return read_checkpoint(fetch_model(model, store))  # a run of another disk, on the tracking server
+        return read_checkpoint(fetch_model(model, store, uri))  # a run of another disk, on the server
     return read_checkpoint(find_checkpoint(run))
+
+
+def pin_model(model: str, store: Path = STORE) -> str:
+    """The same model by a name that does not pass to the next run: `latest` becomes the run's own.
+
+    Raises:
+        ConfigError: If there is no run yet.
+    """
+    return find_run(model, store).name if model == "latest" else model
 
 
 def find_checkpoint(run: RunFolder) -> Path:

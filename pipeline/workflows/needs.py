@@ -2,58 +2,87 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from pipeline.data.datasets import Batch
+from pipeline.data.datasets import PatchSampler
 from pipeline.errors import ConfigError, Fault, ResourceError
-from pipeline.memory import available_bytes, format_size, is_out_of_memory, measure_peak
-from pipeline.training.task import AbstractTask
+from pipeline.memory import available_bytes, format_size, is_out_of_memory, measure_peak, resident_bytes
+from pipeline.networks.footprint import saved_bytes
+from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.material import Material
 
 # In sizes of the weights: the last state (weights, their average, two moments, weights for predicting) and
 # the best weights, each twice while a new file takes the place of the old one, and the copy MLflow keeps.
 _CHECKPOINT_SIZES = 13
 _MOMENTS = 2
+_ADVICE = "lower training.batch_size or training.patch_size"
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a training takes of one thing.
+
+    Attributes:
+        what: `memory` (of the whole process), `GPU memory` or `disk`.
+        num_bytes: At its peak; None if the system does not tell.
+        available: Bytes that it may take: what nobody else uses.
+    """
+
+    what: str
+    num_bytes: int | None
+    available: int
+
+    def at_least(self, num_bytes: int | None) -> Need:
+        """The larger of what was found and `num_bytes`."""
+        known = [found for found in (self.num_bytes, num_bytes) if found is not None]
+        return replace(self, num_bytes=max(known, default=None))
+
+    def __str__(self) -> str:
+        """A few words for people."""
+        taken = (
+            f"unknown {self.what}"
+            if self.num_bytes is None
+            else f"{format_size(self.num_bytes)} of {self.what}"
+        )
+        return f"{taken} (of {format_size(self.available)})"
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a training takes, and what there is.
+    """All that a training takes."""
 
-    Attributes:
-        memory: Bytes of a training step on its device; None if the system does not tell.
-        free_memory: Bytes that the device has.
-        disk: Bytes of checkpoints and validation masks.
-        free_disk: Bytes that the disk of the run has.
-    """
-
-    memory: int | None
-    free_memory: int
-    disk: int
-    free_disk: int
+    parts: tuple[Need, ...]
 
     def __str__(self) -> str:
         """One line for people."""
-        memory = "unknown memory" if self.memory is None else f"{format_size(self.memory)} of memory"
-        return (
-            f"it needs {memory} ({format_size(self.free_memory)} are free) and {format_size(self.disk)} of "
-            f"disk ({format_size(self.free_disk)} are free)"
-        )
+        return f"it needs {', '.join(map(str, self.parts))}"
+
+    def check(self) -> Needs:
+        """Gives itself back.
+
+        Raises:
+            ResourceError: If anything does not suffice.
+        """
+        short = [part for part in self.parts if (part.num_bytes or 0) > part.available]
+        if short:
+            raise ResourceError(map(_short_fault, short))
+        return self
 
 
 def measure_needs(
-    task: AbstractTask, batch: Batch, material: Material, folder: Path, device: torch.device
+    task: SegmentationTask, sampler: PatchSampler, material: Material, folder: Path, device: torch.device
 ) -> Needs:
-    """Rehearses one step and adds up what will be written.
+    """Rehearses one step, unless it is certain not to fit, and adds up what will be written.
 
     Args:
         task: What will be trained.
-        batch: Any of its batches.
+        sampler: Gives its batches.
         material: Its cases.
         folder: Where the run lies.
         device: Where it is trained.
@@ -62,24 +91,40 @@ def measure_needs(
         ResourceError: If memory or disk do not suffice.
     """
     weights = sum(tensor.nbytes for tensor in task.weights().values())
-    free_memory = available_bytes() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    memory = None
+    masks = sum(prepared.label.numel() for prepared in material.validation)
+    disk = Need("disk", _CHECKPOINT_SIZES * weights + masks, shutil.disk_usage(folder).free)
+    own = 0 if device.type == "cuda" else resident_bytes()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else own + available_bytes()
+    what = "GPU memory" if device.type == "cuda" else "memory"
+    # A system that runs out of memory often kills the process instead of refusing: so not by trying alone.
+    Needs((Need(what, own + _least_bytes(task, sampler), free), disk)).check()
+    peak = None
     try:
         with suppress(ConfigError):
-            memory = _MOMENTS * weights + measure_peak(lambda: task.rehearse(batch), device)
+            peak = own + _MOMENTS * weights + measure_peak(lambda: task.rehearse(sampler.draw(0)), device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise out_of_memory() from error
-    masks = sum(prepared.label.numel() for prepared in material.validation)
-    needs = Needs(memory, free_memory, _CHECKPOINT_SIZES * weights + masks, shutil.disk_usage(folder).free)
-    if needs.disk > needs.free_disk:
-        message = f"the disk is too small: {needs}; free some space, or start the training in another folder"
-        raise ResourceError(Fault(str(folder), "disk-full", message))
-    return needs
+    return Needs((Need(what, peak, free), disk)).check()
 
 
 def out_of_memory() -> ResourceError:
     """The error of a training that does not fit."""
-    message = "a training step does not fit into memory; lower training.batch_size or training.patch_size"
+    message = f"a training step does not fit into memory; {_ADVICE}"
     return ResourceError(Fault("training", "out-of-memory", message))
+
+
+def _least_bytes(task: SegmentationTask, sampler: PatchSampler) -> int:
+    """What a step takes at the very least, found out without taking it: activations and the batch itself."""
+    image = sampler.cases[0].image
+    activations = saved_bytes(task.network, sampler.batch_size, image.shape[0], task.job.training.patch_size)
+    batch: int = sampler.batch_size * image.shape[0] * image.element_size() * math.prod(sampler.source_size)
+    return activations // (2 if task.autocast_type is not None else 1) + batch
+
+
+def _short_fault(need: Need) -> Fault:
+    if need.what == "disk":
+        message = f"it needs {need}; free some space, or start the training in another folder"
+        return Fault("training", "disk-full", message)
+    return Fault("training", "out-of-memory", f"it needs {need}; {_ADVICE}")

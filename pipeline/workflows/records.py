@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.tracking import Delivery, RunSummary, deliver, find_run, list_runs, serve_ui
+from pipeline.tracking import Delivery, RunSummary, deliver, find_run, list_runs, read_children, serve_ui
 
 
 def runs(limit: int) -> list[RunSummary]:
@@ -10,9 +10,10 @@ def runs(limit: int) -> list[RunSummary]:
     return list_runs(limit=limit)
 
 
-def sync(run: str) -> Delivery:
-    """Takes to MLflow what it lacks of a run."""
-    return deliver(find_run(run))
+def sync(run: str) -> list[Delivery]:
+    """Takes to MLflow what it lacks of a run and of its parts."""
+    found = find_run(run)
+    return [deliver(one) for one in (found, *read_children(found))]
 
 
 def ui(port: int) -> None:

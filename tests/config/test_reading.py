@@ -54,6 +54,25 @@ def test_lists_become_tuples_and_none_is_a_fold(load):
     assert job.network.strides == ((1, 1), (2, 2))
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("best.safetensors", "best.safetensors"),
+        ("../models/best.safetensors", "../models/best.safetensors"),
+        ("models/best", "models/best"),
+        ("/models/best", "/models/best"),
+        ("latest", None),
+        ("hippocampus-20261122-191500-3fa9", None),
+        ("models:/liver@champion", None),
+        ("models:/liver/3", None),
+    ],
+)
+def test_a_model_to_start_from_is_a_path_from_the_file_or_a_name(load, tmp_path, text, path):
+    job = load(MINIMAL + f"  start_from: {text}\n")
+    assert job.training.start_from == (text if path is None else tmp_path / path)
+    assert load(config.job_to_yaml(job)) == job == config.job_from_mapping(config.job_to_mapping(job))
+
+
 def test_nothing_but_the_tilde_is_expanded(load, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert load("data: {manifest: ~/m}\ntraining: {epochs: 1}").data.manifest == Path("/home/somebody/m")

@@ -36,6 +36,9 @@ MINIMAL = "data: {manifest: study/dataset.json}\ntraining:\n  epochs: 2\n"
         ("  learning_rate: 1e999", "4:3", "wrong-value", "expected a finite number, got inf"),
         ("augmentation: {blur_sigma: [-1e999, 1]}", "4:29", "wrong-value", "expected a finite number"),
         ("  deterministic: on", "4:3", "wrong-value", "expected true or false, got the text 'on'"),
+        ("  start_from: 3", "4:3", "wrong-value", "expected the path of a file or folder or text"),
+        ("  start_from: ''", "4:3", "wrong-value", "expected the path of a file or folder"),
+        ("  depth_decay: 0", "4:3", "wrong-value", "expected a number above 0.0, got 0"),
         ("  device: gpu", "4:3", "wrong-value", "expected 'auto', 'cpu' or 'cuda', got the text 'gpu'"),
         (
             "  patch_size: [64, 8, x]",
@@ -61,7 +64,7 @@ def test_a_wrong_line_is_named_with_its_place(faults, lines, where, rule, says):
 
 def test_all_members_of_a_choice_are_named(faults):
     assert faults("data: {manifest: m, fold: -1}\ntraining: {epochs: 1}") == [
-        ("1:21", "wrong-value", "`data.fold`: expected a number of at least 0 or 'none', got -1")
+        ("1:21", "wrong-value", "`data.fold`: expected a number of at least 0 or 'all' or 'none', got -1")
     ]
 
 
@@ -82,7 +85,16 @@ def test_a_missing_key_is_placed_at_its_section(faults):
         ("network: {dimensions: 2}", "2:1", "training.patch_size"),
         ("  patch_size: [30, 32, 32]", "4:3", "training.patch_size"),
         ("augmentation: {mirror_axes: [3]}", "4:16", "augmentation.mirror_axes"),
+        ("augmentation: {in_plane: true}", "4:16", "augmentation.in_plane"),
+        (
+            "augmentation: {in_plane: true}\npreprocessing: {spacing: [1, 3, 3]}",
+            "4:16",
+            "augmentation.in_plane",
+        ),
+        ("augmentation: {elastic_distance: [0.01, 0.4]}", "4:16", "augmentation.elastic_distance"),
         ("network: {kernels: [[3, 3, 3]]}", "4:11", "network.kernels"),
+        ("  freeze_encoder: 0.5", "4:3", "training.freeze_encoder"),
+        ("  start_from: latest\n  gradual_unfreezing: true", "5:3", "training.gradual_unfreezing"),
     ],
 )
 def test_a_contradiction_is_placed_at_the_key_it_names(faults, lines, where, key):

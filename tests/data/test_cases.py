@@ -166,6 +166,9 @@ def test_an_ordinary_id_is_not(tmp_path):
         ("case,image\na,a.nii.gz,more\n", "manifest-format"),
         ("case,image,fold\na,a.nii.gz,one\n", "manifest-format"),
         ("case,image,fold\na,a.nii.gz,-1\n", "manifest-format"),
+        ("case,image,labelled\na,a.nii.gz,organ lesion\n", "unknown-structure"),
+        ("case,image,labelled\na,a.nii.gz,organ;\n", "unknown-structure"),
+        ("case,image,labelled\na,a.nii.gz,background\n", "unknown-structure"),
         ("case,image\na,\n", "missing-value"),
         ("case,image_0,image_1\na,a.nii.gz,\n", "missing-value"),
         ('case,image\na,"a.nii.gz\n', "manifest-syntax"),
@@ -194,6 +197,9 @@ def test_bad_table(text, rule, tmp_path):
         ({"labels": {"0": "background", "99999": "organ"}}, "labels"),
         ({"labels": {}}, "labels"),
         ({"labels": None}, "missing-labels"),
+        ({"training": [{"image": "images/a.nii.gz", "labelled": ["liver"]}]}, "unknown-structure"),
+        ({"training": [{"image": "images/a.nii.gz", "labelled": []}]}, "nothing-labelled"),
+        ({"training": [{"image": "images/a.nii.gz", "labelled": "organ"}]}, "manifest-format"),
         ({"modality": {"1": "CT"}}, "manifest-format"),
         ({"modality": {}}, "manifest-format"),
     ],
@@ -206,7 +212,11 @@ def test_bad_decathlon(changes, rule, tmp_path):
     "changes, rule",
     [
         ({"labels": {"background": 0, "all": [1, 2]}}, "missing-labels"),
-        ({"labels": {"background": 0, "organ": 1, "ignore": 2}}, "missing-labels"),
+        ({"labels": {"background": 0, "organ": 1, "ignore": [2]}}, "missing-labels"),
+        ({"labels": {"background": 0, "organ": 1, "ignore": 1}}, "ignore-value"),
+        ({"labelled": {"a": ["liver"]}}, "unknown-structure"),
+        ({"labelled": {"a": []}}, "nothing-labelled"),
+        ({"labelled": {"z": ["organ"]}}, "unpaired"),
         ({"file_ending": ".png"}, "manifest-format"),
         ({"channel_names": {"0": "T1"}}, "num-channels"),
         ({"channel_names": {"0": "T1", "1": "T2", "2": "T3"}}, "num-channels"),
@@ -264,6 +274,66 @@ def test_regions_unite_declared_values(tmp_path):
     for values in ([1, 3], [0, 1]):
         with pytest.raises(ConfigError, match=r"data\.regions\.all.*regions"):
             read(path, regions={"all": values})
+
+
+@pytest.mark.parametrize("form", ["decathlon", "nnunet", "csv"])
+def test_every_form_can_say_what_is_labelled_in_a_case(tmp_path, form):
+    if form == "decathlon":
+        entries = [{"image": f"images/{c}.nii.gz", "label": f"labels/{c}.nii.gz"} for c in "ab"]
+        path = decathlon(tmp_path, training=[{**entries[0], "labelled": ["organ"]}, entries[1]])
+    elif form == "nnunet":
+        path = nnunet(tmp_path, labelled={"a": ["organ"]})
+    else:
+        text = "case,image,label,labelled\na,a.nii.gz,a-label.nii.gz, organ \nb,b.nii.gz,b-label.nii.gz,\n"
+        path = table(tmp_path, text)
+    first, second = read(path, labels=LABELS).cases[:2]
+    assert (first.labelled, second.labelled) == (("organ",), None)
+
+
+def test_names_in_a_table_may_have_blanks(tmp_path):
+    labels = {"background": 0, "left lung": 1, "right lung": 2, "heart": 3}
+    path = table(tmp_path, "case,image,labelled\na,a.nii.gz,left lung; right lung\n")
+    (case,) = read(path, labels=labels).cases
+    assert case.labelled == ("left lung", "right lung")
+
+
+def test_with_regions_the_regions_are_what_is_labelled(tmp_path):
+    path = table(tmp_path, "case,image,labelled\na,a.nii.gz,whole\n")
+    regions = {"whole": [1, 2], "core": [2]}
+    assert read(path, labels=LABELS, regions=regions).cases[0].labelled == ("whole",)
+    assert [fault.rule for fault in faults_of(path, labels=LABELS)] == ["unknown-structure"]
+
+
+def test_nnunets_ignore_label_is_taken_over(tmp_path):
+    path = nnunet(tmp_path, labels=LABELS | {"ignore": 3})
+    assert (read(path).labels, read(path).contract.ignore_value) == (LABELS, 3)
+    assert read(path, ignore_value=4).contract.ignore_value == 4
+    regions = nnunet(tmp_path, labels={"background": 0, "all": [1, 2], "lesion": [2], "ignore": 3})
+    study = read(regions, labels=LABELS, regions={"all": [1, 2], "lesion": [2]})
+    assert study.contract.ignore_value == 3
+
+
+@pytest.mark.parametrize(
+    "settings, where",
+    [
+        ({"ignore_value": 2}, "data.ignore_value"),
+        ({"absent_means_unlabelled": ["organ", "liver"]}, "data.absent_means_unlabelled"),
+        ({"regions": {"all": [1, 2]}, "absent_means_unlabelled": ["organ"]}, "data.absent_means_unlabelled"),
+    ],
+)
+def test_what_a_job_says_of_labels_must_fit_the_manifest(settings, where, tmp_path):
+    assert [fault.where for fault in faults_of(decathlon(tmp_path), **settings)] == [where]
+
+
+def test_absence_says_nothing_of_a_structure_that_may_be_undrawn(tmp_path):
+    """Unless the manifest says that it was drawn."""
+    doubtful = read(decathlon(tmp_path), absent_means_unlabelled=["lesion"]).contract
+    assert list(doubtful.labelled_structures(None, {0, 1})) == ["organ"]
+    assert list(doubtful.labelled_structures(None, {0, 2})) == ["organ", "lesion"]
+    assert list(doubtful.labelled_structures(("lesion",), {0})) == ["lesion"]
+    assert not read(decathlon(tmp_path), absent_means_unlabelled=True).contract.labelled_structures(None, {0})
+    plain = read(decathlon(tmp_path)).contract
+    assert list(plain.labelled_structures(None, {0})) == ["organ", "lesion"]
 
 
 def test_missing_files_are_a_fault_of_the_input(tmp_path):

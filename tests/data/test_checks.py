@@ -1,6 +1,7 @@
 """A case and a study are judged as a whole: every rule has a name and nothing stops at the first fault."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,9 +12,10 @@ from pipeline.config.schema import DataSection
 from pipeline.data.cases import Case, Study, read_manifest
 from pipeline.data.checks import check_study, read_checked_case
 from pipeline.errors import InputError
+from pipeline.labels import LabelContract
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
-LABELS = {"background": 0, "organ": 1, "lesion": 4}
+CONTRACT = LabelContract({"background": 0, "organ": 1, "lesion": 4})
 AFFINE = np.diag([0.5, 0.5, 2, 1.0])
 SHAPE = (6, 5, 4)
 
@@ -55,7 +57,7 @@ def make_case(folder: Path, case_id: str = "a", patient: str | None = None, seed
 
 
 def study(*cases: Case, num_channels: int = 1) -> Study:
-    return Study(cases, LABELS, tuple("xyz"[:num_channels]))
+    return Study(cases, CONTRACT, tuple("xyz"[:num_channels]))
 
 
 def rules(faults) -> list[str]:
@@ -63,7 +65,7 @@ def rules(faults) -> list[str]:
 
 
 def test_a_sound_case_passes(folder):
-    checked = read_checked_case(make_case(folder), LABELS, 1)
+    checked = read_checked_case(make_case(folder), CONTRACT, 1)
     assert np.array_equal(checked.images[0].array, image_array())
     assert np.array_equal(checked.label.array, label_array())
     assert checked.label.array.dtype == np.uint8
@@ -71,14 +73,14 @@ def test_a_sound_case_passes(folder):
 
 
 def test_a_case_without_label_map_can_be_read(folder):
-    assert read_checked_case(make_case(folder, label=None), LABELS, 1).label is None
+    assert read_checked_case(make_case(folder, label=None), CONTRACT, 1).label is None
 
 
 def test_channels_come_from_files_or_frames(folder):
     pair = [(image_array(1), AFFINE), (image_array(2), AFFINE)]
     frames = np.stack([image_array(1), image_array(2)], -1)
-    apart = read_checked_case(make_case(folder, "a", images=pair), LABELS, 2)
-    joined = read_checked_case(make_case(folder, "b", images=[(frames, AFFINE)]), LABELS, 2)
+    apart = read_checked_case(make_case(folder, "a", images=pair), CONTRACT, 2)
+    joined = read_checked_case(make_case(folder, "b", images=[(frames, AFFINE)]), CONTRACT, 2)
     for one, other in zip(apart.images, joined.images, strict=True):
         assert np.array_equal(one.array, other.array)
 
@@ -109,7 +111,7 @@ def test_bad_case_is_refused_by_its_rule(name, folder):
     rule, changes = REFUSED[name]
     case = make_case(folder, **changes)
     with pytest.raises(InputError) as caught:
-        read_checked_case(case, LABELS, 1)
+        read_checked_case(case, CONTRACT, 1)
     assert rules(caught.value.faults) == [rule]
     assert rules(check_study(study(case)).errors) == [rule]
 
@@ -124,17 +126,17 @@ def test_bad_case_is_refused_by_its_rule(name, folder):
 def test_channels_must_agree(second, rule, folder):
     case = make_case(folder, images=[(image_array(), AFFINE), second])
     with pytest.raises(InputError, match=rule):
-        read_checked_case(case, LABELS, 2)
+        read_checked_case(case, CONTRACT, 2)
 
 
 def test_rounding_of_a_header_is_no_mismatch(folder):
-    read_checked_case(make_case(folder, label=(label_array(), moved(0.04))), LABELS, 1)
+    read_checked_case(make_case(folder, label=(label_array(), moved(0.04))), CONTRACT, 1)
 
 
 def test_undeclared_values_are_told_with_their_voxels(folder):
     case = make_case(folder, label=(unusual_label(), AFFINE))
     with pytest.raises(InputError, match=r"undeclared values 7 \(2 voxels\).*4 lesion"):
-        read_checked_case(case, LABELS, 1)
+        read_checked_case(case, CONTRACT, 1)
 
 
 def test_all_faults_of_a_case_are_told(folder):
@@ -143,7 +145,7 @@ def test_all_faults_of_a_case_are_told(folder):
     missing = folder / "gone.nii.gz"
     case = Case("a", "a", (*broken.images, missing), broken.label)
     with pytest.raises(InputError) as caught:
-        read_checked_case(case, LABELS, 3)
+        read_checked_case(case, CONTRACT, 3)
     assert sorted(rules(caught.value.faults)) == [
         "label-values",
         "missing-file",
@@ -161,9 +163,40 @@ def test_all_faults_of_a_case_are_told(folder):
 )
 def test_doubtful_cases_warn(rule, changes, folder):
     case = make_case(folder, **changes)
-    assert rules(read_checked_case(case, LABELS, 1).warnings) == [rule]
+    assert rules(read_checked_case(case, CONTRACT, 1).warnings) == [rule]
     report = check_study(study(case))
     assert (rules(report.errors), rules(report.warnings)) == ([], [rule])
+
+
+REGIONS = replace(CONTRACT, regions={"whole": (1, 4), "core": (4,)})
+
+
+@pytest.mark.parametrize(
+    "contract, labelled, told",
+    [
+        (CONTRACT, ("organ",), "lesion"),
+        (CONTRACT, ("lesion",), "organ"),
+        (CONTRACT, ("organ", "lesion"), None),
+        (CONTRACT, None, None),
+        (REGIONS, ("core",), "whole"),  # value 1 belongs to no labelled region
+        (REGIONS, ("whole",), None),  # value 4 is a voxel of the whole
+    ],
+)
+def test_a_label_map_that_holds_what_is_not_labelled_is_refused(contract, labelled, told, folder):
+    case = replace(make_case(folder), labelled=labelled)
+    report = check_study(Study((case,), contract, ("x",)))
+    assert rules(report.errors) == (["labelled"] if told else [])
+    if told:
+        assert f"holds {told}, which" in report.errors[0].message
+
+
+def test_an_ignored_value_is_no_undeclared_one(folder):
+    label = label_array()
+    label[0] = 9
+    case = make_case(folder, label=(label, AFFINE))
+    with pytest.raises(InputError, match="label-values"):
+        read_checked_case(case, CONTRACT, 1)
+    assert read_checked_case(case, replace(CONTRACT, ignore_value=9), 1).values == {0, 1, 4, 9}
 
 
 def test_a_study_needs_label_maps(folder):

@@ -1,5 +1,7 @@
 """The cache never serves what is stale, and a patch depends on nothing but its seed and number."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -19,9 +21,10 @@ def section(tmp_path):
     return DataSection(manifest=manifest, cache_dir=tmp_path / "cache")
 
 
-def prepare(section, settings=None):
+def prepare(section, settings=None, labelled=None):
     study = read_manifest(section)
-    return prepare_cases(study.cases, study.labels, 1, settings or Preprocessing(), section)
+    cases = [replace(case, labelled=labelled) for case in study.cases]
+    return prepare_cases(cases, study.contract, 1, settings or Preprocessing(), section)
 
 
 def sampler(cases, **changes):
@@ -126,6 +129,67 @@ def test_2d_patches_are_slices(section):
     draws = sampler(prepare(section), patch_size=(8, 8), source_size=(10, 10))
     batch = draws.draw(0)
     assert batch.tensors["image"].shape == (3, 1, 10, 10) and batch.tensors["label"].shape == (3, 10, 10)
+
+
+def rewrite(path, change):
+    """Changes the voxels of a stored label map."""
+    stored = nib.load(path)
+    array = np.asarray(stored.dataobj).copy()
+    change(array)
+    nib.save(nib.Nifti1Image(array, stored.affine), path)
+
+
+@pytest.mark.parametrize("ignore_value", [7, 300])
+def test_ignored_voxels_have_the_index_behind_the_labels_and_are_no_foreground(section, ignore_value):
+    labels = {"background": 0, "shell": 1, "core": 200}
+
+    def change(array):
+        array[array == 2] = 200
+        array[:, :, :10][array[:, :, :10] == 1] = 7
+
+    for case in read_manifest(section).cases:
+        rewrite(case.label, change)
+        if ignore_value == 300:
+            stored = nib.load(case.label)
+            array = np.asarray(stored.dataobj).astype(np.uint16)
+            array[array == 7] = 300
+            nib.save(nib.Nifti1Image(array, stored.affine), case.label)
+    section = section.model_copy(update={"labels": labels, "ignore_value": ignore_value})
+    for prepared in prepare(section):
+        stored = np.asarray(nib.load(prepared.case.label).dataobj)
+        assert np.array_equal(prepared.label.numpy() == 3, stored == ignore_value)
+        assert np.array_equal(prepared.label.numpy() == 2, stored == 200)
+        assert set(prepared.coordinates) == {1, 2}
+
+
+def test_a_structure_lost_on_a_coarse_grid_is_labelled_all_the_same(section):
+    """Whether it was drawn is asked of the label map as stored."""
+    first, second = read_manifest(section).cases[:2]
+
+    def leave_one_voxel(array):
+        array[array == 2] = 1
+        array[12, 14, 10] = 2
+
+    rewrite(first.label, leave_one_voxel)
+    rewrite(second.label, lambda array: np.putmask(array, array == 2, 1))
+    section = section.model_copy(update={"absent_means_unlabelled": ("core",)})
+    coarse = prepare(section, Preprocessing(spacing=(5.0, 5.0, 5.0)))
+    assert not (coarse[0].label == 2).any()
+    assert [prepared.labelled for prepared in coarse] == [None, ("shell",), None, None]
+    drawn = [sampler(coarse, batch_size=4).draw(step).labelled for step in range(3)]
+    assert all(sorted(labelled, key=str) == [("shell",), None, None, None] for labelled in drawn)
+
+
+def test_a_manifest_that_contradicts_a_cached_case_is_refused(section):
+    whole = prepare(section)
+    with pytest.raises(InputError, match="core, which") as caught:
+        prepare(section, labelled=("shell",))
+    assert len(caught.value.faults) == 4
+    for case in read_manifest(section).cases:
+        rewrite(case.label, lambda array: np.putmask(array, array == 2, 0))
+    partly = prepare(section, labelled=("shell",))
+    assert {prepared.labelled for prepared in partly} == {("shell",)}
+    assert hash_data(partly) != hash_data(prepare(section)) != hash_data(whole)
 
 
 def test_the_shares_of_several_processes_are_the_samples_of_one(section):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.schema import DataSection
 from pipeline.data.cases import Case
-from pipeline.data.folds import split_cases
+from pipeline.data.folds import list_folds, split_cases
 from pipeline.errors import ConfigError, InputError
 
 
@@ -97,6 +97,13 @@ def test_a_fold_that_does_not_exist_names_those_that_do():
         split_cases(make_cases([1, 1], folds=[0, 3]), section(1), 0)
     with pytest.raises(ConfigError, match=r"no fold 5.*0, 1, 2, 3, 4.*unknown-fold"):
         split_cases(make_cases([1] * 9), section(5), 0)
+
+
+def test_a_cross_validation_has_every_fold_that_can_be_held_out():
+    assert list_folds(make_cases([1] * 9), section("all", 4), 0) == (0, 1, 2, 3)
+    assert list_folds(make_cases([2, 1, 1], folds=[3, 0, None]), section("all"), 0) == (0, 3)
+    with pytest.raises(ConfigError, match=r"gives 3 alone.*too-few-folds"):
+        list_folds(make_cases([1, 1], folds=[3, None]), section("all"), 0)
 
 
 @pytest.mark.parametrize("folds", [(0, 1), (0, None)])

@@ -125,6 +125,45 @@ def test_a_label_in_no_structure_is_said(folders):
     assert "reference of a, b, c" in of_reference.message
 
 
+def test_what_is_predicted_at_ignored_voxels_changes_nothing(folders):
+    predictions, references = folders
+    reference = label_map((1, 1, 4), (2, 5, 8))
+    reference[6:] = 255
+    save(references / "a.nii.gz", reference)
+    rows = []
+    for value in (0, 1, 2, 9):
+        prediction = label_map((1, 1, 3), (2, 5, 8))
+        prediction[6:] = value
+        save(predictions / "a.nii.gz", prediction)
+        evaluation = evaluate_folders(predictions / "a.nii.gz", references / "a.nii.gz", ignore_value=255)
+        rows.append([row for row in evaluation.rows if row.structure in "12"])
+        assert [(row.case, row.structure) for row in rows[-1]] == [("a", "1"), ("a", "2")]
+        assert "label 255" not in {warning.where for warning in evaluation.warnings}
+    assert all(found == rows[0] for found in rows)
+    assert values_of(evaluation, "a", "2")["dice"] == 1
+    assert values_of(evaluation, "a", "2")["reference_volume_ml"] == pytest.approx(9 * 2 / 1000)
+
+
+def test_a_case_has_no_row_for_what_is_not_labelled_in_it(folders):
+    structures = {"head": (1,), "tail": (2,)}
+    asked = {}
+
+    def labelled(case, present):
+        asked[case] = set(present)
+        return {"head": (1,)} if case == "b" else structures
+
+    evaluation = evaluate_folders(*folders, structures, labelled=labelled)
+    assert asked == {case: {1, 2} for case in "abc"}
+    assert [(row.case, row.structure) for row in evaluation.rows if row.case == "b"] == [("b", "head")]
+    assert evaluation.warnings == []
+    summary = summarise_structures(evaluation.rows)
+    assert {name: metrics["dice"].num for name, metrics in summary.items()} == {
+        "head": 3,
+        "tail": 2,
+        MEAN: 3,
+    }
+
+
 def test_a_label_found_in_one_case_only_is_measured_in_all(folders):
     save(folders[0] / "a.nii.gz", label_map((9, 1, 4)))
     evaluation = evaluate_folders(*folders)

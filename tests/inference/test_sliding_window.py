@@ -47,16 +47,18 @@ def blend(
     lanes=1,
     flips=False,
     skips_empty=False,
+    joins=False,
     mode="gaussian",
 ):
     """Whole-volume scores from the slabs of a sweep, and the runner."""
     runner = WindowRunner(
-        network,
+        network if isinstance(network, list) else [network],
         windows.size,
         flips=flips,
         batch_size=batch,
         num_lanes=lanes,
         skips_empty=skips_empty,
+        joins=joins,
         device=CPU,
     )
     work = Work(windows, 3, (keep, keep, keep), normalises=True)
@@ -119,7 +121,7 @@ def test_equals_monai(shape, size, overlap, outputs, parts, keep, batch, lanes, 
 def test_however_it_is_cut_the_bits_are_the_same(shape, size, overlap, parts, keep):
     network, image = context(), torch.randn(1, *shape)
     windows = lay_windows(shape, size, overlap)
-    whole, _ = blend(network, image, windows, batch=1)
+    whole, _ = blend(network, image, windows, batch=1, keep=keep)
     parts = min(parts, Work(windows, 3, (keep, keep, keep), normalises=True).most_parts)
     cut, _ = blend(network, image, windows, batch=1, parts=parts, keep=keep)
     assert torch.equal(whole, cut)
@@ -138,7 +140,7 @@ def test_a_voxelwise_network_gives_the_whole_volumes_answer(shape, mode, flips):
 def sweep_slices(network, image, axis, batch):
     windows = lay_windows(tuple(image.shape[1:]), (8, 8), 0.5)
     runner = WindowRunner(
-        network, (8, 8), flips=False, batch_size=batch, num_lanes=2, skips_empty=False, device=CPU
+        [network], (8, 8), flips=False, batch_size=batch, num_lanes=2, skips_empty=False, device=CPU
     )
     weights = weigh_voxels((8, 8), "gaussian", CPU)
     box = tuple((0, n) for n in windows.shape)
@@ -224,6 +226,21 @@ def test_what_does_not_fit_side_by_side_goes_on_one_after_the_other():
     windows = lay_windows((20, 9, 11), (8, 8, 8), 0.5)
     plain, _ = blend(network, image, windows, batch=1)
     scores, runner = blend(Narrow(network), image, windows, batch=1, lanes=2)
+    assert torch.equal(scores, plain)
+    assert runner.num_lanes == 1
+
+
+def test_of_many_lanes_none_of_which_fits_every_pass_is_done_alone():
+    network, image = context(), torch.randn(1, 20, 9, 11)
+    windows = lay_windows((20, 9, 11), (8, 8, 8), 0.5)
+
+    def alone(windows):
+        if threading.current_thread() is not threading.main_thread():
+            raise torch.OutOfMemoryError("no room beside others")
+        return network(windows)
+
+    plain, _ = blend(network, image, windows, batch=1)
+    scores, runner = blend(alone, image, windows, batch=1, lanes=4)
     assert torch.equal(scores, plain)
     assert runner.num_lanes == 1
 

@@ -401,3 +401,25 @@ def test_the_network_is_one_graph_for_export():
     exported = torch.export.export(net, (image,), dynamic_shapes={"image": {0: batch}}).module()
     three = image[[0, 1, 0]]
     torch.testing.assert_close(exported(three), net(three))
+
+
+# From input to output
+
+
+@both_blocks
+@every_shape
+@pytest.mark.parametrize("attention_gates", [True, False])
+def test_stages_hold_every_parameter_once_in_the_order_in_which_it_answers(shape, blocks, attention_gates):
+    net = network(**shape, blocks=blocks, attention_gates=attention_gates)
+    held = [parameter for stage in net.stages for parameter in stage.parameters()]
+    assert len(held) == len({id(p) for p in held}) == len(list(net.parameters()))
+    assert len(net.stages) == 2 * len(shape["features"])
+    assert net.stages[: len(net.encoder)] == list(net.encoder) and net.stages[-1] is net.heads
+
+    answered = []
+    for number, stage in enumerate(net.stages):
+        stage_modules = stage if isinstance(stage, nn.ModuleList) else [stage]
+        for module in stage_modules:
+            module.register_forward_hook(lambda *_, number=number: answered.append(number))
+    net(small_image(net))
+    assert answered == sorted(answered) and set(answered) == set(range(len(net.stages)))

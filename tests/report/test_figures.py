@@ -6,7 +6,7 @@ from matplotlib import colors
 from PIL import Image
 
 from pipeline.errors import ResourceError
-from pipeline.report.figures import draw_curves, draw_overlay
+from pipeline.report.figures import draw_curves, draw_overlay, legend_texts
 from pipeline.report.layout import PALETTE, lay_out
 from pipeline.report.scene import PLANES, compose_scene
 from pipeline.volume import Grid, Volume
@@ -164,3 +164,18 @@ def test_a_loss_is_drawn_left_and_a_dice_right(tmp_path):
         picture = pixels(tmp_path / "curves.png")
         columns = where(picture, PALETTE[-1])[1]
         assert (columns.mean() < picture.shape[1] / 2) == is_left
+
+
+def test_no_dice_is_told_of_what_nobody_drew_and_ignored_voxels_do_not_count():
+    reference = np.zeros((4, 4, 4), np.uint8)
+    reference[0], reference[1] = 1, 9
+    prediction = np.full_like(reference, 2)
+    prediction[:2] = 1
+    scene = compose_scene(
+        volume(prediction.astype(np.float32)),
+        {"Reference": volume(reference), "Prediction": volume(prediction)},
+        [1, 2],
+    )
+    values = {"one": 1, "two": 2, "ignored": 9}
+    texts = legend_texts(scene, values, unlabelled={2}, ignore_value=9)
+    assert texts == ["one  1.000", "two (not labelled)", "ignored"]

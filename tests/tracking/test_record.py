@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.tracking import deliver, find_run, list_runs, resume_record, start_record
+from pipeline.tracking import deliver, find_run, list_runs, resume_record, start_child, start_record
 from pipeline.tracking.runs import DeliveryNote, read_note, write_note
 from pipeline.tracking.store import connect
 
@@ -198,6 +198,35 @@ def test_a_run_deleted_while_it_is_written_keeps_the_rest_for_its_return(store, 
     client.restore_run(run_id)
     assert deliver(record.run).is_complete
     assert len(points(run_id, "loss")) == 5
+
+
+def test_a_part_of_a_run_is_nested_in_it_even_if_delivered_long_after(store, client, outage, empty_database):
+    parent = start_record("folds", _away(outage), "segmentation")
+    child = start_child(parent.run, "fold0")
+    assert child.name == f"{parent.name}-fold0"
+    assert child.close("FINISHED").undelivered > 0
+    parent.close("FINISHED")
+    outage.unlink()
+    outage.mkdir()
+    shutil.copy(empty_database, outage / "mlflow.db")
+    early = deliver(child.run)
+    assert early.run_id is None and f"clinseg sync {parent.name}" in early.problem
+
+    parent_id = deliver(parent.run).run_id
+    done = deliver(child.run)
+    assert done.is_complete
+    run = connect(_away(outage)).get_run(done.run_id)
+    assert (run.info.run_name, run.data.tags["mlflow.parentRunId"]) == (child.name, parent_id)
+    assert run.data.tags["clinseg.task"] == "segmentation"
+
+    write_note(parent.run, DeliveryNote("f" * 32))  # as if MLflow had lost the parent, which was made anew
+    write_note(child.run, DeliveryNote(done.run_id))
+    again = deliver(child.run)
+    run = connect(_away(outage)).get_run(again.run_id)
+    assert (again.run_id, run.data.tags["mlflow.parentRunId"]) == (done.run_id, "f" * 32)
+
+    shutil.rmtree(parent.folder)
+    assert deliver(child.run).is_complete  # it stands alone now
 
 
 def test_an_artifact_stays_inside_its_run(store, tmp_path):

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from pipeline.errors import ConfigError, FaultError
-from pipeline.tracking import find_run, list_runs, read_metrics, start_record
+from pipeline.tracking import find_child, find_run, list_runs, read_children, read_metrics, start_record
 from pipeline.tracking.events import Event, EventLog
-from pipeline.tracking.runs import DeliveryNote, create_run, read_note, write_note
+from pipeline.tracking.runs import DeliveryNote, create_child, create_run, read_note, write_note
 
 URI = "sqlite:////nowhere/mlflow.db"
 MINUTE = 60_000
@@ -42,6 +42,18 @@ def test_a_run_is_found_by_every_name_it_has(runs, tmp_path):
         assert find_run(run.name, tmp_path) == run
     assert find_run("abcdef0", tmp_path) == runs[0]
     assert find_run("abcdef" + 26 * "1", tmp_path) == runs[1]
+
+
+def test_parts_of_a_run_are_found_by_it_and_are_never_the_latest(runs, tmp_path):
+    assert find_child(runs[2], "fold0") is None
+    parts = [create_child(runs[2], f"fold{n}", 5_000 + n) for n in range(2)]
+    assert read_children(runs[2]) == parts
+    assert read_children(runs[1]) == []
+    assert find_child(runs[2], "fold1") == parts[1] == find_run(f"{runs[2].name}-fold1", tmp_path)
+    assert (parts[0].uri, parts[0].experiment, parts[0].parent) == (URI, "prostate", runs[2].name)
+    assert find_run("latest", tmp_path) == runs[2]
+    (parts[0].path / "run.json").unlink()  # killed before it was written
+    assert create_child(runs[2], "fold0", 6_000) == find_child(runs[2], "fold0")
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,9 @@ from pipeline.data.datasets import PatchSampler, prepare_cases
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import ConfigError, Stopped
 from pipeline.inference.predictor import build_preprocessing
-from pipeline.labels import LabelContract
 from pipeline.training.distributed import ALONE, World
 from pipeline.training.loop import fit
-from pipeline.training.losses import DeepSupervision, DiceCrossEntropy
+from pipeline.training.losses import IGNORED, DeepSupervision, DiceCrossEntropy
 from pipeline.training.segmentation import SegmentationTask
 
 
@@ -48,20 +47,24 @@ def values(results):
     return results
 
 
+@pytest.mark.parametrize("is_partly", [False, True])
 @pytest.mark.parametrize("is_regions", [False, True])
-def test_the_loss_and_its_gradient_are_those_of_the_whole_batch(is_regions):
+def test_the_loss_and_its_gradient_are_those_of_the_whole_batch(is_regions, is_partly):
     generator = torch.Generator().manual_seed(0)
     logits = [torch.randn(4, 3, n, n, generator=generator) for n in (8, 4)]
     target = torch.randint(0, 3, (4, 8, 8), generator=generator)
     target[2:] = 0  # a structure that only one process sees
     if is_regions:
         target = torch.stack([target > k for k in range(3)], dim=1).float()
+    target[3, ..., :2] = IGNORED
+    labelled = torch.tensor([[True] * 3] * 2 + [[True, False, True]] * 2)  # the first process has all
 
     def compute(world):
         share = slice(4 // world.size * world.rank, 4 // world.size * (world.rank + 1))
         scale = torch.ones((), requires_grad=True)
-        loss = DeepSupervision(DiceCrossEntropy(is_regions=is_regions, total=world.total))
-        value = loss([level[share] * scale for level in logits], target[share])
+        loss = DeepSupervision(DiceCrossEntropy(is_regions=is_regions, has_ignored=True, total=world.total))
+        known = labelled[share] if is_partly and not labelled[share].all() else None
+        value = loss([level[share] * scale for level in logits], target[share], known)
         value.backward()
         parameter = torch.nn.Parameter(scale.detach())
         parameter.grad = scale.grad
@@ -80,8 +83,8 @@ def prepared(tmp_path_factory):
     job = build_job(write_phantom_study(folder / "study", num_cases=6), folder / "cache")
     study = read_manifest(job.data)
     chain = build_preprocessing(job.preprocessing, ())
-    cases = prepare_cases(study.cases, study.labels, 1, chain, job.data)
-    return job, LabelContract(study.labels, None), cases
+    cases = prepare_cases(study.cases, study.contract, 1, chain, job.data)
+    return job, study.contract, cases
 
 
 def build_job(manifest, cache):
@@ -126,7 +129,7 @@ class Surroundings:
 
 def build_task(prepared, world):
     job, contract, cases = prepared
-    return SegmentationTask(job, contract, 1, cases[3:], torch.device("cpu"), world)
+    return SegmentationTask(job, contract, 1, cases[3:], torch.device("cpu"), world=world)
 
 
 def train(prepared, world, task, *, state=None, last_step=None):

@@ -80,6 +80,17 @@ def test_muon_goes_on_from_its_state_to_the_bit():
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
+def test_without_groups_an_optimizer_is_as_it_was(optimizer):
+    """Its state is laid out as before there were depths: a checkpoint of then resumes."""
+    network = nn.Sequential(nn.Conv3d(3, 4, 3), nn.Linear(2, 2))
+    groups = build_optimizer(
+        TrainingSection(epochs=1, optimizer=optimizer), network.parameters()
+    ).param_groups
+    assert [len(group["params"]) for group in groups] == ([1, 3] if optimizer == "muon" else [4])
+    assert not any("factor" in group for group in groups)
+
+
 def test_average_follows_its_definition_and_its_state_returns():
     torch.manual_seed(0)
     network = nn.Linear(3, 2)

@@ -1,7 +1,10 @@
 """Every kind of job that the config allows can be trained, validated and predicted."""
 
+import json
+from dataclasses import replace
 from functools import partial
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -13,9 +16,17 @@ from pipeline.data.datasets import PatchSampler, prepare_cases
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import ConfigError
 from pipeline.inference.predictor import Predictor, build_preprocessing
-from pipeline.labels import LabelContract
 from pipeline.training.segmentation import SegmentationTask
+from pipeline.volume import Grid
+from transforms.keys import IMAGE, LABEL
+from transforms.preprocessing import Prepared
 
+
+def ignore_a_corner(array):
+    array[:8] = 9
+
+
+PARTLY = {0: ["shell"], 2: ["shell"]}
 KINDS = {
     "classes": {},
     "regions": {"data": {"regions": {"whole": (1, 2), "core": (2,)}}},
@@ -30,20 +41,61 @@ KINDS = {
         "training": {"ema_decay": 0.9, "optimizer": "sgd", "schedule": "cosine"},
         "inference": {"flips": True, "largest_component": ("core",)},
     },
+    "sides": {
+        "data": {"left_right_pairs": (("shell", "core"),)},
+        "augmentation": {"mirror_axes": (0, 1)},
+        "inference": {"flips": True},
+    },
     "anisotropic": {
+        "preprocessing": {"spacing": (1.0, 1.0, 2.0)},
+        "augmentation": {"in_plane": True, "rotation_probability": 1.0, "elastic_probability": 1.0},
         "network": {
             "strides": ((1, 1, 1), (2, 2, 1)),
             "kernels": ((3, 3, 1), (3, 3, 3)),
             "blocks": "residual",
-        }
+        },
+    },
+    "single slices of two channels, partly labelled": {
+        "num_channels": 2,
+        "shape": (24, 28, 1),
+        "labelled": PARTLY,
+        "network": {"dimensions": 2},
+        "training": {"patch_size": (16, 16)},
+    },
+    "partly labelled, with ignored voxels": {
+        "labelled": PARTLY,
+        "edit": ignore_a_corner,
+        "data": {"ignore_value": 9},
+    },
+    "partly labelled regions, with ignored voxels": {
+        "labelled": {0: ["whole"], 2: ["whole"]},
+        "edit": ignore_a_corner,
+        "data": {"ignore_value": 9, "regions": {"whole": (1, 2), "core": (2,)}},
     },
     "plain, shallow loss": {"network": {"attention_gates": False, "deep_supervision": False}},
 }
 
 
+def edit_labels(manifest, labelled, edit):
+    """Takes the core out of the cases in which it is not labelled, and changes all label maps with `edit`."""
+    content = json.loads(manifest.read_text())
+    for number, entry in enumerate(content["training"]):
+        path = manifest.parent / entry["label"]
+        stored = nib.load(path)
+        array = np.asarray(stored.dataobj).copy()
+        if number in labelled:
+            entry["labelled"] = labelled[number]
+            array[array == 2] = 1 if "whole" in labelled[number] else 0
+        edit(array)
+        nib.save(nib.Nifti1Image(array, stored.affine), path)
+    manifest.write_text(json.dumps(content))
+
+
 def build(tmp_path, changes):
     num_channels = changes.get("num_channels", 1)
-    manifest = write_phantom_study(tmp_path / "study", num_cases=4, num_channels=num_channels)
+    shape = changes.get("shape", (24, 28, 20))
+    manifest = write_phantom_study(tmp_path / "study", num_cases=4, num_channels=num_channels, shape=shape)
+    edit_labels(manifest, changes.get("labelled", {}), changes.get("edit", lambda array: None))
     job = Job.model_validate(
         {
             "data": {"manifest": manifest, "cache_dir": tmp_path / "cache"} | changes.get("data", {}),
@@ -57,8 +109,8 @@ def build(tmp_path, changes):
     )
     study = read_manifest(job.data)
     chain = build_preprocessing(job.preprocessing, ())
-    prepared = prepare_cases(study.cases, study.labels, num_channels, chain, job.data)
-    contract = LabelContract(study.labels, job.data.regions)
+    prepared = prepare_cases(study.cases, study.contract, num_channels, chain, job.data)
+    contract = study.contract
     task = SegmentationTask(job, contract, num_channels, prepared[3:], torch.device("cpu"))
     size = job.training.patch_size
     return (
@@ -79,12 +131,39 @@ def test_it_learns_validates_and_predicts(tmp_path, kind):
     assert set(metrics) == {f"validation/dice/{name}" for name in [*contract.structures, "mean"]}
     assert all(0 <= value <= 1 for value in metrics.values())
     network = task._judged_network()
-    predictor = Predictor(job, contract, study.channels, (), network, torch.device("cpu"))
+    predictor = Predictor(job, contract, study.channels, [network], [()], torch.device("cpu"))
     case = study.cases[3]
-    images = read_checked_case(case, study.labels, len(study.channels)).images
+    images = read_checked_case(case, study.contract, len(study.channels)).images
     array = predictor.predict(predictor.prepare(images), images[0].grid).array
     assert array.shape == images[0].array.shape
     assert set(np.unique(array)) <= set(study.labels.values())
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"data": {"regions": {"whole": (1, 2), "core": (2,)}}}], ids=["classes", "regions"]
+)
+def test_validation_counts_a_structure_where_it_is_labelled(tmp_path, changes):
+    outer = "whole" if changes else "shell"
+    *_, whole, _ = build(tmp_path / "whole", changes)
+    *_, partly, _ = build(tmp_path / "partly", changes | {"labelled": {3: [outer]}})
+    assert set(whole.validate()) == {f"validation/dice/{name}" for name in (outer, "core", "mean")}
+    judged = partly.validate()
+    assert set(judged) == {f"validation/dice/{outer}", "validation/dice/mean"}
+    assert judged["validation/dice/mean"] == judged[f"validation/dice/{outer}"]
+    both = [*partly.validation, *whole.validation]
+    partly.validation = both
+    assert partly.validate()["validation/dice/core"] == whole.validate()["validation/dice/core"]
+
+
+def test_validation_does_not_ask_what_is_predicted_at_ignored_voxels(tmp_path):
+    *_, task, _ = build(tmp_path, {"data": {"ignore_value": 9}})
+    (prepared,) = task.validation
+    assert task.validate()["validation/dice/mean"] < 1
+    grid = Grid(tuple(prepared.label.shape), prepared.affine)
+    predicted = task._build_labeller().label(Prepared(prepared.image, prepared.affine), grid).array
+    is_wrong = torch.from_numpy(predicted.astype(np.uint8)) != prepared.label
+    task.validation = [replace(prepared, label=prepared.label.masked_fill(is_wrong, 3))]
+    assert set(task.validate().values()) == {1.0}
 
 
 def test_state_returns_exactly(tmp_path):
@@ -134,3 +213,31 @@ def _copy(value):
     import copy
 
     return copy.deepcopy(value)
+
+
+def test_what_is_labelled_changes_sides_with_the_labels(tmp_path):
+    """Mirrored by its seed, or before with the labels' sides exchanged by hand: it is the same sample."""
+    still = {
+        f"{name}_probability": 0.0
+        for name in ("rotation", "scaling", "noise", "blur", "brightness", "contrast", "gamma")
+    }
+    changes = {
+        "data": {"left_right_pairs": (("shell", "core"),)},
+        "augmentation": {"mirror_axes": (0,), "low_resolution_probability": 0.0, **still},
+    }
+    _, _, _, task, sampler = build(tmp_path, changes)
+    mirrors = {
+        task.augmentation.exchanges_sides(task.augmentation.draw([seed], 1)[0]): seed for seed in range(20)
+    }
+    drawn = sampler.draw(0)
+    image, label = drawn.tensors[IMAGE], drawn.tensors[LABEL].clamp_max(1)
+    losses = []
+    for flipped, swapped, names, seed in (
+        (image, label, frozenset({"shell"}), mirrors[True]),
+        (image.flip(2), (2 * label).flip(1), frozenset({"core"}), mirrors[False]),
+    ):
+        batch = replace(
+            drawn, tensors={IMAGE: flipped, LABEL: swapped}, seeds=(seed,) * 2, labelled=(names,) * 2
+        )
+        losses.append(task.training_step(batch, progress=1.0)["training/loss"])
+    assert losses[0] == losses[1]

@@ -1,14 +1,17 @@
-"""What a study's training images have in common, measured once before training."""
+"""What the intensities of a study's training images have in common, measured once before training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
 from pipeline.errors import Fault, InputError
+from pipeline.labels import LabelContract
+from pipeline.volume import Volume
 from transforms.preprocessing import IntensityStatistics
 
 _VOXELS_PER_CASE = 20_000
@@ -16,7 +19,7 @@ _VOXELS_PER_CASE = 20_000
 
 def measure_intensities(
     cases: Sequence[Case],
-    labels: Mapping[str, int],
+    contract: LabelContract,
     num_channels: int,
     on_case: Callable[[], None] = lambda: None,
 ) -> tuple[IntensityStatistics, ...]:
@@ -32,12 +35,12 @@ def measure_intensities(
     faults: list[Fault] = []
     for case in cases:
         try:
-            checked = read_checked_case(case, labels, num_channels)
+            checked = read_checked_case(case, contract, num_channels)
         except InputError as error:
             faults += error.faults
         else:
             assert checked.label is not None, "training cases have labels"
-            voxels = np.flatnonzero(checked.label.array)
+            voxels = np.flatnonzero(_is_foreground(checked.label, contract.ignore_value))
             picked = voxels[:: max(1, len(voxels) // _VOXELS_PER_CASE)]
             for channel, image in zip(samples, checked.images, strict=True):
                 channel.append(image.array.reshape(-1)[picked].astype(np.float64))
@@ -48,6 +51,10 @@ def measure_intensities(
         message = "`normalisation: dataset` needs foreground voxels and no case has any; take `zscore`"
         raise InputError(Fault("training cases", "no-foreground", message))
     return tuple(_summarise(np.concatenate(channel)) for channel in samples)
+
+
+def _is_foreground(label: Volume, ignore_value: int | None) -> NDArray[np.generic]:
+    return label.array if ignore_value is None else (label.array != 0) & (label.array != ignore_value)
 
 
 def _summarise(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> IntensityStatistics:

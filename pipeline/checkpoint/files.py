@@ -1,19 +1,14 @@
-"""Checkpoints: one file that carries weights with all that is needed to use them or to train on.
+"""The file: an ordinary safetensors file whose header begins with a SHA-256 over every byte of it.
 
-The file is an ordinary safetensors file, so reading it runs nothing. Its header begins with fixed bytes that
-hold a SHA-256 over every byte of the file; it is checked before anything is parsed.
-`docs/checkpoint-format.md` describes the format.
+The hash stands in fixed bytes and is checked before anything is parsed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -22,12 +17,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pipeline.checkpoint.content import Checkpoint, Member
+from pipeline.checkpoint.packing import STATE, pack, unpack
 from pipeline.errors import ConfigError, Fault, FaultError, IntegrityError
 from pipeline.files import atomic_path
 
 _VERSION = 1
+_ENSEMBLE_VERSION = 2  # of files with members, which a clinseg of before cannot know
 _FIELDS = ("job", "labels", "structures", "channels", "intensity", "provenance")
-_STATE = "state/"
+_MEMBER_FIELDS = ("intensity", "provenance")
+_MEMBER = "member/"
 _MAGIC = b'{"__metadata__":{"format":"clinseg-checkpoint","sha256":"'
 _HASH_START = 8 + len(_MAGIC)  # behind the eight bytes with the header's length
 _NO_HASH = b"0" * 64
@@ -60,51 +59,6 @@ _MALFORMED = (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """A network's weights and what they mean.
-
-    `job`, `intensity`, `provenance` and `state` are nested dicts, lists and tuples of numbers, strings,
-    booleans and None; `state` may hold tensors too. All of it is read back exactly as it was written.
-
-    Attributes:
-        weights: The network's state dict.
-        job: The complete configuration of the training job.
-        labels: Label name → value in a label map, background (0) included.
-        structures: Structure → the label values it unites, in the order of the network's output channels.
-        channels: Names of the input channels, in order.
-        intensity: Dataset statistics that normalisation `dataset` needs, or None.
-        provenance: Where it comes from: versions, hashes of data and code, run, epoch, metrics, cases.
-        state: Optimizer, schedule, random states, whatever a resumption needs; None in a finished model.
-        content_hash: SHA-256 (64 hexadecimal digits) of the file it was read from; None before that.
-
-    Raises:
-        ValueError: If labels, structures and channels contradict each other.
-    """
-
-    weights: dict[str, Tensor] = field(repr=False)
-    job: dict[str, Any]
-    labels: dict[str, int]
-    structures: dict[str, tuple[int, ...]]
-    channels: tuple[str, ...]
-    intensity: dict[str, Any] | None
-    provenance: dict[str, Any]
-    state: Any = field(default=None, repr=False)
-    content_hash: str | None = None
-
-    def __post_init__(self) -> None:
-        values = set(self.labels.values())
-        if 0 not in values or len(values) != len(self.labels) or {type(v) for v in values} != {int}:
-            raise ValueError(f"labels give each name its own whole number, one of them 0, not {self.labels}")
-        united = list(self.structures.values())
-        if not united or not all(united) or not values.issuperset(v for values in united for v in values):
-            raise ValueError(f"structures unite values of labels, not {self.structures}")
-        if not self.channels or not all(isinstance(name, str) for name in self.channels):
-            raise ValueError(f"there is at least one input channel and all have names, not {self.channels}")
-        if any(name.startswith((_STATE, "__metadata__")) for name in self.weights):
-            raise ValueError(f"names of weights beginning with {_STATE!r} or '__metadata__' are reserved")
-
-
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     """Writes a checkpoint, whole or not at all; the same checkpoint gives the same bytes.
 
@@ -119,13 +73,19 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
         ResourceError: If the disk is full or the folder cannot be written; an older file then stays.
     """
     state: dict[str, Tensor] = {}
-    content = {name: _pack(getattr(checkpoint, name), state, name) for name in _FIELDS}
+    content = {name: pack(getattr(checkpoint, name), state, name) for name in _FIELDS}
+    if checkpoint.members:
+        facts = [{name: getattr(member, name) for name in _MEMBER_FIELDS} for member in checkpoint.members]
+        content["members"] = pack(facts, state, "members")
     if state:
         raise TypeError("tensors belong into a checkpoint's weights or its state")
     if checkpoint.state is not None:
-        content["state"] = _pack(checkpoint.state, state, "state")
+        content["state"] = pack(checkpoint.state, state, "state")
+    named = checkpoint.weights | state
+    for number, member in enumerate(checkpoint.members):
+        named |= {f"{_MEMBER}{number}/{name}": tensor for name, tensor in member.weights.items()}
     # Readers map tensors in place, so each must be aligned to its own item: the widest items come first.
-    tensors = sorted((checkpoint.weights | state).items(), key=lambda item: (-item[1].itemsize, item[0]))
+    tensors = sorted(named.items(), key=lambda item: (-item[1].itemsize, item[0]))
     header = _header(tensors, content)
     digest = hashlib.sha256(header)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -177,7 +137,7 @@ def _header(tensors: list[tuple[str, Tensor]], content: dict[str, Any]) -> bytes
     metadata = {
         "format": "clinseg-checkpoint",
         "sha256": _NO_HASH.decode(),
-        "version": str(_VERSION),
+        "version": str(_ENSEMBLE_VERSION if "members" in content else _VERSION),
         "content": json.dumps(content, allow_nan=False),
     }
     entries: dict[str, Any] = {"__metadata__": metadata}
@@ -216,9 +176,9 @@ def _verified_hash(path: Path, file: FileIO) -> str:
 
 def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: bool) -> Checkpoint:  # noqa: ANN401 - untyped
     metadata = archive.metadata()
-    if int(metadata["version"]) > _VERSION:
-        found = metadata["version"]
-        message = f"it has checkpoint format {found}, this clinseg reads up to {_VERSION}; update clinseg"
+    if int(metadata["version"]) > _ENSEMBLE_VERSION:
+        found, newest = metadata["version"], _ENSEMBLE_VERSION
+        message = f"it has checkpoint format {found}, this clinseg reads up to {newest}; update clinseg"
         raise ConfigError(Fault(str(path), "checkpoint-too-new", message))
 
     def tensor(name: str) -> Tensor:
@@ -227,49 +187,14 @@ def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: b
         return copied
 
     content = json.loads(metadata["content"])
-    fields = {name: _unpack(content[name], tensor) for name in _FIELDS}
-    weights = {name: tensor(name) for name in archive.keys() if not name.startswith(_STATE)}  # noqa: SIM118 - no dict
-    state = _unpack(content["state"], tensor) if with_state and "state" in content else None
-    return Checkpoint(weights=weights, state=state, content_hash=content_hash, **fields)
+    fields = {name: unpack(content[name], tensor) for name in _FIELDS}
+    state = unpack(content["state"], tensor) if with_state and "state" in content else None
+    facts = unpack(content.get("members", []), tensor)
 
+    def weights(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor(name) for name in names if name.startswith(prefix)}
 
-def _pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:  # noqa: ANN401, PLR0911 - one return per kind
-    """The JSON form of a nested value; its tensors are collected in `tensors`, names standing in for them."""
-    match value:
-        case Tensor():
-            name = f"{_STATE}{len(tensors)}"
-            tensors[name] = value
-            return {"__tensor__": name}
-        case float() if not math.isfinite(value):  # JSON has no word for them, and a NaN has its own bits
-            return {"__float__": struct.pack(">d", value).hex()}
-        case None | bool() | int() | float() | str():
-            return value
-        case list():
-            return [_pack(item, tensors, f"{where}[{i}]") for i, item in enumerate(value)]
-        case tuple():
-            return {"__tuple__": [_pack(item, tensors, f"{where}[{i}]") for i, item in enumerate(value)]}
-        case dict() if all(isinstance(key, str) and not key.startswith("__") for key in value):
-            return {key: _pack(item, tensors, f"{where}.{key}") for key, item in value.items()}
-        case dict():
-            pairs = value.items()
-            return {
-                "__items__": [[_pack(part, tensors, f"{where}.{k}") for part in (k, v)] for k, v in pairs]
-            }
-    raise TypeError(f"{where}: a checkpoint cannot hold a {type(value).__name__}")
-
-
-def _unpack(packed: Any, tensor: Callable[[str], Tensor]) -> Any:  # noqa: ANN401, PLR0911 - as above
-    match packed:
-        case list():
-            return [_unpack(item, tensor) for item in packed]
-        case {"__tensor__": str(name)}:
-            return tensor(name)
-        case {"__float__": str(digits)}:
-            return struct.unpack(">d", bytes.fromhex(digits))[0]
-        case {"__tuple__": list(items)}:
-            return tuple(_unpack(item, tensor) for item in items)
-        case {"__items__": list(pairs)}:
-            return {_unpack(key, tensor): _unpack(item, tensor) for key, item in pairs}
-        case dict():
-            return {key: _unpack(item, tensor) for key, item in packed.items()}
-    return packed
+    names = [name for name in archive.keys() if not name.startswith(STATE)]  # noqa: SIM118 - no dict
+    members = tuple(Member(weights(f"{_MEMBER}{number}/"), **own) for number, own in enumerate(facts))
+    own_weights = {} if members else weights("")
+    return Checkpoint(own_weights, state=state, content_hash=content_hash, members=members, **fields)

@@ -1,0 +1,231 @@
+"""Accuracy of the shipped jobs by cross-validation, and what attention gates bring: goes on where it was.
+
+    python benchmarks/accuracy.py hippocampus gates-hippocampus gates-openkbp curve [--steps-per-minute N]
+    python benchmarks/accuracy.py --tables
+
+Every training is one `clinseg train` in a process of its own; its per-case table goes to
+`docs/benchmarks/accuracy/ARM/NAME.csv`, and it is not made again while `trainings.csv` there has it. One that
+was interrupted is resumed. Two pages are made of the tables: `accuracy.md` and `attention-gates.md`.
+
+Budgets are minutes of an idle machine with two cores. Where other programs run beside, `--steps-per-minute`
+gives every training the steps that an idle machine makes in these minutes instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import load_job
+from pipeline.statistics import summarise
+from pipeline.tracking import list_runs
+
+ROOT = Path(__file__).parents[1]
+TABLES = ROOT / "docs" / "benchmarks"
+RESULTS = TABLES / "accuracy"
+LEDGER = RESULTS / "trainings.csv"
+COLUMNS = ("arm", "training", "steps", "minutes_told", "minutes_taken", "run")
+ON, OFF = "network.attention_gates=true", "network.attention_gates=false"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Trainings that are judged together.
+
+    Attributes:
+        config: Of `configs/`.
+        minutes: Budget of each on an idle machine with two cores.
+        folds: To validate on; `none` trains on every case and judges nothing.
+        seeds: Of each.
+        settings: Overrides.
+    """
+
+    config: str
+    minutes: float
+    folds: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    settings: tuple[str, ...] = ()
+
+
+FIVE = ("0", "1", "2", "3", "4")
+SUITES: Mapping[str, Mapping[str, Arm]] = {
+    "hippocampus": {"hippocampus-30": Arm("hippocampus.yaml", 30, (*FIVE, "none"))},
+    "curve": {f"hippocampus-{minutes}": Arm("hippocampus.yaml", minutes, ("0",)) for minutes in (1, 5, 15)},
+    "gates-hippocampus": {
+        "gates-hippocampus-on": Arm("hippocampus.yaml", 10, FIVE, settings=(ON,)),
+        "gates-hippocampus-off": Arm("hippocampus.yaml", 10, FIVE, settings=(OFF,)),
+    },
+    "gates-openkbp": {
+        "gates-openkbp-on": Arm("openkbp.yaml", 30, ("0",), (0, 1), (ON,)),
+        "gates-openkbp-off": Arm("openkbp.yaml", 30, ("0",), (0, 1), (OFF,)),
+    },
+}
+Rows = list[dict[str, str]]
+
+
+def trainings(section: Arm) -> Iterator[tuple[str, str, int]]:
+    """Name, fold and seed of each training of an arm."""
+    for seed in section.seeds:
+        for fold in section.folds:
+            name = f"fold-{fold}" if len(section.seeds) == 1 else f"fold-{fold}-seed-{seed}"
+            yield name, fold, seed
+
+
+def run(arm: str, section: Arm, name: str, fold: str, seed: int, steps_per_minute: int | None) -> None:
+    """Trains, or goes on with the training, and keeps its table."""
+    config = ROOT / "configs" / section.config
+    experiment = f"{arm}-{name}"
+    budget = [f"training.minutes={section.minutes}", "training.epochs=null"]
+    if steps_per_minute is not None:
+        per_epoch = load_job(config).training.steps_per_epoch
+        epochs = max(1, round(section.minutes * steps_per_minute / per_epoch))
+        budget = ["training.minutes=null", f"training.epochs={epochs}"]
+    settings = [
+        *section.settings,
+        *budget,
+        f"training.seed={seed}",
+        f"tracking.experiment={experiment}",
+        "tracking.overlays=0",
+    ]
+    begun = [found for found in list_runs(limit=1000) if found.experiment == experiment]
+    if begun and begun[0].status != "FINISHED":
+        arguments = ["--resume", begun[0].name]
+    else:
+        arguments = [str(config), "--fold", fold, *(part for one in settings for part in ("--set", one))]
+    print(f"{arm} {name}: clinseg train {' '.join(arguments)}", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "pipeline", "train", *arguments], check=True)
+    done = next(found for found in list_runs(limit=1000) if found.experiment == experiment)
+    folder = Path("mlruns/runs") / done.name
+    target = RESULTS / arm / f"{name}.csv"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if (folder / "cases.csv").is_file():
+        shutil.copyfile(folder / "cases.csv", target)
+    is_new = not LEDGER.is_file()
+    with LEDGER.open("a", encoding="utf-8", newline="") as file:
+        ledger = csv.writer(file, lineterminator="\n")
+        if is_new:
+            ledger.writerow(COLUMNS)
+        job = load_job(folder / "config.yaml").training
+        steps = "" if job.epochs is None else job.epochs * job.steps_per_epoch
+        ledger.writerow([arm, name, steps, section.minutes, round(done.minutes, 1), done.name])
+
+
+def is_done(arm: str, name: str) -> bool:
+    """Whether a training stands in the ledger."""
+    return any(row["arm"] == arm and row["training"] == name for row in read(LEDGER))
+
+
+def read(path: Path) -> Rows:
+    """The rows of a CSV; none if it is not there."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def load(arm: str) -> dict[tuple[str, str, str], dict[str, str]]:
+    """Every row of an arm by training, case and structure."""
+    tables = sorted((RESULTS / arm).glob("*.csv"))
+    return {(t.stem, row["case"], row["label"]): row for t in tables for row in read(t)}
+
+
+def write_accuracy() -> None:
+    """`accuracy.md`: what every arm has reached so far."""
+    lines = [
+        "# Accuracy by cross-validation",
+        "",
+        "Every training by `python benchmarks/accuracy.py`; out-of-fold cases on the patients' own grids, no",
+        "test-time flips; mean (bootstrap 95 % interval over cases). Per-case tables lie in `accuracy/`, the",
+        "trainings with their steps and minutes in `accuracy/trainings.csv`.",
+        "",
+        "| arm | trainings done | cases | structure | Dice | HD95 mm | surface Dice |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            line
+            for suite in SUITES.values()
+            for arm, section in suite.items()
+            for line in arm_lines(arm, section)
+        ),
+        "",
+        "Published for this data set (five folds, 208 training cases each, hours on a GPU, test-time",
+        "mirroring): nnU-Net 3d_fullres 0.8975 (anterior), 0.8807 (posterior); MONAI DynUNet 0.8983, 0.8816.",
+        "",
+    ]
+    (TABLES / "accuracy.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def arm_lines(arm: str, section: Arm) -> Iterator[str]:
+    """A line per structure, and one for their mean Dice."""
+    names = [name for name, fold, _ in trainings(section) if fold != "none"]
+    done = f"{sum(is_done(arm, name) for name in names)} of {len(names)}"
+    by_structure: dict[str, Rows] = defaultdict(list)
+    for (_, _, structure), row in load(arm).items():
+        by_structure[structure].append(row)
+    for structure, own in by_structure.items():
+        dice, hd95, nsd = (told([float(row[name]) for row in own]) for name in ("dice", "hd95_mm", "nsd"))
+        yield f"| {arm} | {done} | {len(own)} | {structure} | {dice} | {hd95} | {nsd} |"
+    if by_structure:
+        means = [statistics.fmean(float(row["dice"]) for row in own) for own in by_structure.values()]
+        yield f"| {arm} | {done} | | mean | {statistics.fmean(means):.4f} | | |"
+    else:
+        yield f"| {arm} | {done} | | | not measured | | |"
+
+
+def write_gates() -> None:
+    """`attention-gates.md`: the gates on against off, paired by case."""
+    lines = [
+        "# Attention gates, on against off",
+        "",
+        "`python benchmarks/accuracy.py gates-hippocampus gates-openkbp`: all else equal, the same minutes.",
+        "Differences of Dice, on minus off, paired by training and case: mean (bootstrap 95 % interval).",
+        "",
+        "| job | pairs | structure | on | off | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for job in ("hippocampus", "openkbp"):
+        on, off = load(f"gates-{job}-on"), load(f"gates-{job}-off")
+        pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        for key in sorted(on.keys() & off.keys()):
+            pairs[key[2]].append((float(on[key]["dice"]), float(off[key]["dice"])))
+        for structure, values in pairs.items():
+            columns = [a for a, _ in values], [b for _, b in values], [a - b for a, b in values]
+            lines.append(f"| {job} | {len(values)} | {structure} | {' | '.join(map(told, columns))} |")
+        if not pairs:
+            lines.append(f"| {job} | 0 | | not measured | not measured | |")
+    (TABLES / "attention-gates.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def told(values: Sequence[float]) -> str:
+    """Mean and interval."""
+    summary = summarise(values)
+    return f"{summary.mean:.4f} ({summary.low:.4f} to {summary.high:.4f})"
+
+
+def main() -> None:
+    """Trains what is not there yet and writes the pages after each training."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], help="what to train")
+    parser.add_argument("--tables", action="store_true", help="only write the pages")
+    parser.add_argument("--steps-per-minute", type=int, help="that an idle machine makes")
+    arguments = parser.parse_args()
+    for suite in arguments.suites if not arguments.tables else ():
+        for arm, section in SUITES[suite].items():
+            for name, fold, seed in trainings(section):
+                if not is_done(arm, name):
+                    run(arm, section, name, fold, seed, arguments.steps_per_minute)
+                    write_accuracy()
+                    write_gates()
+    write_accuracy()
+    write_gates()
+
+
+if __name__ == "__main__":
+    main()

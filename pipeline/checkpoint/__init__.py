@@ -1,0 +1,10 @@
+"""Checkpoints: one file that carries weights with all that is needed to use them or to train on.
+
+`content` says what is in one, `files` writes and reads it, `packing` turns nested values into JSON and back.
+Reading a file runs nothing. `docs/checkpoint-format.md` describes the format.
+"""
+
+from pipeline.checkpoint.content import Checkpoint, Member
+from pipeline.checkpoint.files import read_checkpoint, write_checkpoint
+
+__all__ = ["Checkpoint", "Member", "read_checkpoint", "write_checkpoint"]

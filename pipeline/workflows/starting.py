@@ -1,0 +1,167 @@
+"""What a training starts from: another model, matched to the network of the job before any case is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from pipeline.config import Job, job_from_mapping
+from pipeline.data.cases import read_manifest
+from pipeline.errors import ConfigError, Fault
+from pipeline.files import write_text
+from pipeline.labels import LabelContract
+from pipeline.networks import build_network
+from pipeline.networks.pretrained import ENCODER, Source, Transfer, load_pretrained
+from pipeline.tracking import Record, RunFolder
+from pipeline.workflows.models import LAST, load_model, pin_model
+
+START: Final = Path("checkpoints/start.safetensors")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model that a training starts from.
+
+    Attributes:
+        model: What the job calls it.
+        checkpoint: The model.
+        source: Its weights, and which of its inputs and outputs are those of the job.
+        transfer: What becomes of every tensor.
+        labels: For each output of the job's network, whether the model's row for it is taken over.
+        differences: Settings that prepare images otherwise than those the model was trained on.
+    """
+
+    model: str
+    checkpoint: Checkpoint
+    source: Source
+    transfer: Transfer
+    labels: dict[str, bool]
+    differences: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line for people, and one more where images are prepared otherwise."""
+        told = f"from {self.model}: {self.transfer}"
+        if self.differences:
+            told += f"\nwarning: its images were prepared otherwise: {', '.join(self.differences)}"
+        return told
+
+
+def pin_start(job: Job) -> Job:
+    """The job with the model it starts from named for good; see `pin_model`."""
+    model = job.training.start_from
+    if not isinstance(model, str):
+        return job
+    section = job.training.model_copy(update={"start_from": pin_model(model)})
+    return job.model_copy(update={"training": section})
+
+
+def find_start(job: Job, run: RunFolder | None = None) -> Start | None:
+    """The model that `job` starts from; None if it starts from scratch or goes on from a saved state.
+
+    Args:
+        job: Its manifest is read, its cases are not.
+        run: The run to go on with, which keeps a copy of its model; None for a new one.
+
+    Raises:
+        ConfigError: If there is no such model, nothing of it fits, or a frozen encoder would be untrained.
+        IntegrityError: If its file is damaged.
+        ServiceError: If a registered model cannot be fetched.
+    """
+    model = job.training.start_from
+    if model is None or (run is not None and (run.path / LAST).is_file()):
+        return None
+    checkpoint = (
+        load_model(str(model), uri=job.tracking.uri) if run is None else read_checkpoint(run.path / START)
+    )
+    start = _match(job, str(model), checkpoint)
+    _check(job, start)
+    return start
+
+
+def write_start(record: Record, start: Start) -> None:
+    """Puts a copy of the model into the run's folder, and the list of what is taken from it.
+
+    From then on the run needs the model's own file no more.
+    """
+    write_checkpoint(record.folder / START, start.checkpoint)
+    content = {
+        "model": start.model,
+        "sha256": start.checkpoint.content_hash,
+        "run": start.checkpoint.provenance.get("run"),
+        "labels": start.labels,
+        "differences": start.differences,
+        **asdict(start.transfer),
+    }
+    path = record.folder / "start_from.json"
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    record.log_artifact(path)
+    record.set_tags({"clinseg.start_from.sha256": str(start.checkpoint.content_hash)})
+
+
+def _match(job: Job, model: str, checkpoint: Checkpoint) -> Start:
+    study = read_manifest(job.data)
+    former = job_from_mapping(checkpoint.job)
+    contract = study.contract
+    outputs = _match_outputs(contract, LabelContract(checkpoint.labels, former.data.regions))
+    source = Source(checkpoint.weights, _match_inputs(study.channels, checkpoint.channels), outputs)
+    with torch.device("meta"):  # names and shapes alone
+        network = build_network(job.network, len(study.channels), len(outputs))
+    transfer = load_pretrained(network, source)
+    taken = [output is not None for output in outputs]
+    return Start(
+        model=model,
+        checkpoint=checkpoint,
+        source=source,
+        transfer=transfer,
+        labels=dict(zip(contract.channel_names, taken, strict=True)),
+        differences=_differences(job, former),
+    )
+
+
+def _match_inputs(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | None, ...]:
+    """By name; where both have as many channels, those left over one after the other."""
+    matched = [theirs.index(name) if name in theirs else None for name in ours]
+    if len(ours) == len(theirs):
+        left = iter([index for index in range(len(theirs)) if index not in matched])
+        matched = [next(left) if index is None else index for index in matched]
+    return tuple(matched)
+
+
+def _match_outputs(ours: LabelContract, theirs: LabelContract) -> tuple[int | None, ...]:
+    """By name. Classes compete for a voxel and regions do not, so that their rows are not exchanged."""
+    names = theirs.channel_names if (ours.regions is None) == (theirs.regions is None) else ()
+    return tuple(names.index(name) if name in names else None for name in ours.channel_names)
+
+
+def _differences(job: Job, former: Job) -> tuple[str, ...]:
+    then, now = (one.preprocessing.model_dump(mode="json") for one in (former, job))
+    return tuple(
+        f"preprocessing.{name} was {json.dumps(then[name])} and is {json.dumps(now[name])}"
+        for name in now
+        if then[name] != now[name]
+    )
+
+
+def _check(job: Job, start: Start) -> None:
+    transfer, weights = start.transfer, start.checkpoint.weights
+    taken = [name for name in (*transfer.loaded, *transfer.adapted) if name.startswith(ENCODER)]
+    if not any(weights[name].ndim > 2 for name in taken):
+        message = (
+            f"no kernel of {start.model}'s encoder has the shape of one of this job's; take over the "
+            f"model's `network` section, or train from scratch (`start_from: null`)"
+        )
+        raise ConfigError(Fault("training.start_from", "model-unlike", message))
+    new = [name for name in transfer.new if name.startswith(ENCODER)]
+    if job.training.freeze_encoder and new:
+        more = f" and {len(new) - 3} more" if len(new) > 3 else ""
+        message = (
+            f"{start.model} has no {', '.join(new[:3])}{more}, and what was never trained shall not be "
+            "frozen; take over the model's `network` section, or set it to 0"
+        )
+        raise ConfigError(Fault("training.freeze_encoder", "frozen-untrained", message))
