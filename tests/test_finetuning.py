@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
 from pipeline.config import Job, job_to_mapping, load_job
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.labels import LabelContract
@@ -47,6 +48,7 @@ def damage(path):
         ({"training__start_from": "nowhere.safetensors"}, 2, "checkpoint-missing"),
         ({"training__start_from": "models:/a@b@c"}, 2, "model-reference"),
         ({"training__start_from": "damaged.safetensors"}, 6, "checkpoint-damaged"),
+        ({"training__start_from": "ensemble.safetensors"}, 2, "model-is-ensemble"),
         ({"training__start_from": "latest", "network__features": "[9, 17]"}, 2, "model-unlike"),
         (
             {
@@ -65,6 +67,11 @@ def test_a_model_that_will_not_do_is_refused_before_any_case_is_read(
 ):
     shutil.copy(trained.model, tmp_path / "damaged.safetensors")
     damage(tmp_path / "damaged.safetensors")
+    one = read_checkpoint(trained.model)
+    members = (Member(one.weights, one.intensity, one.provenance),) * 2
+    write_checkpoint(
+        tmp_path / "ensemble.safetensors", replace(one, weights={}, intensity=None, members=members)
+    )
     answer = command(name, **settings)
     assert answer.code == code and told in answer.err, answer.err
     assert not (tmp_path / "cache").exists()

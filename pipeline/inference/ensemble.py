@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.inference.sliding_window import Network
+from pipeline.inference.window_runner import Network
 from pipeline.labels import LabelContract
 from pipeline.networks import AttentionUNet
 from transforms.postprocessing import Decision

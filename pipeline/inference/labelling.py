@@ -17,7 +17,8 @@ from pipeline.config import InferenceSection
 from pipeline.errors import Fault, IntegrityError, ResourceError
 from pipeline.inference.budget import Memory, Plan, Work, make_plan
 from pipeline.inference.ensemble import build_ensemble
-from pipeline.inference.sliding_window import Network, WindowRunner, sweep
+from pipeline.inference.sliding_window import sweep
+from pipeline.inference.window_runner import Network, WindowRunner
 from pipeline.inference.windows import Box, lay_windows, weigh_voxels
 from pipeline.labels import LabelContract
 from pipeline.memory import available_bytes, format_size, measure_peak, resident_bytes

@@ -79,6 +79,12 @@ def find_start(job: Job, run: RunFolder | None = None) -> Start | None:
     checkpoint = (
         load_model(str(model), uri=job.tracking.uri) if run is None else read_checkpoint(run.path / START)
     )
+    if checkpoint.members:
+        message = (
+            f"{model} is the ensemble of a cross-validation; name one of its folds, such as "
+            f"{checkpoint.provenance.get('run')}-fold0"
+        )
+        raise ConfigError(Fault("training.start_from", "model-is-ensemble", message))
     start = _match(job, str(model), checkpoint)
     _check(job, start)
     return start

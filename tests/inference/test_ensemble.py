@@ -10,7 +10,7 @@ from monai.inferers import SlidingWindowInferer
 from pipeline.config import InferenceSection, NetworkSection
 from pipeline.inference.budget import Memory, Work, make_plan
 from pipeline.inference.labelling import Labeller
-from pipeline.inference.sliding_window import WindowRunner
+from pipeline.inference.window_runner import WindowRunner
 from pipeline.inference.windows import lay_windows
 from pipeline.labels import LabelContract
 from pipeline.networks import build_network

@@ -13,7 +13,8 @@ from monai.inferers import SlidingWindowInferer
 from torch import nn
 
 from pipeline.inference.budget import Work
-from pipeline.inference.sliding_window import WindowRunner, sweep
+from pipeline.inference.sliding_window import sweep
+from pipeline.inference.window_runner import WindowRunner
 from pipeline.inference.windows import Windows, lay_windows, space_evenly, weigh_voxels
 from pipeline.memory import is_out_of_memory
 
