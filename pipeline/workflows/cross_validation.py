@@ -24,16 +24,9 @@ from pipeline.workflows.judging import MASKS, TABLE
 from pipeline.workflows.material import check_structures
 from pipeline.workflows.models import BEST
 from pipeline.workflows.needs import Needs
+from pipeline.workflows.resuming import CONFIG, find_job
 from pipeline.workflows.starting import Start
-from pipeline.workflows.training import (
-    CONFIG,
-    TrainingResult,
-    begin,
-    ended_by_trouble,
-    find_job,
-    part_name,
-    train,
-)
+from pipeline.workflows.training import TrainingResult, begin, ended_by_trouble, part_name, train
 
 
 def train_folds(

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import Checkpoint, read_checkpoint
-from pipeline.config import Job, job_parameters, job_to_yaml, load_job
+from pipeline.checkpoint import read_checkpoint
+from pipeline.config import Job, job_parameters, job_to_yaml
 from pipeline.data.datasets import PatchSampler
 from pipeline.environment import environment
-from pipeline.errors import ConfigError, Fault, IntegrityError, Stopped
+from pipeline.errors import Stopped
 from pipeline.files import write_text
 from pipeline.inference.components import Components
 from pipeline.inference.evaluation import CaseMetrics
@@ -27,7 +27,6 @@ from pipeline.tracking import (
     Delivery,
     Record,
     RunFolder,
-    find_run,
     read_children,
     resume_record,
     start_child,
@@ -39,12 +38,10 @@ from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.judging import judge
 from pipeline.workflows.keeping import Keeper
 from pipeline.workflows.material import Material, load_material
-from pipeline.workflows.models import BEST, LAST
+from pipeline.workflows.models import BEST
 from pipeline.workflows.needs import Needs, measure_needs, out_of_memory
-from pipeline.workflows.starting import Start, find_start, pin_start, write_start
-
-CONFIG = "config.yaml"
-"""The job in a run's folder."""
+from pipeline.workflows.resuming import CONFIG, check_data, load_state
+from pipeline.workflows.starting import Start, find_start, write_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +66,6 @@ class TrainingResult:
     deliveries: Sequence[Delivery]
     components: Components | None = None
     unjudged: tuple[str, ...] = ()
-
-
-def find_job(
-    config: Path | None, overrides: Sequence[str], resume: str | None
-) -> tuple[Job, RunFolder | None]:
-    """The job of a config with its overrides, or a run to go on with and the job it was started with.
-
-    Raises:
-        FaultError: If config or run are wrong; all faults together.
-    """
-    run = find_run(resume) if resume is not None else None
-    return _resumed_job(run, overrides) if run is not None else _new_job(config, overrides), run
 
 
 def train(
@@ -121,8 +106,8 @@ def train(
         material = load_material(job)
         for other in read_children(parent) if parent is not None else []:
             if (other.path / BEST).is_file():
-                _check_data(material, read_checkpoint(other.path / BEST), other)
-        state = _load_state(run, material, world) if run is not None else None
+                check_data(material, read_checkpoint(other.path / BEST), other)
+        state = load_state(run, material, world) if run is not None else None
     world.check_agreement(f"{job_to_yaml(job)} {material.data_hash} {run and run.name}")
     task = build_task(job, material, device, start, world)
     sampler = build_sampler(job, material, task)
@@ -212,46 +197,6 @@ def _fit(
     if ending == "interrupted":
         raise Stopped
     return ending
-
-
-def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
-    if config is None:
-        message = "name a config, or a run to go on with: clinseg train CONFIG, clinseg train --resume RUN"
-        raise ConfigError(Fault("CONFIG", "missing-argument", message))
-    return pin_start(load_job(config, overrides))
-
-
-def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:
-    """The run's own config; an override that says otherwise is refused, for it would be ignored."""
-    stored = run.path / CONFIG
-    job = load_job(stored)
-    if overrides and load_job(stored, overrides) != job:
-        message = "a resumed run keeps its config; leave --set and --fold out, or start a new run"
-        raise ConfigError(Fault(run.name, "config-changed", message))
-    return job
-
-
-def _load_state(run: RunFolder, material: Material, world: World) -> Mapping[str, Any] | None:
-    """What the run saved last; None if it was killed before it saved anything, to begin again."""
-    if not (run.path / LAST).is_file():
-        return None
-    checkpoint = read_checkpoint(run.path / LAST, with_state=True)
-    _check_data(material, checkpoint, run)
-    state = checkpoint.state
-    assert isinstance(state, Mapping)
-    num_processes = state.get("num_processes", 1)
-    if num_processes != world.size:
-        message = (
-            f"{num_processes} processes trained it and {world.size} would go on; start as many as before"
-        )
-        raise ConfigError(Fault(run.name, "processes-changed", message))
-    return state
-
-
-def _check_data(material: Material, checkpoint: Checkpoint, run: RunFolder) -> None:
-    if checkpoint.provenance["data_hash"] != material.data_hash:
-        message = "the files of its cases are not those it was started with; start a new run"
-        raise IntegrityError(Fault(run.name, "data-changed", message))
 
 
 def build_task(
