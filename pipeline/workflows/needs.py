@@ -125,6 +125,9 @@ def _least_bytes(task: SegmentationTask, sampler: PatchSampler) -> int:
 
 def _short_fault(need: Need) -> Fault:
     if need.what == "disk":
-        message = f"the disk is too small: it needs {need}; free some space, or start the training in another folder"
+        message = (
+            f"the disk is too small: it needs {need}; free some space, or start the training in another "
+            "folder"
+        )
         return Fault("training", "disk-full", message)
     return Fault("training", "out-of-memory", f"it needs {need}; {_ADVICE}")
