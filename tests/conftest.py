@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Two workers share two cores; said before torch is imported, and heard by the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pipeline import cli
 from pipeline.data.synthetic import write_phantom_study
 
@@ -28,7 +32,7 @@ def pytest_unconfigure():
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if "status" in _ending:
+    if "status" in _ending and "PYTEST_XDIST_WORKER" not in os.environ:  # a worker's status is not asked for
         os._exit(_ending["status"])
 
 
