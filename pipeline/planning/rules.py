@@ -102,6 +102,11 @@ def _choose_data(fingerprint: Fingerprint, manifest: Path, *, names_labels: bool
         ),
         "data.cache_dir": Choice("~/.cache/clinseg", "prepared cases; holds image data"),
     }
+    if sometimes := [
+        name for name, sizes in fingerprint.sizes.items() if len(sizes) < len(fingerprint.cases)
+    ]:
+        told = f"or {sometimes}, if nobody drew them in the cases without them".replace("'", "")
+        choices["data.absent_means_unlabelled"] = Choice(False, told)
     if fingerprint.folds:
         choices["data.num_folds"] = Choice(_MOST_FOLDS, "not used: the manifest gives the folds")
         choices["data.fold"] = Choice(
@@ -130,20 +135,26 @@ def _choose_preprocessing(fingerprint: Fingerprint, grid: _Grid) -> Choices:
 
 def _choose_augmentation(fingerprint: Fingerprint, grid: _Grid) -> Choices:
     sided = [name for name in fingerprint.labels if has_side(name)]
-    axes = [grid.orientation.index("R")] if not sided else []
+    pairs = left_right_pairs(fingerprint.labels)
+    is_paired = len(sided) == 2 * len(pairs)
+    axes = [grid.orientation.index("R")] if is_paired else []
     axes = [axis for axis in axes if axis < grid.dimensions]
-    if sided:
-        # data.left_right_pairs: once the schema has them, they are written here (`left_right_pairs` below
-        # finds them), and mirroring left-right becomes safe for labels that all have a partner.
-        pairs = [f"{one}/{two}" for one, two in left_right_pairs(fingerprint.labels)]
-        reason = f"left and right must not be mixed up: {', '.join(pairs or sided)}"
+    if not is_paired:
+        reason = f"left and right must not be mixed up, and a side is missing: {', '.join(sided)}"
     elif axes:
-        reason = "left-right: no label has a side. Nobody lies upside down, so no other axis"
+        exchanged = "labels of two sides change places" if pairs else "no label has a side"
+        reason = f"left-right: {exchanged}. Nobody lies upside down, so no other axis"
     else:
         reason = "left-right is the slice axis here"
     choices: dict[str, Choice[object]] = {"augmentation.mirror_axes": Choice(axes, reason)}
-    if grid.is_coarse:
-        choices["augmentation.rotation_degrees"] = Choice(10, "more would cut across the thick slices")
+    if pairs and is_paired:
+        choices["data.left_right_pairs"] = Choice(
+            [list(pair) for pair in pairs], "by their names; they change places when mirrored"
+        )
+    if grid.is_coarse and grid.dimensions == 3:
+        choices["augmentation.in_plane"] = Choice(True, "turned within the thick slices, not across them")
+    elif grid.is_coarse:
+        choices["augmentation.rotation_degrees"] = Choice(10, "more would mix fine and coarse lines")
     return choices
 
 

@@ -35,8 +35,9 @@ def _structure(name: str, sizes: Sequence[StructureSize], num_cases: int) -> str
         f"{name}: {median(volumes):.3g} ml ({min(volumes):.2g} to {max(volumes):.3g}), about "
         f"{thickness:.2g} mm thick, in {len(sizes)} of {num_cases} cases"
     )
-    # data.absent_means_unlabelled: once the schema has it, `rules` asks for it where this is said.
-    return told if len(sizes) == num_cases else f"{told}: is it absent elsewhere, or not contoured?"
+    if len(sizes) == num_cases:
+        return told
+    return f"{told}: if nobody drew it elsewhere, name it in data.absent_means_unlabelled"
 
 
 def _axes(values: Sequence[float]) -> str:

@@ -1,6 +1,7 @@
 """From any fingerprint a job that loads, builds and can be afforded."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,32 @@ def test_ct_is_known_by_name_or_by_its_air(study, laptop):
     assert normalisation(channel="image", air=0.0) == "zscore"
 
 
-def test_sides_are_never_mirrored(study, laptop):
-    labels = {"background": 0, "RightParotid": 1, "LeftParotid": 2}
-    planned = plan(study(labels=labels), laptop)
-    assert planned.job.augmentation.mirror_axes == ()
-    assert "RightParotid/LeftParotid" in planned.reasons["augmentation.mirror_axes"]
-    assert plan(study(), laptop).job.augmentation.mirror_axes == (0,)
+def test_sides_change_places_or_are_not_mirrored(study, laptop):
+    paired = plan(study(labels={"background": 0, "RightParotid": 1, "LeftParotid": 2, "cord": 3}), laptop)
+    assert paired.job.augmentation.mirror_axes == (0,)
+    assert paired.job.data.left_right_pairs == (("RightParotid", "LeftParotid"),)
+    alone = plan(study(labels={"background": 0, "RightParotid": 1, "LeftParotid": 2, "Lung_L": 3}), laptop)
+    assert alone.job.augmentation.mirror_axes == alone.job.data.left_right_pairs == ()
+    assert "Lung_L" in alone.reasons["augmentation.mirror_axes"]
+    plain = plan(study(), laptop)
+    assert plain.job.augmentation.mirror_axes == (0,) and not plain.job.data.left_right_pairs
+
+
+def test_what_some_cases_lack_is_asked_about(study, laptop):
+    whole = study(labels={"background": 0, "organ": 1, "lesion": 2})
+    assert "data.absent_means_unlabelled" not in plan(whole, laptop).reasons
+    without = replace(whole.cases[0], structures={"organ": whole.cases[0].structures["organ"]})
+    partly = replace(whole, cases=(without, *whole.cases[1:]))
+    planned = plan(partly, laptop)
+    assert planned.job.data.absent_means_unlabelled is False
+    assert "[lesion]" in planned.reasons["data.absent_means_unlabelled"]
+    assert any("absent_means_unlabelled" in line for line in describe_study(partly))
+
+
+def test_thick_slices_are_turned_within_their_plane(study, laptop):
+    thick = plan(study(spacings=((0.7, 0.7, 5.0),) * 4, shape=(320, 320, 40)), laptop).job
+    assert thick.augmentation.in_plane == (thick.network.dimensions == 3)
+    assert not plan(study(), laptop).job.augmentation.in_plane
 
 
 @pytest.mark.parametrize(("flat", "orientation"), [(0, "ASR"), (1, "RSA"), (2, "RAS")])
