@@ -20,6 +20,10 @@ Network = Callable[[Tensor], Tensor]
 """`(B, channels, *window)` → `(B, C, *window)`."""
 
 
+# More than lanes that began together can give at once.
+_READY_IN_A_ROW = 8
+
+
 class WindowRunner:
     """Applies a network, or those of an ensemble, to windows of an image, in passes that fit into memory.
 
@@ -36,7 +40,8 @@ class WindowRunner:
         flips: Whether to average over all mirrored copies of a window.
         laterality: Channels of the scores that change places in a copy mirrored from left to right.
         batch_size: Windows, mirrored ones counted, per forward pass; halved whenever memory does not suffice.
-        num_lanes: Forward passes at a time; one as soon as memory does not suffice.
+        num_lanes: Forward passes at a time; one as soon as memory does not suffice, or as passes are done
+            sooner than their scores are summed up.
         skips_empty: Whether windows in which every channel is constant are computed once per value.
         joins: Whether the networks' scores stand side by side, one network's channels after the other's,
             instead of their mean.
@@ -133,23 +138,28 @@ class WindowRunner:
 
     def _run_passes(self, passes: Iterator[_Pass]) -> Iterator[list[Tensor]]:
         """The scores of each pass, in order."""
-        if self.num_lanes == 1:
-            yield from map(self._forward, passes)
-            return
-        num_threads = torch.get_num_threads()
-        share = max(1, num_threads // self.num_lanes)
-        try:
-            with ThreadPoolExecutor(
-                self.num_lanes, initializer=torch.set_num_threads, initargs=(share,)
-            ) as pool:
-                yield from self._run_ahead(pool, passes)
-        finally:
-            torch.set_num_threads(num_threads)
+        if self.num_lanes > 1:
+            num_threads = torch.get_num_threads()
+            share = max(1, num_threads // self.num_lanes)
+            try:
+                with ThreadPoolExecutor(
+                    self.num_lanes, initializer=torch.set_num_threads, initargs=(share,)
+                ) as pool:
+                    yield from self._run_ahead(pool, passes)
+            finally:
+                torch.set_num_threads(num_threads)
+        # All of them, or those that are left when lanes are given up.
+        yield from map(self._forward, passes)
 
     def _run_ahead(self, pool: ThreadPoolExecutor, passes: Iterator[_Pass]) -> Iterator[list[Tensor]]:
+        """The scores of passes side by side, until there are no more or lanes are given up."""
         ahead = deque((some, pool.submit(self._forward, some)) for some in islice(passes, self.num_lanes))
+        num_ready = 0  # passes in a row that nobody had to wait for
         while ahead:
             some, future = ahead.popleft()
+            num_ready = num_ready + 1 if future.done() else 0
+            if num_ready == _READY_IN_A_ROW:
+                self.num_lanes = 1
             try:
                 scores = future.result()
             except torch.OutOfMemoryError:
@@ -158,8 +168,9 @@ class WindowRunner:
                 self.num_lanes = 1
                 scores = self._forward(some)
             del some, future
-            for following in islice(passes, max(0, self.num_lanes - len(ahead))):
-                ahead.append((following, pool.submit(self._forward, following)))
+            if self.num_lanes > 1:
+                for following in islice(passes, self.num_lanes - len(ahead)):
+                    ahead.append((following, pool.submit(self._forward, following)))
             yield scores
 
     def _forward(self, some: _Pass) -> list[Tensor]:
@@ -168,7 +179,8 @@ class WindowRunner:
         try:
             # Threads have an inference mode of their own.
             with torch.inference_mode():
-                batch = torch.stack([_mirror(copy.window, copy.axes) for copy in copies])
+                windows = [_mirror(copy.window, copy.axes) for copy in copies]
+                batch = torch.stack(windows) if len(windows) > 1 else windows[0][None]
                 outputs = network(batch.to(self.device, non_blocking=True)).float()
                 return [self._turn_back(scores, copy) for scores, copy in zip(outputs, copies, strict=True)]
         except (RuntimeError, MemoryError) as error:

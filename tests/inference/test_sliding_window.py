@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from itertools import pairwise
 
 import pytest
@@ -244,6 +245,30 @@ def test_of_many_lanes_none_of_which_fits_every_pass_is_done_alone():
     scores, runner = blend(alone, image, windows, batch=1, lanes=4)
     assert torch.equal(scores, plain)
     assert runner.num_lanes == 1
+
+
+def test_lanes_are_given_up_where_their_scores_have_to_wait():
+    image, windows = torch.randn(1, 8, 8, 60), lay_windows((8, 8, 60), (8, 8, 8), 0.5)
+
+    def run(network, pause):
+        settings = {"flips": False, "batch_size": 1, "skips_empty": False, "device": CPU}
+        runner = WindowRunner([network], windows.size, num_lanes=2, **settings)
+        starts = windows.along(2, tuple((0, n) for n in windows.shape))
+        scores = []
+        for _, some in runner.run(image, windows, starts):
+            time.sleep(pause)
+            scores.append(some)
+        return runner.num_lanes, torch.stack(scores)
+
+    def slow(batch):
+        time.sleep(0.02)
+        return 2 * batch
+
+    assert windows.num > 8
+    lanes, hurried = run(lambda batch: 2 * batch, pause=0.02)
+    assert lanes == 1
+    lanes, waited = run(slow, pause=0)
+    assert lanes == 2 and torch.equal(hurried, waited)
 
 
 def test_lanes_share_the_threads_and_give_them_back():
