@@ -7,69 +7,27 @@ The docstring under a field is its documentation everywhere: in editors (JSON sc
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_tuples(value: object) -> object:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
-
-
-def _as_path(value: object) -> object:
-    if not isinstance(value, str | Path):
-        return value
-    if not str(value) or _UNWRITABLE.search(str(value)):
-        raise ValueError("expected the path of a file or folder, without control characters")
-    try:
-        return Path(value).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"`~` cannot be replaced ({error}); write the path out") from error
-
-
-def _as_model(value: object) -> object:
-    """A path where it has a suffix or a folder, as `workflows.models.load_model` reads it; else a name."""
-    if not isinstance(value, str | Path) or str(value).startswith("models:/"):
-        return value
-    path = _as_path(value)
-    assert isinstance(path, Path)
-    return path if path.suffix or len(path.parts) > 1 else value
-
-
-def _check_order(interval: tuple[float, float]) -> tuple[float, float]:
-    if interval[0] > interval[1]:
-        raise ValueError(f"expected the lower bound first, not {list(interval)}")
-    return interval
-
-
-Axes = Annotated[tuple[StrictInt, ...], BeforeValidator(_as_tuple), Field(min_length=2, max_length=3)]
-PerLevel = Annotated[tuple[Axes, ...], BeforeValidator(_as_tuples)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
-Interval = Annotated[tuple[float, float], BeforeValidator(_as_tuple), AfterValidator(_check_order)]
-Factors = Annotated[
-    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]],
-    BeforeValidator(_as_tuple),
-    AfterValidator(_check_order),
-]
-Shares = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]],
-    BeforeValidator(_as_tuple),
-    AfterValidator(_check_order),
-]
-Pairs = Annotated[
-    tuple[Annotated[tuple[str, str], BeforeValidator(_as_tuple)], ...], BeforeValidator(_as_tuple)
-]
-PathField = Annotated[Path, BeforeValidator(_as_path)]
-ModelField = Annotated[Path | str, BeforeValidator(_as_model)]
-Probability = Annotated[float, Field(ge=0, le=1)]
+from pipeline.config.fields import (
+    Axes,
+    Factors,
+    Integers,
+    Interval,
+    ModelField,
+    Names,
+    Pairs,
+    PathField,
+    PerLevel,
+    Probability,
+    Region,
+    Shares,
+    Spacing,
+    Widths,
+)
 
 
 class Section(BaseModel):
@@ -87,9 +45,7 @@ class DataSection(Section):
     """A Decathlon `dataset.json`, an nnU-Net raw folder, or a CSV; relative to this file."""
     labels: dict[str, Annotated[int, Field(ge=0, le=65535)]] | None = None
     """Label names and values, background included; needed for a CSV, else taken from the manifest."""
-    regions: dict[str, Annotated[tuple[int, ...], BeforeValidator(_as_tuple), Field(min_length=1)]] | None = (
-        None
-    )
+    regions: dict[str, Region] | None = None
     """Overlapping structures as unions of label values, outer to inner; a voxel of a region is written with
     the first value of the innermost region that holds it. Sets one sigmoid output per region."""
     ignore_value: Annotated[int, Field(ge=1, le=65535)] | None = None
@@ -138,7 +94,7 @@ class PreprocessingSection(Section):
 
     orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] = "RAS"
     """Anatomical direction of the array axes."""
-    spacing: Annotated[tuple[float, float, float], BeforeValidator(_as_tuple)] | None = None
+    spacing: Spacing | None = None
     """Millimetres per voxel after orientation; null keeps every image's own."""
     normalisation: Literal["zscore", "window", "dataset"] = "zscore"
     """`zscore`: mean 0, deviation 1 per image and channel. `window`: clip to `window`, then to [-1, 1].
@@ -186,7 +142,7 @@ class AugmentationSection(Section):
     in_plane: bool = False
     """Rotate, scale and deform in the plane of the two finer axes only, and lower the resolution there; for
     thick slices. `preprocessing.spacing` tells the coarse axis."""
-    mirror_axes: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = ()
+    mirror_axes: Integers = ()
     """Array axes flipped with probability 0.5. Where labels have sides, name them in `data.left_right_pairs`
     or leave out the left-right axis."""
     noise_probability: Probability = 0.1
@@ -236,9 +192,7 @@ class NetworkSection(Section):
     """Which network; see `docs/attention-unet.md`."""
     dimensions: Literal[2, 3] = 3
     """2 trains on and predicts slices along the last array axis; 3 whole volumes."""
-    features: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_tuple), Field(min_length=2)
-    ] = (16, 32, 64, 128)
+    features: Widths = (16, 32, 64, 128)
     """Channels per level, finest first."""
     strides: PerLevel | None = None
     """Down-sampling on entering each level, the first being 1s; null halves every axis at each level."""
