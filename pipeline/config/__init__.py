@@ -1,8 +1,8 @@
 """The typed job: what can be set, how it is loaded and written, and what is said when it is wrong.
 
 `schema` holds every setting and `fields` what it can be, `strict_yaml` reads text with the place of every
-value, `explaining` turns what pydantic finds into faults for people, `loading` joins them; `commenting` writes
-a config for people. Imports neither torch nor monai nor mlflow.
+value, `explaining` turns what pydantic finds into faults for people, `loading` joins them; `commenting`
+writes a config for people. Imports neither torch nor monai nor mlflow.
 """
 
 from pipeline.config.commenting import commented_yaml
