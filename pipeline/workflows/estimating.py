@@ -15,9 +15,9 @@ from pipeline.config import Job, TrainingSection, load_job
 from pipeline.data.cases import read_manifest
 from pipeline.data.datasets import PatchSampler, PreparedCase
 from pipeline.data.folds import list_folds
-from pipeline.errors import ConfigError
 from pipeline.inference.predictor import select_device
 from pipeline.memory import (
+    UnmeasurableError,
     available_bytes,
     format_size,
     freed_memory_kept,
@@ -130,7 +130,7 @@ def _try_out(
         with freed_memory_kept():
             try:
                 peak = before + measure_peak(run, device)
-            except ConfigError:  # the system does not tell, and so nothing has run
+            except UnmeasurableError:
                 run()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

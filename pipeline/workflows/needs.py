@@ -11,8 +11,15 @@ from pathlib import Path
 import torch
 
 from pipeline.data.datasets import PatchSampler
-from pipeline.errors import ConfigError, Fault, ResourceError
-from pipeline.memory import available_bytes, format_size, is_out_of_memory, measure_peak, resident_bytes
+from pipeline.errors import Fault, ResourceError
+from pipeline.memory import (
+    UnmeasurableError,
+    available_bytes,
+    format_size,
+    is_out_of_memory,
+    measure_peak,
+    resident_bytes,
+)
 from pipeline.networks.footprint import saved_bytes
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.material import Material
@@ -88,6 +95,7 @@ def measure_needs(
         device: Where it is trained.
 
     Raises:
+        ConfigError: If the network cannot be compiled.
         ResourceError: If memory or disk do not suffice.
     """
     weights = sum(tensor.nbytes for tensor in task.weights().values())
@@ -100,7 +108,7 @@ def measure_needs(
     Needs((Need(what, own + _least_bytes(task, sampler), free), disk)).check()
     peak = None
     try:
-        with suppress(ConfigError):
+        with suppress(UnmeasurableError):
             peak = own + _MOMENTS * weights + measure_peak(lambda: task.rehearse(sampler.draw(0)), device)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
