@@ -21,14 +21,13 @@ from pipeline.memory import (
     available_bytes,
     format_size,
     freed_memory_kept,
-    is_out_of_memory,
     measure_peak,
     resident_bytes,
 )
 from pipeline.tracking import STORE
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.material import load_material
-from pipeline.workflows.needs import Need, Needs, measure_needs, out_of_memory
+from pipeline.workflows.needs import Need, Needs, measure_needs, told_out_of_memory
 from pipeline.workflows.starting import find_start
 from pipeline.workflows.training import build_sampler, build_task
 
@@ -126,16 +125,11 @@ def _try_out(
     is_gpu = device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if is_gpu else resident_bytes()
     peak = None
-    try:
-        with freed_memory_kept():
-            try:
-                peak = before + measure_peak(run, device)
-            except UnmeasurableError:
-                run()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory() from error
+    with told_out_of_memory(), freed_memory_kept():
+        try:
+            peak = before + measure_peak(run, device)
+        except UnmeasurableError:
+            run()
     parts = [needs.parts[0].at_least(peak), *needs.parts[1:]]
     if is_gpu:
         own = resident_bytes()

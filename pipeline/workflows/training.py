@@ -20,7 +20,7 @@ from pipeline.files import write_text
 from pipeline.inference.components import Components
 from pipeline.inference.evaluation import CaseMetrics
 from pipeline.inference.predictor import select_device
-from pipeline.memory import freed_memory_kept, is_out_of_memory
+from pipeline.memory import freed_memory_kept
 from pipeline.progress import budget_bar
 from pipeline.signals import StopSignals
 from pipeline.tracking import (
@@ -39,7 +39,7 @@ from pipeline.workflows.judging import judge
 from pipeline.workflows.keeping import Keeper
 from pipeline.workflows.material import Material, load_material
 from pipeline.workflows.models import BEST
-from pipeline.workflows.needs import Needs, measure_needs, out_of_memory
+from pipeline.workflows.needs import Needs, measure_needs, told_out_of_memory
 from pipeline.workflows.resuming import CONFIG, check_data, load_state
 from pipeline.workflows.starting import Start, find_start, write_start
 
@@ -178,7 +178,8 @@ def _follow(
     task: SegmentationTask, sampler: PatchSampler, state: Mapping[str, Any] | None, signals: StopSignals
 ) -> None:
     """What all processes but the first do: their share of every step, and nothing that is written."""
-    task.rehearse(sampler.draw(0))
+    with told_out_of_memory():
+        task.rehearse(sampler.draw(0))  # with the first, which measures it
     with freed_memory_kept(), signals.deferred():
         _fit(task, sampler, Silence(signals), state)
 
@@ -186,12 +187,8 @@ def _follow(
 def _fit(
     task: SegmentationTask, sampler: PatchSampler, surroundings: Surroundings, state: Mapping[str, Any] | None
 ) -> Ending:
-    try:
+    with told_out_of_memory():
         ending = fit(task, sampler, task.job.training, surroundings, state, task.world)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory() from error
     # Who ended first would have torchrun end the others, while the last state is being written.
     task.world.leave()
     if ending == "interrupted":
