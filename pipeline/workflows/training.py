@@ -147,7 +147,8 @@ def ended_by_trouble(record: Record, signals: StopSignals, world: World = ALONE)
         # When another process was lost, torchrun's signal comes while the record is being closed.
         with signals.deferred():
             record.close("KILLED")
-        reason = f"{stopped}; " if stopped.args else ""
+        # A fold of a cross-validation, which is trained alone, gives advice; that of the whole replaces it.
+        reason = f"{stopped}; " if stopped.args and world.size > 1 else ""
         program = "clinseg" if world.size == 1 else "torchrun (as before) -m pipeline"
         raise Stopped(f"{reason}go on with: {program} train --resume {record.name}") from None
     except BaseException:
