@@ -25,6 +25,7 @@ from pipeline.memory import (
     resident_bytes,
 )
 from pipeline.tracking import STORE
+from pipeline.training.distributed import join_world
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.material import load_material
 from pipeline.workflows.needs import Need, Needs, measure_needs, told_out_of_memory
@@ -79,7 +80,10 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> Estimate:
 
     Raises:
         FaultError: As a training would; a ResourceError if memory or disk do not suffice.
+        Stopped: If the first of several processes was told that one alone can do this.
     """
+    with join_world() as world:
+        world.check_alone("--dry-run", "leave torchrun out; several share the steps of a training evenly")
     job = load_job(config, overrides)
     if job.data.fold != "all":
         return estimate_job(job)
