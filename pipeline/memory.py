@@ -23,11 +23,15 @@ _RESET_PEAK = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
 
 
+class UnmeasurableError(ConfigError):
+    """This system does not tell the peak of a process; nothing has run."""
+
+
 def measure_peak(action: Callable[[], object], device: torch.device) -> int:
     """Bytes that `action` takes at its peak beyond what is taken before: of a GPU, or of this process.
 
     Raises:
-        ConfigError: If the system does not tell the peak of a process; Linux does.
+        UnmeasurableError: If the system does not tell the peak of a process; Linux does.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -39,13 +43,13 @@ def measure_peak(action: Callable[[], object], device: torch.device) -> int:
     try:
         # The kernel's own account misses nothing between two looks; it begins anew when it is told so.
         _RESET_PEAK.write_text("5")
-        before = resident_bytes()
-        action()
-        told = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        _read_peak()
     except (OSError, StopIteration) as error:
         message = "this system does not tell a program's peak of memory, Linux does; leave the budget out"
-        raise ConfigError(Fault("max-memory", "not-measurable", message)) from error
-    return max(1024 * int(told.split()[1]) - before, 0)
+        raise UnmeasurableError(Fault("max-memory", "not-measurable", message)) from error
+    before = resident_bytes()
+    action()
+    return max(_read_peak() - before, 0)
 
 
 @contextmanager
@@ -85,6 +89,11 @@ def available_bytes() -> int:
     if libc is not None:
         libc.malloc_trim(0)
     return int(psutil.virtual_memory().available)
+
+
+def _read_peak() -> int:
+    told = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(told.split()[1])
 
 
 def _glibc() -> Any:  # noqa: ANN401 - a C library has no type

@@ -211,7 +211,7 @@ def test_a_signal_in_a_fold_ends_the_whole_and_says_how_to_go_on(clinseg, traine
     assert answer.code == 75
     (child,) = tmp_path.glob("mlruns/runs/*-fold0")
     parent = child.name.removesuffix("-fold0")
-    assert f"clinseg train --resume {parent}\n" in answer.err
+    assert f"stopped; go on with: clinseg train --resume {parent}\n" in answer.err
     assert not (child.with_name(f"{parent}-fold1")).exists()
     listed = clinseg("runs").out.splitlines()
     assert all("killed" in line for line in listed if parent in line) and parent in listed[-1]

@@ -88,3 +88,12 @@ def test_two_train_as_one_with_twice_the_batch_though_one_of_them_is_killed(
     for name in "training/loss", "validation/dice/shell", "best/dice/shell":
         expected = [(step, pytest.approx(value, rel=0.01)) for step, value in read_metrics(alone)[name]]
         assert read_metrics(together)[name] == expected
+
+
+def test_a_dry_run_of_several_is_refused_once_and_leaves_nothing(study, tmp_path):
+    process = start(tmp_path, *settings_for(study, batch_size=2), "--dry-run")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert output.count("several-processes") == 1 and "error: --dry-run: 2 processes" in output
+    assert str(ROOT / "pipeline") not in output, "a traceback of ours"
+    assert not list(tmp_path.iterdir())

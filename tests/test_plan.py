@@ -2,11 +2,14 @@
 
 import contextlib
 import json
+from functools import partial
 from itertools import pairwise
 
 import pytest
+import torch
 import yaml
 
+from pipeline import memory
 from pipeline.config import job_to_mapping, load_job
 from pipeline.data.synthetic import write_phantom_study
 
@@ -107,6 +110,19 @@ def test_a_job_that_cannot_fit_ends_with_4(config, clinseg):
     answer = clinseg("train", config, "--dry-run", "--set", huge)
     assert answer.code == 4 and "training: it needs" in answer.err, "known before it is tried"
     assert "lower training.batch_size or training.patch_size" in answer.err
+
+
+@pytest.mark.parametrize("is_peak_told", [True, False])
+def test_what_cannot_be_compiled_is_refused_with_the_reason(config, clinseg, monkeypatch, is_peak_told):
+    if not is_peak_told:  # as on a system that is not Linux
+        monkeypatch.setattr(memory, "_STATUS", config.with_name("no such file"))
+
+    def fail(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=fail))
+    answer = clinseg("train", config, "--dry-run", "--set", "training.compile=true")
+    assert answer.code == 2 and "no compiler here" in answer.err and "cannot-compile" in answer.err
 
 
 def test_a_disk_that_is_too_small_ends_with_4(config, clinseg, small_disk):

@@ -91,6 +91,22 @@ class World:
             message = "not all processes have the same config, data and run; let all see the same files"
             raise ConfigError(Fault("torchrun", "processes-disagree", message))
 
+    def check_alone(self, subject: str, advice: str) -> None:
+        """Refuses to go on if this is not the only process.
+
+        Args:
+            subject: What one process does alone.
+            advice: What to do instead.
+
+        Raises:
+            ConfigError: In the first of several.
+            Stopped: In the others.
+        """
+        with self.first_alone():
+            if self.size > 1:
+                message = f"{self.size} processes were started, and one does this alone; {advice}"
+                raise ConfigError(Fault(subject, "several-processes", message))
+
     def wait(self) -> None:
         """Returns when all processes are here."""
         self.largest([0.0])

@@ -73,8 +73,11 @@ class DiceCrossEntropy(nn.Module):
         sums = self.total(torch.cat([overlap, sizes, num_labelled, counted]))
         overlap, sizes, num_labelled = sums[:-2].chunk(3)
         dice = (2 * overlap + _SMOOTH) / (sizes + _SMOOTH)
+        cross_entropy = sums[-2] / sums[-1].clamp_min(1)
+        if labelled is None:  # here, and so every structure is labelled somewhere
+            return cross_entropy + 1 - dice.mean()
         missed, num_structures = _weighted_sums(1 - dice, num_labelled > 0)
-        return sums[-2] / sums[-1].clamp_min(1) + missed / num_structures.clamp_min(1)
+        return cross_entropy + missed / num_structures.clamp_min(1)
 
     def _compare_classes(
         self, logits: Tensor, target: Tensor, labelled: Tensor | None

@@ -13,7 +13,7 @@ from pipeline.config import Job, job_parameters, job_to_mapping
 from pipeline.data.cases import Study, read_manifest
 from pipeline.data.folds import list_folds
 from pipeline.environment import code_version, environment
-from pipeline.errors import ConfigError, Fault
+from pipeline.errors import ConfigError
 from pipeline.inference.components import Components, OutOfFold, decide_components
 from pipeline.inference.evaluation import CaseMetrics, read_table, summarise_structures, write_metrics
 from pipeline.progress import progress_bar
@@ -55,11 +55,9 @@ def train_folds(
     with StopSignals() as signals, join_world() as world:
         with world.first_alone():
             job, run = find_job(config, overrides, resume)
-            if job.data.fold == "all" and world.size > 1:
-                message = "a cross-validation is trained by one process; train one fold after the other"
-                raise ConfigError(Fault("data.fold", "several-processes", message))
         if job.data.fold != "all":
             return train(job, run, signals, world, on_needs, on_start)
+        world.check_alone("data.fold", "train one fold after the other (--fold 0, …), or leave torchrun out")
         study = read_manifest(job.data)
         check_structures(job, study.contract)
         folds = [_on_fold(job, fold) for fold in list_folds(study.cases, job.data, job.training.seed)]

@@ -15,20 +15,20 @@ from pipeline.config import Job, TrainingSection, load_job
 from pipeline.data.cases import read_manifest
 from pipeline.data.datasets import PatchSampler, PreparedCase
 from pipeline.data.folds import list_folds
-from pipeline.errors import ConfigError
 from pipeline.inference.predictor import select_device
 from pipeline.memory import (
+    UnmeasurableError,
     available_bytes,
     format_size,
     freed_memory_kept,
-    is_out_of_memory,
     measure_peak,
     resident_bytes,
 )
 from pipeline.tracking import STORE
+from pipeline.training.distributed import join_world
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.material import load_material
-from pipeline.workflows.needs import Need, Needs, measure_needs, out_of_memory
+from pipeline.workflows.needs import Need, Needs, measure_needs, told_out_of_memory
 from pipeline.workflows.starting import find_start
 from pipeline.workflows.training import build_sampler, build_task
 
@@ -80,7 +80,10 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> Estimate:
 
     Raises:
         FaultError: As a training would; a ResourceError if memory or disk do not suffice.
+        Stopped: If the first of several processes was told that one alone can do this.
     """
+    with join_world() as world:
+        world.check_alone("--dry-run", "leave torchrun out; several share the steps of a training evenly")
     job = load_job(config, overrides)
     if job.data.fold != "all":
         return estimate_job(job)
@@ -126,16 +129,11 @@ def _try_out(
     is_gpu = device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if is_gpu else resident_bytes()
     peak = None
-    try:
-        with freed_memory_kept():
-            try:
-                peak = before + measure_peak(run, device)
-            except ConfigError:  # the system does not tell, and so nothing has run
-                run()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory() from error
+    with told_out_of_memory(), freed_memory_kept():
+        try:
+            peak = before + measure_peak(run, device)
+        except UnmeasurableError:
+            run()
     parts = [needs.parts[0].at_least(peak), *needs.parts[1:]]
     if is_gpu:
         own = resident_bytes()

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from pipeline.data.datasets import PatchSampler
-from pipeline.errors import ConfigError, Fault, ResourceError
-from pipeline.memory import available_bytes, format_size, is_out_of_memory, measure_peak, resident_bytes
+from pipeline.errors import Fault, ResourceError
+from pipeline.memory import (
+    UnmeasurableError,
+    available_bytes,
+    format_size,
+    is_out_of_memory,
+    measure_peak,
+    resident_bytes,
+)
 from pipeline.networks.footprint import saved_bytes
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.material import Material
@@ -88,6 +96,7 @@ def measure_needs(
         device: Where it is trained.
 
     Raises:
+        ConfigError: If the network cannot be compiled.
         ResourceError: If memory or disk do not suffice.
     """
     weights = sum(tensor.nbytes for tensor in task.weights().values())
@@ -99,20 +108,28 @@ def measure_needs(
     # A system that runs out of memory often kills the process instead of refusing: so not by trying alone.
     Needs((Need(what, own + _least_bytes(task, sampler), free), disk)).check()
     peak = None
-    try:
-        with suppress(ConfigError):
+    with told_out_of_memory():
+        try:
             peak = own + _MOMENTS * weights + measure_peak(lambda: task.rehearse(sampler.draw(0)), device)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory() from error
+        except UnmeasurableError:
+            task.rehearse(sampler.draw(0))  # all the same: other processes sum their losses with this one
     return Needs((Need(what, peak, free), disk)).check()
 
 
-def out_of_memory() -> ResourceError:
-    """The error of a training that does not fit."""
-    message = f"a training step does not fit into memory; {_ADVICE}"
-    return ResourceError(Fault("training", "out-of-memory", message))
+@contextmanager
+def told_out_of_memory() -> Iterator[None]:
+    """Tells people what torch says in several ways.
+
+    Raises:
+        ResourceError: If what is done in it does not fit into memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message = f"a training step does not fit into memory; {_ADVICE}"
+        raise ResourceError(Fault("training", "out-of-memory", message)) from error
 
 
 def _least_bytes(task: SegmentationTask, sampler: PatchSampler) -> int:

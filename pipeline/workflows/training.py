@@ -20,7 +20,7 @@ from pipeline.files import write_text
 from pipeline.inference.components import Components
 from pipeline.inference.evaluation import CaseMetrics
 from pipeline.inference.predictor import select_device
-from pipeline.memory import freed_memory_kept, is_out_of_memory
+from pipeline.memory import freed_memory_kept
 from pipeline.progress import budget_bar
 from pipeline.signals import StopSignals
 from pipeline.tracking import (
@@ -39,7 +39,7 @@ from pipeline.workflows.judging import judge
 from pipeline.workflows.keeping import Keeper
 from pipeline.workflows.material import Material, load_material
 from pipeline.workflows.models import BEST
-from pipeline.workflows.needs import Needs, measure_needs, out_of_memory
+from pipeline.workflows.needs import Needs, measure_needs, told_out_of_memory
 from pipeline.workflows.resuming import CONFIG, check_data, load_state
 from pipeline.workflows.starting import Start, find_start, write_start
 
@@ -147,7 +147,8 @@ def ended_by_trouble(record: Record, signals: StopSignals, world: World = ALONE)
         # When another process was lost, torchrun's signal comes while the record is being closed.
         with signals.deferred():
             record.close("KILLED")
-        reason = f"{stopped}; " if stopped.args else ""
+        # A fold of a cross-validation, which is trained alone, gives advice; that of the whole replaces it.
+        reason = f"{stopped}; " if stopped.args and world.size > 1 else ""
         program = "clinseg" if world.size == 1 else "torchrun (as before) -m pipeline"
         raise Stopped(f"{reason}go on with: {program} train --resume {record.name}") from None
     except BaseException:
@@ -178,7 +179,8 @@ def _follow(
     task: SegmentationTask, sampler: PatchSampler, state: Mapping[str, Any] | None, signals: StopSignals
 ) -> None:
     """What all processes but the first do: their share of every step, and nothing that is written."""
-    task.rehearse(sampler.draw(0))
+    with told_out_of_memory():
+        task.rehearse(sampler.draw(0))  # with the first, which measures it
     with freed_memory_kept(), signals.deferred():
         _fit(task, sampler, Silence(signals), state)
 
@@ -186,12 +188,8 @@ def _follow(
 def _fit(
     task: SegmentationTask, sampler: PatchSampler, surroundings: Surroundings, state: Mapping[str, Any] | None
 ) -> Ending:
-    try:
+    with told_out_of_memory():
         ending = fit(task, sampler, task.job.training, surroundings, state, task.world)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise out_of_memory() from error
     # Who ended first would have torchrun end the others, while the last state is being written.
     task.world.leave()
     if ending == "interrupted":

@@ -37,6 +37,28 @@ def test_equals_the_textbook(is_regions, size):
     assert torch.allclose(found_gradient, expected_gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize("is_regions", [False, True])
+def test_alone_and_with_all_labels_it_is_to_the_bit_the_sum_of_two_means(is_regions):
+    """Sums over processes are no reason to round otherwise: the figures of former runs come again.
+
+    Of one voxel, so that no sum depends on its order.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        logits = torch.randn(1, 4, 1, 1, generator=generator)
+        target = torch.randint(0, 4, (1, 1, 1), generator=generator)
+        truth = F.one_hot(target, 4).movedim(-1, 1).float()
+        if is_regions:
+            target, probabilities, first = truth, logits.sigmoid(), 0
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, truth)
+        else:
+            probabilities, first = logits.log_softmax(1).exp(), 1
+            cross_entropy = F.cross_entropy(logits, target)
+        dice = (2 * probabilities * truth + 1e-5) / (probabilities + truth + 1e-5)
+        expected = cross_entropy + 1 - dice[:, first:].mean()
+        assert torch.equal(DiceCrossEntropy(is_regions=is_regions)(logits, target), expected)
+
+
 def test_a_perfect_prediction_costs_nothing_and_an_absent_structure_does_not_either():
     target = torch.zeros(1, 4, 4, 4, dtype=torch.long)
     target[:, :2] = 1  # class 2 is absent
