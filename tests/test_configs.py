@@ -37,7 +37,9 @@ def test_it_builds_and_takes_a_step(path):
     # The network as it is, on the smallest patch that it takes: a step of the full size takes seconds.
     small = tuple(2 * stride for stride in job.network.total_stride)
     job = Job(**(dict(job) | {"training": job.training.model_copy(update={"patch_size": small})}))
-    task = SegmentationTask(job, LabelContract({"background": 0, "thing": 3}), 1, [], torch.device("cpu"))
+    sides = [name for pair in job.data.left_right_pairs for name in pair]
+    contract = LabelContract({"background": 0, "thing": 3, **{name: 4 + k for k, name in enumerate(sides)}})
+    task = SegmentationTask(job, contract, 1, [], torch.device("cpu"))
     size = task.augmentation.source_size
     tensors = {IMAGE: torch.randn(2, 1, *size), LABEL: torch.randint(0, 2, (2, *size), dtype=torch.uint8)}
     before = {name: weight.clone() for name, weight in task.weights().items()}
