@@ -76,6 +76,12 @@ class _Grid:
         within = self.spacing[: self.dimensions]
         return max(within) > ANISOTROPY * min(within)
 
+    @property
+    def has_thick_slices(self) -> bool:
+        """Whether they are so along a single axis of three."""
+        *_, middle, longest = sorted(self.spacing)
+        return self.dimensions == 3 and longest > ANISOTROPY * middle
+
 
 def _lay_grid(fingerprint: Fingerprint, patch_voxels: float) -> _Grid:
     spacing = choose_spacing(fingerprint, patch_voxels)
@@ -151,10 +157,10 @@ def _choose_augmentation(fingerprint: Fingerprint, grid: _Grid) -> Choices:
         choices["data.left_right_pairs"] = Choice(
             [list(pair) for pair in pairs], "by their names; they change places when mirrored"
         )
-    if grid.is_coarse and grid.dimensions == 3:
+    if grid.has_thick_slices:
         choices["augmentation.in_plane"] = Choice(True, "turned within the thick slices, not across them")
     elif grid.is_coarse:
-        choices["augmentation.rotation_degrees"] = Choice(10, "more would mix fine and coarse lines")
+        choices["augmentation.rotation_degrees"] = Choice(10, "more would mix fine and coarse axes")
     return choices
 
 
