@@ -285,7 +285,7 @@ class TrainingSection(Section):
     deterministic: bool = False
     """Bit-identical repetition and resumption on one kind of machine; needs a budget in epochs."""
     compile: bool = False
-    """Compile the network for training (`torch.compile`); costs a minute before the budget begins."""
+    """Compile the network for training (`torch.compile`); costs minutes before the budget begins."""
     start_from: ModelField | None = None
     """The model whose weights it starts from: a run, `latest`, a checkpoint file (relative to this file) or
     `models:/name@alias`; null starts from scratch. See `docs/fine-tuning.md`."""

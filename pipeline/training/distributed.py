@@ -175,11 +175,11 @@ class _Total(torch.autograd.Function):
     """A sum over all processes, whose gradient passes to one's own share as it is."""
 
     @staticmethod
-    def forward(context: Any, values: Tensor, world: World) -> Tensor:  # noqa: ANN401
+    def forward(context: Any, values: Tensor, world: World) -> Tensor:  # noqa: ANN401 - torch's own
         total = values.detach().clone()
         world._reduce(total, dist.ReduceOp.SUM)
         return total
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 - torch's own
         return gradient, None
