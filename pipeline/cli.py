@@ -107,6 +107,7 @@ def predict(
         list[Path], typer.Argument(help="NIfTI files, folders of them, or DICOM series folders.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for masks and report.json.")],
+    *,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     max_memory: Annotated[
         str | None, typer.Option(help="Memory to keep within, such as 2GiB; else what is free.")
@@ -114,6 +115,9 @@ def predict(
     resume: Annotated[bool, typer.Option("--resume", help="Keep the masks made before.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write DIR/probabilities/<case>.nii as well.")
+    ] = False,
+    compiles: Annotated[
+        bool, typer.Option("--compile", help="Compile the networks first: pays off with many windows.")
     ] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show each case's plan.")] = False,
 ) -> None:
@@ -132,6 +136,7 @@ def predict(
         max_memory,
         resume=resume,
         with_probabilities=probabilities,
+        compiles=compiles,
         on_plan=show_plan,
     )
     _show_faults("warning", (warning for report in reports for warning in report.warnings))

@@ -31,7 +31,12 @@ class Ensemble:
 
 
 def build_ensemble(
-    networks: Sequence[AttentionUNet], contract: LabelContract, *, shares_image: bool, keeps_logits: bool
+    networks: Sequence[AttentionUNet],
+    contract: LabelContract,
+    *,
+    shares_image: bool,
+    keeps_logits: bool,
+    compiles: bool,
 ) -> Ensemble:
     """Chooses what is blended: logits, or the last features of every network if those are fewer.
 
@@ -44,12 +49,15 @@ def build_ensemble(
         contract: Names and values of the labels.
         shares_image: Whether all see the same channels; else each sees its own part of them, in turn.
         keeps_logits: Whether logits are blended in any case: features have no sides that could be exchanged.
+        compiles: Whether `torch.compile` makes every network's forward pass; at its first call.
     """
     values, is_regions = contract.channel_values, contract.regions is not None
     num_logits, num_features = networks[0].head.weight.shape
     num = len(networks)
     joins = num_logits > num * num_features and not keeps_logits
     calls: list[Network] = [network.forward_features if joins else network for network in networks]
+    if compiles:
+        calls = [torch.compile(call, dynamic=False) for call in calls]  # windows are all of one size
     if not shares_image:
         calls = [_on_part(call, k, num) for k, call in enumerate(calls)]
     if not joins:

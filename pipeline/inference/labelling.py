@@ -66,6 +66,7 @@ class Labeller:
         mixed_precision: Whether the networks may compute in 16 bits on a GPU. Scores are summed in 32.
         laterality: Output channels that change places in a copy that is mirrored from left to right.
         shares_image: Whether all networks see the same channels of the image; else each its own part of them.
+        compiles: Whether the networks are compiled at their first call; see `rehearse`.
     """
 
     def __init__(
@@ -79,10 +80,15 @@ class Labeller:
         mixed_precision: bool,
         laterality: Laterality | None = None,
         shares_image: bool = True,
+        compiles: bool = False,
     ) -> None:
         self._laterality = laterality if section.flips else None
         self._ensemble = build_ensemble(
-            networks, contract, shares_image=shares_image, keeps_logits=self._laterality is not None
+            networks,
+            contract,
+            shares_image=shares_image,
+            keeps_logits=self._laterality is not None,
+            compiles=compiles,
         )
         self.contract = contract
         self.section = section
@@ -93,6 +99,13 @@ class Labeller:
         num_mirrored = 2 ** len(self.window_size) if section.flips else 1
         self._num_copies = num_mirrored * len(networks)
         self._window_bytes: dict[tuple[int, ...], int] = {}
+
+    def rehearse(self, num_channels: int) -> None:
+        """Predicts a few windows, so that what is compiled at its first call is compiled, in lanes too."""
+        height, width, depth = (*self.window_size, 1)[:3]
+        shape = 2 * height, width, depth
+        ramp = torch.linspace(0, 1, num_channels * math.prod(shape))  # no window of it is empty
+        self.label(Prepared(ramp.reshape(num_channels, *shape), np.eye(4)), Grid(shape, np.eye(4)))
 
     def label(
         self,

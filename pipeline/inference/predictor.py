@@ -14,6 +14,7 @@ from pipeline.inference.budget import Plan
 from pipeline.inference.labelling import Labeller, LabelMap
 from pipeline.labels import LabelContract
 from pipeline.networks import AttentionUNet, build_network
+from pipeline.networks.compiling import compiler_faults
 from pipeline.volume import Grid, Volume
 from transforms.postprocessing import ProbabilitySink
 from transforms.preprocessing import IntensityStatistics, Prepared, Preprocessing, preprocess
@@ -34,6 +35,10 @@ class Predictor:
         statistics: Of each network, per channel, for `normalisation: dataset`; else empty.
         device: Where to compute.
         max_memory: Bytes that a prediction may take at its peak; None for what is free.
+        compiles: Whether to compile the networks, now.
+
+    Raises:
+        ConfigError: If they cannot be compiled.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class Predictor:
         statistics: Sequence[tuple[IntensityStatistics, ...]],
         device: torch.device,
         max_memory: int | None = None,
+        *,
+        compiles: bool = False,
     ) -> None:
         self.contract = contract
         self.num_channels = len(channels)
@@ -66,7 +73,11 @@ class Predictor:
                 job.preprocessing.left_right_axis, job.data.left_right_pairs
             ),
             shares_image=shares_image,
+            compiles=compiles,
         )
+        if compiles:
+            with compiler_faults("--compile", "leave it out"):
+                self._labeller.rehearse(self.num_channels * self._num_seen)
 
     def prepare(self, images: Sequence[Volume]) -> Prepared:
         """Brings the images of a case, one volume per channel on one grid, to the network's grid."""
@@ -93,8 +104,10 @@ class Predictor:
         return self._labeller.label(prepared, grid, self.max_memory, on_plan, sink)
 
 
-def load_predictor(checkpoint: Checkpoint, device: torch.device, max_memory: int | None = None) -> Predictor:
-    """Builds networks and chain that a checkpoint describes."""
+def load_predictor(
+    checkpoint: Checkpoint, device: torch.device, max_memory: int | None = None, *, compiles: bool = False
+) -> Predictor:
+    """Builds networks and chain that a checkpoint describes; see `Predictor`."""
     job = job_from_mapping(checkpoint.job)
     contract = LabelContract(checkpoint.labels, job.data.regions)
     networks, statistics = [], []
@@ -104,7 +117,9 @@ def load_predictor(checkpoint: Checkpoint, device: torch.device, max_memory: int
         networks.append(network)
         measured = (member.intensity or {}).get("channels", [])
         statistics.append(tuple(IntensityStatistics(**channel) for channel in measured))
-    return Predictor(job, contract, checkpoint.channels, networks, statistics, device, max_memory)
+    return Predictor(
+        job, contract, checkpoint.channels, networks, statistics, device, max_memory, compiles=compiles
+    )
 
 
 def build_preprocessing(

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import BackendCompilerFailed
 
 from pipeline.config import Job
 from pipeline.data.datasets import Batch, PreparedCase
-from pipeline.errors import ConfigError, Fault
 from pipeline.inference.labelling import Labeller, autocast_type
 from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice
 from pipeline.networks import AttentionUNet, build_network
+from pipeline.networks.compiling import compiler_faults
 from pipeline.networks.pretrained import Source, load_pretrained
 from pipeline.training.distributed import ALONE, World
 from pipeline.training.losses import IGNORED, DeepSupervision, DiceCrossEntropy
@@ -115,13 +114,11 @@ class SegmentationTask(AbstractTask):
 
     def rehearse(self, batch: Batch) -> None:
         """Forward and backward without a step; see `AbstractTask`."""
-        try:
-            with torch.random.fork_rng(device_type="cuda"):  # forks the CPU's generator as well
-                self._compute_loss(batch).backward()
-        except BackendCompilerFailed as error:
-            reason = " ".join(str(error).partition("\n\n")[0].split())  # torch's advice comes after it
-            message = f"{reason}; install a C++ compiler (g++) and Python's headers, or set it to false"
-            raise ConfigError(Fault("training.compile", "cannot-compile", message)) from error
+        with (
+            compiler_faults("training.compile", "set it to false"),
+            torch.random.fork_rng(device_type="cuda"),  # forks the CPU's generator as well
+        ):
+            self._compute_loss(batch).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
     def validate(self) -> dict[str, float]:

@@ -33,6 +33,7 @@ def predict(
     *,
     resume: bool = False,
     with_probabilities: bool = False,
+    compiles: bool = False,
     on_plan: Callable[[str, Plan], None] = lambda case, plan: None,
 ) -> list[CaseReport]:
     """Predicts every input with a trained model and writes `folder/<case>.nii.gz` and `folder/report.json`.
@@ -47,6 +48,7 @@ def predict(
         max_memory: A size such as `2GiB` that the prediction keeps within; None for what is free.
         resume: Whether to keep the masks that this model made of these very files before.
         with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well.
+        compiles: Whether to compile the networks first.
         on_plan: Is told each case's plan before its first window.
 
     Returns:
@@ -57,7 +59,7 @@ def predict(
     """
     limit = parse_size(max_memory) if max_memory is not None else None
     checkpoint = load_model(model)
-    predictor = load_predictor(checkpoint, select_device(device), limit)
+    predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
     cases = find_inputs(inputs, predictor.num_channels)
     _refuse_overwriting(cases, folder)
     check_writable(folder)

@@ -12,12 +12,15 @@ import time
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from pipeline.checkpoint import read_checkpoint
 from pipeline.data.cases import Case
 from pipeline.inference.cohort import predict_cohort
 from pipeline.inference.predictor import load_predictor, select_device
 from transforms.preprocessing import Prepared
+
+compile_ = torch.compile
 
 
 @pytest.fixture
@@ -81,6 +84,32 @@ def test_under_a_budget_one_case_at_a_time_is_in_memory(trained, images, tmp_pat
 
     predict_cohort(predictor, cases, tmp_path / "out", on_plan=count)
     assert alive == [1] * len(cases)
+
+
+def test_compiled_the_masks_are_the_same(clinseg, trained, images, tmp_path, monkeypatch):
+    # All of torch.compile but the C++, which takes a minute.
+    asked = []
+    monkeypatch.setattr(
+        torch, "compile", lambda call, **how: asked.append(how) or compile_(call, backend="aot_eager", **how)
+    )
+    for path in sorted(images.iterdir())[1:]:
+        path.unlink()
+    masks = []
+    for name, options in (("plain", []), ("compiled", ["--compile"])):
+        assert clinseg("predict", trained.model, images, "-o", tmp_path / name, *options).code == 0
+        masks.append(np.asarray(nib.load(next((tmp_path / name).glob("*.nii.gz"))).dataobj))
+    assert len(asked) == 1
+    assert np.count_nonzero(masks[0] != masks[1]) <= 1e-4 * masks[0].size and masks[0].any()
+
+
+def test_what_cannot_be_compiled_is_refused_before_any_case(clinseg, trained, images, tmp_path, monkeypatch):
+    def fail(graph, inputs):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda call, **how: compile_(call, backend=fail, **how))
+    answer = clinseg("predict", trained.model, images, "-o", tmp_path / "out", "--compile")
+    assert answer.code == 2 and answer.err.count("no compiler here") == 1 and "leave it out" in answer.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_resume_makes_the_probabilities_that_are_missing(clinseg, trained, images, tmp_path):

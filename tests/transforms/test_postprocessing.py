@@ -89,3 +89,20 @@ def test_only_the_largest_component_stays():
     kept = keep_largest_component(label_map, (1, 2))
     assert kept[7, 2, 2] == 0 and kept[8, 4, 4] == 3
     assert np.array_equal(kept[:5], label_map[:5])
+
+
+@pytest.mark.parametrize("num", [1, 3, 255, 256, 300])
+@pytest.mark.parametrize("is_regions", [False, True])
+def test_every_channel_is_written_with_its_own_value(num, is_regions):
+    generator = np.random.default_rng(num)
+    values = tuple(map(int, generator.permutation(2000)[:num]))
+    scores = generator.normal(size=(num, 4, 5, 6)).astype(np.float32)
+    found = label_map_on_grid(
+        torch.from_numpy(scores), np.eye(4), (4, 5, 6), np.eye(4), Decision(values, is_regions)
+    )
+    expected = np.asarray(values)[scores.argmax(0)]
+    if is_regions:
+        expected = np.zeros((4, 5, 6), int)
+        for value, region in zip(values, scores, strict=True):
+            expected[region > 0] = value
+    assert np.array_equal(found, expected)
