@@ -29,7 +29,7 @@ import torch.nn.functional as F  # noqa: N812 - its customary name
 from monai.data import set_track_meta
 from torch import Tensor
 
-from pipeline.config import AugmentationSection, load_job
+from pipeline.config import AugmentationSection, load_job, segmentation_job
 from pipeline.data.datasets import Batch
 from pipeline.labels import LabelContract
 from pipeline.memory import freed_memory_kept
@@ -296,7 +296,7 @@ def spread(values: Sequence[float]) -> str:
 
 def measure_share(rounds: int) -> list[str]:
     """What augmentation takes of a training step of the shipped hippocampus job."""
-    job = load_job(ROOT / "configs/hippocampus.yaml")
+    job = segmentation_job(load_job(ROOT / "configs/hippocampus.yaml"))
     contract = LabelContract({"background": 0, "anterior": 1, "posterior": 2})
     task = SegmentationTask(job, contract, 1, [], torch.device("cpu"))
     image, label = make_batch(task.augmentation.source_size)

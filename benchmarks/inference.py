@@ -36,7 +36,7 @@ from nilearn.datasets import load_mni152_brain_mask
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import InferenceSection, NetworkSection, load_job
+from pipeline.config import InferenceSection, NetworkSection, load_job, segmentation_job
 from pipeline.data.cases import Case
 from pipeline.inference.budget import Plan
 from pipeline.inference.cohort import predict_cohort
@@ -332,7 +332,7 @@ def measure_case(rounds: int) -> list[str]:
         return ["Whole cases: not measured, nnU-Net is not installed."]
     num_cases, shape = 20, (35, 51, 35)
     generator = np.random.default_rng(0)
-    job = load_job(ROOT / "configs/hippocampus.yaml")
+    job = segmentation_job(load_job(ROOT / "configs/hippocampus.yaml"))
     contract = LabelContract({"background": 0, "anterior": 1, "posterior": 2})
     network = build_network(job.network, 1, 3)
     predictor = Predictor(job, contract, ["MR"], [network], [()], DEVICE)

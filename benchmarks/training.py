@@ -36,7 +36,7 @@ from monai.data import CacheDataset, DataLoader
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch import Tensor, nn
 
-from pipeline.config import Job, load_job
+from pipeline.config import SegmentationJob, load_job, segmentation_job
 from pipeline.data.cases import Case, read_manifest
 from pipeline.data.datasets import PatchSampler, prepare_cases
 from pipeline.inference.predictor import build_preprocessing
@@ -56,18 +56,18 @@ _WARMING_STEPS = 3
 Method = Callable[[int], None]
 
 
-def reference_job(**training: object) -> Job:
+def reference_job(**training: object) -> SegmentationJob:
     """The shipped hippocampus job, without a validation that would take its time."""
-    job = load_job(ROOT / "configs/hippocampus.yaml")
+    job = segmentation_job(load_job(ROOT / "configs/hippocampus.yaml"))
     section = job.training.model_copy(update=training)
     return job.model_copy(update={"training": section})
 
 
-def load_cases(job: Job) -> Sequence[Case]:
+def load_cases(job: SegmentationJob) -> Sequence[Case]:
     return read_manifest(job.data).cases[:NUM_CASES]
 
 
-def build_task(job: Job) -> SegmentationTask:
+def build_task(job: SegmentationJob) -> SegmentationTask:
     contract = LabelContract({"background": 0, "Anterior": 1, "Posterior": 2})
     return SegmentationTask(job, contract, 1, [], DEVICE)
 
@@ -75,7 +75,7 @@ def build_task(job: Job) -> SegmentationTask:
 class Bare:
     """Forward, backward and step of a task's network on a batch that lies on the device."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SegmentationJob) -> None:
         self.task = build_task(job)
         size = job.training.patch_size
         generator = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ class Bare:
 class Ours:
     """The loop of `clinseg train`."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: SegmentationJob, folder: Path) -> None:
         data = job.data.model_copy(update={"cache_dir": folder / "cache"})
         contract = read_manifest(job.data).contract
         chain = build_preprocessing(job.preprocessing, ())
@@ -122,7 +122,7 @@ class Ours:
 class Monai:
     """A loop as in MONAI's tutorials: cached cases, dictionary transforms, workers, losses read at once."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SegmentationJob) -> None:
         cases = [{IMAGE: str(case.images[0]), LABEL: str(case.label)} for case in load_cases(job)]
         dataset = CacheDataset(cases, monai_chain(job), progress=False)
         self.loader: Any = DataLoader(
@@ -153,7 +153,7 @@ class Monai:
                     return
 
 
-def monai_chain(job: Job) -> monai_transforms.Compose:
+def monai_chain(job: SegmentationJob) -> monai_transforms.Compose:
     """Our preprocessing and augmentation in MONAI's dictionary transforms, as far as it has them."""
     both, size = [IMAGE, LABEL], job.training.patch_size
     a, t = job.augmentation, monai_transforms
@@ -200,7 +200,7 @@ class DeepNetwork(nn.Module):
 class NnUnet:
     """nnU-Net's trainer: its data, workers, augmentation, loss and optimizer, with our network."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: SegmentationJob, folder: Path) -> None:
         paths = {f"nnUNet_{name}": folder / name for name in ("raw", "preprocessed", "results")}
         os.environ.update({name: str(path) for name, path in paths.items()})
         write_nnunet_study(job, paths["nnUNet_raw"] / "Dataset004_Hippocampus")
@@ -232,7 +232,7 @@ class NnUnet:
             loader._finish()
 
 
-def write_nnunet_study(job: Job, folder: Path) -> None:
+def write_nnunet_study(job: SegmentationJob, folder: Path) -> None:
     cases = load_cases(job)
     for case in cases:
         assert case.label is not None

@@ -153,7 +153,7 @@ def evaluate(
     references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="CSV to write.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Job whose word counts on what is labelled in each case.")
+        Path | None, typer.Option(help="SegmentationJob whose word counts on what is labelled in each case.")
     ] = None,
     ignore: Annotated[
         int | None, typer.Option(min=1, help="Value of the references' voxels to leave out.")

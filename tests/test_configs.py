@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import Job, job_to_mapping, load_job
+from pipeline.config import SegmentationJob, job_to_mapping, load_job
 from pipeline.data.datasets import Batch
 from pipeline.labels import LabelContract
 from pipeline.training.segmentation import SegmentationTask
@@ -36,7 +36,7 @@ def test_it_builds_and_takes_a_step(path):
     job = load_job(path)
     # The network as it is, on the smallest patch that it takes: a step of the full size takes seconds.
     small = tuple(2 * stride for stride in job.network.total_stride)
-    job = Job(**(dict(job) | {"training": job.training.model_copy(update={"patch_size": small})}))
+    job = SegmentationJob(**(dict(job) | {"training": job.training.model_copy(update={"patch_size": small})}))
     sides = [name for pair in job.data.left_right_pairs for name in pair]
     contract = LabelContract({"background": 0, "thing": 3, **{name: 4 + k for k, name in enumerate(sides)}})
     task = SegmentationTask(job, contract, 1, [], torch.device("cpu"))

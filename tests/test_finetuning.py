@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
-from pipeline.config import Job, job_to_mapping, load_job
+from pipeline.config import SegmentationJob, job_to_mapping, load_job
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.labels import LabelContract
 from pipeline.networks import build_network
@@ -123,7 +123,7 @@ def match(folder, manifest, channels, labels, their_regions=None, our_regions=No
     network = {"dimensions": 2, "features": (4, 6)}
     training = {"epochs": 1, "patch_size": (8, 8)}
     data = {"manifest": manifest, "regions": our_regions}
-    former = Job.model_validate(
+    former = SegmentationJob.model_validate(
         {"data": data | {"regions": their_regions}, "network": network, "training": training}
     )
     contract = LabelContract(values, their_regions)
@@ -138,7 +138,9 @@ def match(folder, manifest, channels, labels, their_regions=None, our_regions=No
     )
     write_checkpoint(folder / "model.safetensors", model)
     training["start_from"] = folder / "model.safetensors"
-    return find_start(Job.model_validate({"data": data, "network": network, "training": training}))
+    return find_start(
+        SegmentationJob.model_validate({"data": data, "network": network, "training": training})
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,19 @@
 """The typed job: what can be set, how it is loaded and written, and what is said when it is wrong.
 
-`schema` holds every setting and `fields` what it can be, `strict_yaml` reads text with the place of every
-value, `explaining` turns what pydantic finds into faults for people, `loading` joins them; `commenting`
-writes a config for people. Imports neither torch nor monai nor mlflow.
+`schema` names the kinds of job; `sections`, `segmentation` and `classification` hold every setting and
+`fields` what it can be; `strict_yaml` reads text with the place of every value, `explaining` turns what
+pydantic finds into faults for people, `loading` joins them; `commenting` writes a config for people.
+Imports neither torch nor monai nor mlflow.
 """
 
+from pipeline.config.classification import (
+    ClassificationDataSection,
+    ClassificationInferenceSection,
+    ClassificationJob,
+    ClassificationPreprocessingSection,
+    ClassificationTrainingSection,
+    ClassifierSection,
+)
 from pipeline.config.commenting import commented_yaml
 from pipeline.config.loading import (
     job_from_mapping,
@@ -13,27 +22,44 @@ from pipeline.config.loading import (
     job_to_mapping,
     job_to_yaml,
     load_job,
+    segmentation_job,
 )
-from pipeline.config.schema import (
+from pipeline.config.schema import Job
+from pipeline.config.sections import (
     AugmentationSection,
-    DataSection,
-    InferenceSection,
-    Job,
-    NetworkSection,
+    CasesSection,
+    FittingSection,
+    LevelsSection,
     PreprocessingSection,
     Section,
     TrackingSection,
+)
+from pipeline.config.segmentation import (
+    DataSection,
+    InferenceSection,
+    NetworkSection,
+    SegmentationJob,
     TrainingSection,
 )
 
 __all__ = [
     "AugmentationSection",
+    "CasesSection",
+    "ClassificationDataSection",
+    "ClassificationInferenceSection",
+    "ClassificationJob",
+    "ClassificationPreprocessingSection",
+    "ClassificationTrainingSection",
+    "ClassifierSection",
     "DataSection",
+    "FittingSection",
     "InferenceSection",
     "Job",
+    "LevelsSection",
     "NetworkSection",
     "PreprocessingSection",
     "Section",
+    "SegmentationJob",
     "TrackingSection",
     "TrainingSection",
     "commented_yaml",
@@ -43,4 +69,5 @@ __all__ = [
     "job_to_mapping",
     "job_to_yaml",
     "load_job",
+    "segmentation_job",
 ]

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
 
-from pipeline.config.schema import Job, Section
+from pipeline.config.schema import JOBS
+from pipeline.config.sections import Section
 from pipeline.config.strict_yaml import write_yaml
 
 _WIDTH, _COLUMN = 110, 32
@@ -24,7 +25,7 @@ def commented_yaml(
         heading: Lines that stand above everything.
     """
     lines = [f"# {line}".rstrip() for line in heading]
-    lines += _section(Job, values, comments, ())
+    lines += _section(JOBS[str(values["task"])], values, comments, ())
     return "\n".join(lines) + "\n"
 
 

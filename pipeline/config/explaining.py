@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
 
@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pipeline.config.schema import Job, Section
+from pipeline.config.schema import Job
+from pipeline.config.sections import Section
 from pipeline.config.strict_yaml import Document, KeyPath, dotted
 from pipeline.errors import Fault
 
@@ -38,16 +39,21 @@ _EXPECTED = {
 }
 """What a setting should have been, by pydantic's name of the error; the braces are its context."""
 
+Keys = Mapping[KeyPath, FieldInfo]
+
 _NAMED = re.compile(r"(?P<key>[a-z_.]+): (?P<said>.+)", re.DOTALL)
 
 
-def explained(error: ValidationError, document: Document) -> list[Fault]:
+def explained(error: ValidationError, document: Document, kind: type[Job]) -> list[Fault]:
     """One fault per wrong setting, from top to bottom; what was refused on reading is not mentioned again."""
+    known = _known_keys(kind)
     errors: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
-        errors.setdefault(_path(details, document), []).append(details)
+        errors.setdefault(_path(details, document, known), []).append(details)
     faults = [
-        _fault(path, found, document) for path, found in errors.items() if not document.is_refused(path)
+        _fault(path, found, document, known)
+        for path, found in errors.items()
+        if not document.is_refused(path)
     ]
     order = {where: number for number, where in enumerate(document.marks.values())}
     return sorted(faults, key=lambda fault: order.get(fault.where, 0))
@@ -67,7 +73,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _path(details: ErrorDetails, document: Document) -> KeyPath:
+def _path(details: ErrorDetails, document: Document, known: Keys) -> KeyPath:
     """The key that an error is about: pydantic's location without its names of union members and the like."""
     path: KeyPath = ()
     values = document.values
@@ -77,7 +83,7 @@ def _path(details: ErrorDetails, document: Document) -> KeyPath:
         values = values[part]
         path = (*path, part)
     named = (*path, *_said(details)[0])
-    return named if named in _known_keys() else path
+    return named if named in known else path
 
 
 def _has(values: object, part: str | int) -> bool:
@@ -95,12 +101,12 @@ def _said(details: ErrorDetails) -> tuple[KeyPath, str]:
     return (tuple(found["key"].split(".")), found["said"]) if found else ((), message)
 
 
-def _fault(path: KeyPath, found: list[ErrorDetails], document: Document) -> Fault:
+def _fault(path: KeyPath, found: list[ErrorDetails], document: Document, known: Keys) -> Fault:
     kind, name = found[0]["type"], f"`{dotted(path) or 'job'}`"
     if kind == "extra_forbidden":
-        rule, message = "unknown-key", f"{name} is not a key; {_advice(path)}"
+        rule, message = "unknown-key", f"{name} is not a key; {_advice(path, known)}"
     elif kind == "missing":
-        rule, message = "missing-key", f"{name} is needed and missing{_meaning(path)}"
+        rule, message = "missing-key", f"{name} is needed and missing{_meaning(path, known)}"
     elif kind == "value_error":
         key, said = _said(found[0])
         rule, message = "contradiction" if key else "wrong-value", f"{name}: {said}"
@@ -117,27 +123,27 @@ def _expected(details: ErrorDetails) -> str:
     return phrase.format(**details.get("ctx", {}))
 
 
-def _meaning(path: KeyPath) -> str:
+def _meaning(path: KeyPath, known: Keys) -> str:
     """What a missing key is for, in the words of the schema."""
-    field = _known_keys().get(path)
+    field = known.get(path)
     return f": {field.description}" if field is not None and field.description else ""
 
 
-def _advice(path: KeyPath) -> str:
+def _advice(path: KeyPath, keys: Keys) -> str:
     """The nearest key that does exist or, with none near, those of the section."""
-    known, around = list(_known_keys()), path[:-1]
+    known, around = list(keys), path[:-1]
     siblings = [key for key in known if key[:-1] == around]
     wanted = str(path[-1]).lower().replace("-", "_").rpartition(".")[2]
-    for keys, likeness in ((siblings, 1.0), (known, 1.0), (siblings, 0.7), (known, 0.7)):
-        names = dict.fromkeys(str(key[-1]) for key in keys)
+    for some, likeness in ((siblings, 1.0), (known, 1.0), (siblings, 0.7), (known, 0.7)):
+        names = dict.fromkeys(str(key[-1]) for key in some)
         for near in get_close_matches(wanted, names, n=1, cutoff=likeness):
-            return f"did you mean {' or '.join(f'`{dotted(key)}`' for key in keys if key[-1] == near)}?"
+            return f"did you mean {' or '.join(f'`{dotted(key)}`' for key in some if key[-1] == near)}?"
     return f"{dotted(around) or 'a job'} takes " + ", ".join(str(key[-1]) for key in siblings)
 
 
 @cache
-def _known_keys() -> dict[KeyPath, FieldInfo]:
-    return dict(_keys_of(Job, ()))
+def _known_keys(kind: type[Job]) -> Keys:
+    return dict(_keys_of(kind, ()))
 
 
 def _keys_of(section: type[Section], path: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:

@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.config.explaining import explained, shown
-from pipeline.config.schema import Job, Section
+from pipeline.config.schema import JOBS, Job
+from pipeline.config.sections import Section
+from pipeline.config.segmentation import SegmentationJob
 from pipeline.config.strict_yaml import MAX_BYTES, Document, KeyPath, dotted, read_yaml, write_yaml
 from pipeline.errors import ConfigError, Fault
 
@@ -45,6 +47,17 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     return _anchored(_validated(document), (), folder_of)
 
 
+def segmentation_job(job: Job) -> SegmentationJob:
+    """The job, where nothing but a segmentation will do.
+
+    Raises:
+        ConfigError: If it is another.
+    """
+    if isinstance(job, SegmentationJob):
+        return job
+    raise ConfigError(Fault("task", "other-task", f"this is for segmentation, and the job is a {job.task}"))
+
+
 def job_from_mapping(values: Mapping[str, object]) -> Job:
     """The job behind JSON-able values, such as those of `job_to_mapping`; relative paths stay as they are.
 
@@ -74,7 +87,8 @@ def job_parameters(job: Job) -> dict[str, str]:
 
 def job_schema() -> dict[str, object]:
     """The JSON schema (draft 2020-12) of a config file, for completion and help in editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
+    kinds = Annotated[Job, Field(discriminator="task")]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(kinds).json_schema()}
 
 
 def _read(path: Path) -> Document:
@@ -149,10 +163,16 @@ def _with_faults(document: Document, *faults: Fault) -> Document:
 
 def _validated(document: Document) -> Job:
     faults = list(document.faults)
+    values = document.values
+    task = values.get("task", "segmentation") if isinstance(values, dict) else "segmentation"
+    kind = JOBS.get(task) if isinstance(task, str) else None
+    if kind is None:
+        message = f"`task`: expected {' or '.join(map(repr, JOBS))}, got {shown(task)}"
+        raise ConfigError([*faults, Fault(document.where(("task",)), "wrong-value", message)])
     try:
-        job = Job.model_validate(document.values)
+        job = kind.model_validate(document.values)
     except ValidationError as error:
-        faults += explained(error, document)
+        faults += explained(error, document, kind)
     if faults:
         raise ConfigError(faults)
     return job

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.config.schema import DataSection
+from pipeline.config.segmentation import DataSection
 from pipeline.data.manifests import Entry, parse_manifest
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.labels import LabelContract

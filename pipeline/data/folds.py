@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.config.schema import DataSection
+from pipeline.config.segmentation import DataSection
 from pipeline.data.cases import Case
 from pipeline.errors import ConfigError, Fault, InputError
 

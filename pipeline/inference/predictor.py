@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import Job, PreprocessingSection, job_from_mapping
+from pipeline.config import PreprocessingSection, SegmentationJob, job_from_mapping, segmentation_job
 from pipeline.errors import ConfigError, Fault
 from pipeline.inference.budget import Plan
 from pipeline.inference.labelling import Labeller, LabelMap
@@ -43,7 +43,7 @@ class Predictor:
 
     def __init__(
         self,
-        job: Job,
+        job: SegmentationJob,
         contract: LabelContract,
         channels: Sequence[str],
         networks: Sequence[AttentionUNet],
@@ -108,7 +108,7 @@ def load_predictor(
     checkpoint: Checkpoint, device: torch.device, max_memory: int | None = None, *, compiles: bool = False
 ) -> Predictor:
     """Builds networks and chain that a checkpoint describes; see `Predictor`."""
-    job = job_from_mapping(checkpoint.job)
+    job = segmentation_job(job_from_mapping(checkpoint.job))
     contract = LabelContract(checkpoint.labels, job.data.regions)
     networks, statistics = [], []
     for member in checkpoint.members or (checkpoint,):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.config.schema import NetworkSection
+from pipeline.config.segmentation import NetworkSection
 from pipeline.networks.attention_unet import AttentionUNet
 
 __all__ = ["NETWORKS", "AttentionUNet", "build_network"]

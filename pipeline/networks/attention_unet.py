@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.schema import NetworkSection
+from pipeline.config.segmentation import NetworkSection
 from pipeline.networks.blocks import (
     TRANSPOSED,
     AttentionGate,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pipeline.config import Job, job_from_mapping, job_to_mapping
+from pipeline.config import SegmentationJob, job_from_mapping, job_to_mapping, segmentation_job
 
 Value_co = TypeVar("Value_co", covariant=True)
 
@@ -31,9 +31,9 @@ class PlannedJob:
     choices: Choices
 
     @property
-    def job(self) -> Job:
+    def job(self) -> SegmentationJob:
         """The job, validated; paths in it as they were given."""
-        return job_from_mapping(_nested(self._values()))
+        return segmentation_job(job_from_mapping(_nested(self._values())))
 
     @property
     def reasons(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.config import TrainingSection
+from pipeline.config import FittingSection
 from pipeline.data.datasets import PatchSampler, derive_seed
 from pipeline.signals import StopSignals
 from pipeline.training.distributed import ALONE, World
@@ -96,7 +96,7 @@ Ending = Literal["finished", "stopped early", "interrupted"]
 def fit(
     task: AbstractTask,
     sampler: PatchSampler,
-    section: TrainingSection,
+    section: FittingSection,
     surroundings: Surroundings,
     state: Mapping[str, Any] | None = None,
     world: World = ALONE,
@@ -162,7 +162,7 @@ class _Clock:
         self.last = now
 
 
-def _progress(position: Position, section: TrainingSection) -> float:
+def _progress(position: Position, section: FittingSection) -> float:
     """Share of the budget used up; with two budgets, of the one that ends first."""
     shares = [0.0]
     if section.epochs is not None:
@@ -183,7 +183,7 @@ def _count_step(position: Position, losses: Mapping[str, Tensor]) -> None:
 def _end_epoch(
     task: AbstractTask,
     position: Position,
-    section: TrainingSection,
+    section: FittingSection,
     surroundings: Surroundings,
     world: World,
     *,

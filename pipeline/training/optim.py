@@ -10,12 +10,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import TrainingSection
+from pipeline.config import FittingSection
 from pipeline.training.muon import Muon
 
 
 def build_optimizer(
-    section: TrainingSection, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+    section: FittingSection, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 ) -> torch.optim.Optimizer:
     """Muon, AdamW, or SGD with Nesterov momentum, with the learning rate of progress 0.
 
@@ -36,7 +36,7 @@ def build_optimizer(
     return torch.optim.AdamW(parameters, lr=section.learning_rate, weight_decay=section.weight_decay)
 
 
-def learning_rate(section: TrainingSection, progress: float) -> float:
+def learning_rate(section: FittingSection, progress: float) -> float:
     """The learning rate when `progress` (0 to 1) of the budget is used up.
 
     `poly` is (1 - progress)^0.9 as in nnU-Net, `cosine` half a cosine wave; both end at zero.
@@ -72,7 +72,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get("factor", 1.0)
 
 
-def freeze_encoder(encoder: Sequence[nn.Module], section: TrainingSection, progress: float) -> None:
+def freeze_encoder(encoder: Sequence[nn.Module], section: FittingSection, progress: float) -> None:
     """Freezes the levels of an encoder that do not learn yet when `progress` of the budget is used up.
 
     A frozen parameter gets no gradient, and an optimizer passes over what has none: no step, no weight

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import Job
+from pipeline.config import SegmentationJob
 from pipeline.data.datasets import Batch, PreparedCase
 from pipeline.inference.labelling import Labeller, autocast_type
 from pipeline.labels import LabelContract
@@ -51,7 +51,7 @@ class SegmentationTask(AbstractTask):
 
     def __init__(
         self,
-        job: Job,
+        job: SegmentationJob,
         contract: LabelContract,
         num_channels: int,
         validation: Sequence[PreparedCase],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config import load_job
+from pipeline.config import load_job, segmentation_job
 from pipeline.data.cases import read_manifest
 from pipeline.data.checks import CheckReport, check_study
 from pipeline.data.folds import list_folds, split_cases
@@ -20,7 +20,7 @@ def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
     Raises:
         FaultError: If the config or the manifest is so wrong that no file can be read.
     """
-    job = load_job(config, overrides)
+    job = segmentation_job(load_job(config, overrides))
     study = read_manifest(job.data)
     check_structures(job, study.contract)
     folds = (

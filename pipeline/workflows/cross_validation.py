@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
-from pipeline.config import Job, job_parameters, job_to_mapping
+from pipeline.config import SegmentationJob, job_parameters, job_to_mapping
 from pipeline.data.cases import Study, read_manifest
 from pipeline.data.folds import list_folds
 from pipeline.environment import code_version, environment
@@ -84,7 +84,7 @@ class _Part:
         rows: Metrics of its validation cases, as its table has them.
     """
 
-    job: Job
+    job: SegmentationJob
     run: RunFolder
     rows: list[CaseMetrics]
 
@@ -98,11 +98,11 @@ def _deliver(parts: Sequence[_Part]) -> list[Delivery]:
     return deliveries
 
 
-def _on_fold(job: Job, fold: int) -> Job:
+def _on_fold(job: SegmentationJob, fold: int) -> SegmentationJob:
     return job.model_copy(update={"data": job.data.model_copy(update={"fold": fold})})
 
 
-def _describe(record: Record, job: Job) -> None:
+def _describe(record: Record, job: SegmentationJob) -> None:
     record.log_parameters(job_parameters(job))
     record.set_tags({"clinseg.fold": "all"})
     record.log_artifact(record.folder / CONFIG)
@@ -110,7 +110,7 @@ def _describe(record: Record, job: Job) -> None:
 
 def _train_fold(
     record: Record,
-    job: Job,
+    job: SegmentationJob,
     signals: StopSignals,
     on_needs: Callable[[Needs], None],
     on_start: Callable[[Start], None],
@@ -129,7 +129,7 @@ def _train_fold(
 
 
 def _join(
-    record: Record, job: Job, parts: Sequence[_Part], study: Study
+    record: Record, job: SegmentationJob, parts: Sequence[_Part], study: Study
 ) -> tuple[list[CaseMetrics], Components]:
     """One table of all folds, what to do with components, and one model."""
     rows = sorted((row for part in parts for row in part.rows), key=lambda row: row.case)
@@ -141,7 +141,7 @@ def _join(
     return rows, components
 
 
-def _decide_components(job: Job, parts: Sequence[_Part], study: Study) -> Components:
+def _decide_components(job: SegmentationJob, parts: Sequence[_Part], study: Study) -> Components:
     """Decides about the structures that the job says nothing of."""
     kept = job.inference.largest_component
     structures = study.contract.structures
@@ -187,7 +187,7 @@ def _record_summary(
 
 def _write_ensemble(
     record: Record,
-    job: Job,
+    job: SegmentationJob,
     parts: Sequence[_Part],
     components: Components,
     metrics: dict[str, float],

@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from pipeline.config import Job, TrainingSection, load_job
+from pipeline.config import FittingSection, SegmentationJob, load_job, segmentation_job
 from pipeline.data.cases import read_manifest
 from pipeline.data.datasets import PatchSampler, PreparedCase
 from pipeline.data.folds import list_folds
@@ -59,7 +59,7 @@ class Estimate:
     minutes: float
     num_folds: int = 1
 
-    def with_budget(self, section: TrainingSection) -> Estimate:
+    def with_budget(self, section: FittingSection) -> Estimate:
         """The same machine with another budget, or other epochs and validations."""
         steps, validations, minutes = _fill_budget(section, self.step_s, self.validation_s)
         return replace(self, num_steps=steps, num_validations=validations, minutes=minutes)
@@ -84,7 +84,7 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> Estimate:
     """
     with join_world() as world:
         world.check_alone("--dry-run", "leave torchrun out; several share the steps of a training evenly")
-    job = load_job(config, overrides)
+    job = segmentation_job(load_job(config, overrides))
     if job.data.fold != "all":
         return estimate_job(job)
     folds = list_folds(read_manifest(job.data).cases, job.data, job.training.seed)
@@ -92,7 +92,7 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> Estimate:
     return replace(estimate_job(job.model_copy(update={"data": first})), num_folds=len(folds))
 
 
-def estimate_job(job: Job) -> Estimate:
+def estimate_job(job: SegmentationJob) -> Estimate:
     """As `estimate`, for a job whose paths are absolute."""
     device = select_device(job.training.device)
     start = find_start(job)
@@ -166,7 +166,7 @@ def _num_voxels(cases: Sequence[PreparedCase]) -> int:
     return sum(case.label.numel() for case in cases)
 
 
-def _fill_budget(section: TrainingSection, step_s: float, validation_s: float) -> tuple[int, int, float]:
+def _fill_budget(section: FittingSection, step_s: float, validation_s: float) -> tuple[int, int, float]:
     """Steps, validations and minutes, by the rules of the training loop."""
     steps_between = section.steps_per_epoch * section.validate_every
     num_steps = math.inf

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from pipeline.config import load_job
+from pipeline.config import load_job, segmentation_job
 from pipeline.data.cases import read_manifest
 from pipeline.errors import ConfigError, Fault
 from pipeline.inference.evaluation import Evaluation, Structures, evaluate_folders, write_metrics
@@ -63,5 +63,5 @@ def _read_labels(
             "with --config, data.ignore_value or the manifest says what is ignored; leave one of them out"
         )
         raise ConfigError(Fault("--ignore", "contradiction", message))
-    study = read_manifest(load_job(config).data)
+    study = read_manifest(segmentation_job(load_job(config)).data)
     return study.contract, {case.id: case.labelled for case in study.cases}

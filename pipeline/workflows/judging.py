@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.checkpoint import read_checkpoint
-from pipeline.config import Job
+from pipeline.config import SegmentationJob
 from pipeline.data.checks import read_checked_case
 from pipeline.data.datasets import PreparedCase
 from pipeline.data.images import read_label_map
@@ -30,7 +30,9 @@ TABLE = Path("cases.csv")
 """Predictions of the validation cases and their metrics, in a run's folder."""
 
 
-def judge(record: Record, job: Job, material: Material, device: torch.device) -> list[CaseMetrics]:
+def judge(
+    record: Record, job: SegmentationJob, material: Material, device: torch.device
+) -> list[CaseMetrics]:
     """Predicts, compares, draws and records the validation cases with the kept checkpoint.
 
     This is the path of `clinseg predict` and `clinseg evaluate`, so its numbers are theirs.

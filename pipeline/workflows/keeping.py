@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from pipeline.checkpoint import Checkpoint, write_checkpoint
-from pipeline.config import Job, job_to_mapping
+from pipeline.config import SegmentationJob, job_to_mapping
 from pipeline.environment import code_version, environment
 from pipeline.signals import StopSignals
 from pipeline.tracking import Record
@@ -35,7 +35,7 @@ class Keeper:
     def __init__(
         self,
         record: Record,
-        job: Job,
+        job: SegmentationJob,
         material: Material,
         task: AbstractTask,
         show: Callable[[float, str], None],

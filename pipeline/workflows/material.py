@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Job
+from pipeline.config import SegmentationJob
 from pipeline.data.cases import Study, read_manifest
 from pipeline.data.datasets import PreparedCase, hash_data, prepare_cases
 from pipeline.data.fingerprint import measure_intensities
@@ -60,7 +60,7 @@ class Material:
         return path
 
 
-def load_material(job: Job) -> Material:
+def load_material(job: SegmentationJob) -> Material:
     """Reads the manifest, divides the cases and prepares every one of them.
 
     Raises:
@@ -96,7 +96,7 @@ def load_material(job: Job) -> Material:
     )
 
 
-def _check_slices(job: Job, prepared: Sequence[PreparedCase]) -> None:
+def _check_slices(job: SegmentationJob, prepared: Sequence[PreparedCase]) -> None:
     """Raises an InputError if a two-dimensional job would cut cases of one slice across that slice."""
     if job.network.dimensions == 3:
         return
@@ -133,7 +133,7 @@ def _unlabelled(contract: LabelContract, labelled: Sequence[Collection[str] | No
     )
 
 
-def check_structures(job: Job, contract: LabelContract) -> None:
+def check_structures(job: SegmentationJob, contract: LabelContract) -> None:
     """Raises a ConfigError if the job names a structure that the data do not declare, or wrong pairs."""
     faults = _find_unknown(
         "inference.largest_component", job.inference.largest_component, contract.structures

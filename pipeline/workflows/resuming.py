@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import Checkpoint, read_checkpoint
-from pipeline.config import Job, load_job
+from pipeline.config import SegmentationJob, load_job, segmentation_job
 from pipeline.errors import ConfigError, Fault, IntegrityError
 from pipeline.tracking import RunFolder, find_run
 from pipeline.training.distributed import World
@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 
 def find_job(
     config: Path | None, overrides: Sequence[str], resume: str | None
-) -> tuple[Job, RunFolder | None]:
+) -> tuple[SegmentationJob, RunFolder | None]:
     """The job of a config with its overrides, or a run to go on with and the job it was started with.
 
     Raises:
@@ -55,17 +55,17 @@ def check_data(material: Material, checkpoint: Checkpoint, run: RunFolder) -> No
         raise IntegrityError(Fault(run.name, "data-changed", message))
 
 
-def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
+def _new_job(config: Path | None, overrides: Sequence[str]) -> SegmentationJob:
     if config is None:
         message = "name a config, or a run to go on with: clinseg train CONFIG, clinseg train --resume RUN"
         raise ConfigError(Fault("CONFIG", "missing-argument", message))
-    return pin_start(load_job(config, overrides))
+    return pin_start(segmentation_job(load_job(config, overrides)))
 
 
-def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:
+def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> SegmentationJob:
     """The run's own config; an override that says otherwise is refused, for it would be ignored."""
     stored = run.path / CONFIG
-    job = load_job(stored)
+    job = segmentation_job(load_job(stored))
     if overrides and load_job(stored, overrides) != job:
         message = "a resumed run keeps its config; leave --set and --fold out, or start a new run"
         raise ConfigError(Fault(run.name, "config-changed", message))

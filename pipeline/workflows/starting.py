@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 from pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from pipeline.config import Job, job_from_mapping
+from pipeline.config import SegmentationJob, job_from_mapping, segmentation_job
 from pipeline.data.cases import read_manifest
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import write_text
@@ -52,7 +52,7 @@ class Start:
         return told
 
 
-def pin_start(job: Job) -> Job:
+def pin_start(job: SegmentationJob) -> SegmentationJob:
     """The job with the model it starts from named for good; see `pin_model`."""
     model = job.training.start_from
     if not isinstance(model, str):
@@ -61,7 +61,7 @@ def pin_start(job: Job) -> Job:
     return job.model_copy(update={"training": section})
 
 
-def find_start(job: Job, run: RunFolder | None = None) -> Start | None:
+def find_start(job: SegmentationJob, run: RunFolder | None = None) -> Start | None:
     """The model that `job` starts from; None if it starts from scratch or goes on from a saved state.
 
     Args:
@@ -110,9 +110,9 @@ def write_start(record: Record, start: Start) -> None:
     record.set_tags({"clinseg.start_from.sha256": str(start.checkpoint.content_hash)})
 
 
-def _match(job: Job, model: str, checkpoint: Checkpoint) -> Start:
+def _match(job: SegmentationJob, model: str, checkpoint: Checkpoint) -> Start:
     study = read_manifest(job.data)
-    former = job_from_mapping(checkpoint.job)
+    former = segmentation_job(job_from_mapping(checkpoint.job))
     contract = study.contract
     outputs = _match_outputs(contract, LabelContract(checkpoint.labels, former.data.regions))
     source = Source(checkpoint.weights, _match_inputs(study.channels, checkpoint.channels), outputs)
@@ -145,7 +145,7 @@ def _match_outputs(ours: LabelContract, theirs: LabelContract) -> tuple[int | No
     return tuple(names.index(name) if name in names else None for name in ours.channel_names)
 
 
-def _differences(job: Job, former: Job) -> tuple[str, ...]:
+def _differences(job: SegmentationJob, former: SegmentationJob) -> tuple[str, ...]:
     then, now = (one.preprocessing.model_dump(mode="json") for one in (former, job))
     return tuple(
         f"preprocessing.{name} was {json.dumps(then[name])} and is {json.dumps(now[name])}"
@@ -154,7 +154,7 @@ def _differences(job: Job, former: Job) -> tuple[str, ...]:
     )
 
 
-def _check(job: Job, start: Start) -> None:
+def _check(job: SegmentationJob, start: Start) -> None:
     transfer, weights = start.transfer, start.checkpoint.weights
     taken = [name for name in (*transfer.loaded, *transfer.adapted) if name.startswith(ENCODER)]
     if not any(weights[name].ndim > 2 for name in taken):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import read_checkpoint
-from pipeline.config import Job, job_parameters, job_to_yaml
+from pipeline.config import SegmentationJob, job_parameters, job_to_yaml
 from pipeline.data.datasets import PatchSampler
 from pipeline.environment import environment
 from pipeline.errors import Stopped
@@ -69,7 +69,7 @@ class TrainingResult:
 
 
 def train(
-    job: Job,
+    job: SegmentationJob,
     run: RunFolder | None,
     signals: StopSignals,
     world: World,
@@ -121,7 +121,7 @@ def train(
     return TrainingResult(record.name, record.folder, ending, rows, deliveries, unjudged=material.unjudged)
 
 
-def begin(job: Job, parent: RunFolder | None = None, start: Start | None = None) -> Record:
+def begin(job: SegmentationJob, parent: RunFolder | None = None, start: Start | None = None) -> Record:
     """The record of a new run, or of a new part of a cross-validation."""
     if parent is None:
         record = start_record(job.tracking.experiment, job.tracking.uri, job.task)
@@ -198,7 +198,7 @@ def _fit(
 
 
 def build_task(
-    job: Job, material: Material, device: torch.device, start: Start | None, world: World = ALONE
+    job: SegmentationJob, material: Material, device: torch.device, start: Start | None, world: World = ALONE
 ) -> SegmentationTask:
     """What a job trains, with fresh weights or those of the model it starts from."""
     if job.training.deterministic:
@@ -211,7 +211,7 @@ def build_task(
     return SegmentationTask(job, material.contract, num_channels, material.validation, device, source, world)
 
 
-def build_sampler(job: Job, material: Material, task: SegmentationTask) -> PatchSampler:
+def build_sampler(job: SegmentationJob, material: Material, task: SegmentationTask) -> PatchSampler:
     """Gives the batches of a job's steps."""
     section = job.training
     return PatchSampler(

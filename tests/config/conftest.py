@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config import Job, load_job
+from pipeline.config import SegmentationJob, load_job
 from pipeline.errors import ConfigError
 
 
@@ -10,7 +10,7 @@ from pipeline.errors import ConfigError
 def load(tmp_path):
     """Loads a text as a config file."""
 
-    def load_text(text: str | bytes, *overrides: str) -> Job:
+    def load_text(text: str | bytes, *overrides: str) -> SegmentationJob:
         path = tmp_path / "job.yaml"
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         return load_job(path, overrides)

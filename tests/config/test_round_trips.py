@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import Job, job_from_mapping, job_parameters, job_to_mapping, job_to_yaml, load_job
+from pipeline.config import (
+    SegmentationJob,
+    job_from_mapping,
+    job_parameters,
+    job_to_mapping,
+    job_to_yaml,
+    load_job,
+)
 from pipeline.errors import ConfigError
 
 MINIMAL = "data: {manifest: study/dataset.json}\ntraining:\n  epochs: 2\n"
@@ -84,7 +91,7 @@ def test_a_written_config_is_complete_and_readable(load, tmp_path):
     assert f"  manifest: {tmp_path}/study/dataset.json\n" in text
     assert "  patch_size: [64, 64, 64]\n" in text
     assert "  learning_rate: 1.0e-05\n" in text
-    assert list(job_to_mapping(load(MINIMAL))) == list(Job.model_fields)
+    assert list(job_to_mapping(load(MINIMAL))) == list(SegmentationJob.model_fields)
 
 
 def test_faults_of_a_mapping_are_placed_at_their_keys():

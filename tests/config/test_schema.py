@@ -31,13 +31,22 @@ def test_the_schema_refers_only_to_what_it_defines_and_forbids_unknown_keys():
 
     references = {node["$ref"] for node in walk(schema) if "$ref" in node}
     assert references == {f"#/$defs/{name}" for name in schema["$defs"]}
-    assert all(part["additionalProperties"] is False for part in (schema, *schema["$defs"].values()))
-    assert schema["required"] == ["data", "training"]
+    assert all(part["additionalProperties"] is False for part in schema["$defs"].values())
+    assert schema["discriminator"]["propertyName"] == "task"
+    assert {name: schema["$defs"][name]["required"] for name in ("SegmentationJob", "ClassificationJob")} == {
+        "SegmentationJob": ["data", "training"],
+        "ClassificationJob": ["task", "data", "preprocessing", "training"],
+    }
 
 
 def test_the_schema_tells_what_the_docstrings_tell():
     definitions = job_schema()["$defs"]
-    for section in (config.DataSection, config.TrainingSection, config.NetworkSection):
+    for section in (
+        config.DataSection,
+        config.TrainingSection,
+        config.NetworkSection,
+        config.ClassifierSection,
+    ):
         properties = definitions[section.__name__]["properties"]
         for name, field in section.model_fields.items():
             assert properties[name].get("description") == field.description

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.schema import DataSection
+from pipeline.config.segmentation import DataSection
 from pipeline.data.cases import Case, Study, read_manifest
 from pipeline.errors import ConfigError, FaultError, InputError
 

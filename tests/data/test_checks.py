@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.config.schema import DataSection
+from pipeline.config.segmentation import DataSection
 from pipeline.data.cases import Case, Study, read_manifest
 from pipeline.data.checks import check_study, read_checked_case
 from pipeline.errors import InputError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config.schema import DataSection
+from pipeline.config.segmentation import DataSection
 from pipeline.data.cases import Case
 from pipeline.data.folds import list_folds, split_cases
 from pipeline.errors import ConfigError, InputError

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.config.schema import NetworkSection
+from pipeline.config.segmentation import NetworkSection
 from pipeline.networks import build_network
 from pipeline.networks.attention_unet import AttentionUNet
 from pipeline.networks.blocks import AttentionGate, Pointwise, upsample_linear

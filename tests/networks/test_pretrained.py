@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.config.schema import NetworkSection
+from pipeline.config.segmentation import NetworkSection
 from pipeline.networks import build_network
 from pipeline.networks.pretrained import Source, load_pretrained
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.config import Job
+from pipeline.config import SegmentationJob
 from pipeline.data.cases import read_manifest
 from pipeline.data.datasets import PatchSampler, prepare_cases
 from pipeline.data.synthetic import write_phantom_study
@@ -88,7 +88,7 @@ def prepared(tmp_path_factory):
 
 
 def build_job(manifest, cache):
-    return Job.model_validate(
+    return SegmentationJob.model_validate(
         {
             "data": {"manifest": manifest, "cache_dir": cache},
             "network": {"features": (4, 8)},

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from pipeline.config import Job
+from pipeline.config import SegmentationJob
 from pipeline.data.datasets import Batch
 from pipeline.labels import LabelContract
 from pipeline.networks import build_network
@@ -21,7 +21,9 @@ OPTIMIZERS = pytest.mark.parametrize("optimizer", ["muon", "adamw", "sgd"])
 def build_job(**training):
     section = {"epochs": 1, "patch_size": (8, 8), "start_from": "some-run", "learning_rate": 0.01}
     network = {"dimensions": 2, "features": (4, 6, 8), "dropout": 0.1}
-    return Job.model_validate({"data": {"manifest": "m"}, "network": network, "training": section | training})
+    return SegmentationJob.model_validate(
+        {"data": {"manifest": "m"}, "network": network, "training": section | training}
+    )
 
 
 def build_source(job, num_channels=1, num_outputs=3, inputs=(0,), outputs=(0, 1, 2)):

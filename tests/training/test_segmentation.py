@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import Job
+from pipeline.config import SegmentationJob
 from pipeline.data.cases import read_manifest
 from pipeline.data.checks import read_checked_case
 from pipeline.data.datasets import PatchSampler, prepare_cases
@@ -96,7 +96,7 @@ def build(tmp_path, changes):
     shape = changes.get("shape", (24, 28, 20))
     manifest = write_phantom_study(tmp_path / "study", num_cases=4, num_channels=num_channels, shape=shape)
     edit_labels(manifest, changes.get("labelled", {}), changes.get("edit", lambda array: None))
-    job = Job.model_validate(
+    job = SegmentationJob.model_validate(
         {
             "data": {"manifest": manifest, "cache_dir": tmp_path / "cache"} | changes.get("data", {}),
             "preprocessing": changes.get("preprocessing", {}),

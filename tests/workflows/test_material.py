@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config import Job
+from pipeline.config import SegmentationJob
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import InputError
 from pipeline.workflows.material import load_material
@@ -20,7 +20,7 @@ def test_single_slices_are_not_cut_across(tmp_path):
         "training": {"epochs": 1, "patch_size": (16, 16)},
     }
     with pytest.raises(InputError, match=r"phantom_01: .*set preprocessing.orientation to ASR") as caught:
-        load_material(Job.model_validate(job))
+        load_material(SegmentationJob.model_validate(job))
     assert len(caught.value.faults) == 3
-    turned = load_material(Job.model_validate(job | {"preprocessing": {"orientation": "ASR"}}))
+    turned = load_material(SegmentationJob.model_validate(job | {"preprocessing": {"orientation": "ASR"}}))
     assert turned.training[0].label.shape == (20, 24, 1)

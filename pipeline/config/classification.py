@@ -1,0 +1,128 @@
+"""A classification job: what it has beside what all jobs have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.fields import Axes, ModelField, Names, PathField, Probability
+from pipeline.config.sections import (
+    AugmentationSection,
+    CasesSection,
+    FittingSection,
+    LevelsSection,
+    PreprocessingSection,
+    Section,
+    TrackingSection,
+)
+
+
+class ClassificationDataSection(CasesSection):
+    """Which images there are, what class each is, and how they are divided."""
+
+    manifest: PathField
+    """An `.npz` in MedMNIST's form, a folder with a subfolder per class, or a CSV with the column `class`;
+    relative to this file. See `docs/classification.md`."""
+    classes: Names | None = None
+    """Names of the classes, in the order of the network's outputs; null takes the manifest's. Of two, the
+    second is the one that is looked for (positive)."""
+    multi_label: bool = False
+    """Whether an image can be of several classes, or of none: one sigmoid output per class."""
+    split: Literal["given", "new"] = "given"
+    """`given`: what the manifest keeps for validation (an `.npz`'s `val_images`) is fold 0, or its column
+    `fold` counts. `new`: divide all cases into `num_folds` folds."""
+    region_from: ModelField | None = None
+    """A segmentation model (a run, a checkpoint file or `models:/name@alias`) that finds the organ in each
+    image, or `manifest` for the label maps that it names; null looks at the whole image."""
+    region_use: Literal["crop", "channel"] = "crop"
+    """`crop`: only a box round the organ is seen. `channel`: its mask is one more input channel."""
+    region_margin: Annotated[float, Field(ge=0)] = 10.0
+    """Millimetres left round the organ by `crop`."""
+
+
+class ClassificationPreprocessingSection(PreprocessingSection):
+    """The deterministic way from the stored image to what the network sees."""
+
+    size: Axes
+    """Voxels per axis that the network sees, after orientation and spacing."""
+    fit: Literal["resize", "crop"] = "resize"
+    """`resize`: the whole image is resampled to `size`. `crop`: its middle is cut out, or padded with 0."""
+
+
+class ClassifierSection(LevelsSection):
+    """The network's shape. What follows `name` and `dimensions` is said of `cnn_classifier` alone."""
+
+    name: Literal["cnn_classifier", "resnet18", "resnet50", "densenet121", "efficientnet_b0"] = (
+        "cnn_classifier"
+    )
+    """Ours, or one of MONAI's; see `docs/classification.md`."""
+    squeeze_excitation: bool = False
+    """Weight the channels of every level by what the whole image shows (squeeze-and-excitation)."""
+    pooling: Literal["average", "attention"] = "average"
+    """How the last features of all places become one vector: their mean, or one weighted by learned
+    attention."""
+
+    @model_validator(mode="after")
+    def _check_name(self) -> ClassifierSection:
+        ours = ("features", "strides", "kernels", "blocks", "dropout", "squeeze_excitation", "pooling")
+        changed = [key for key in ours if getattr(self, key) != type(self).model_fields[key].default]
+        if self.name != "cnn_classifier" and changed:
+            raise ValueError(f"{', '.join(changed)}: {self.name} has a shape of its own; leave them out")
+        return self
+
+
+class ClassificationTrainingSection(FittingSection):
+    """How the network is fitted. The budget is epochs or minutes; with both, what ends first."""
+
+    class_weights: Literal["none", "balanced"] = "none"
+    """`balanced`: the loss of a class counts inversely to its number of training cases."""
+    balanced_sampling: bool = False
+    """Draw every class equally often, instead of every case."""
+    focal_gamma: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Exponent of the focal loss, which makes easy cases count less; 0 gives the plain cross-entropy."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each target that is spread over all classes."""
+    mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Parameter of the beta distribution by which two samples are mixed; 0 mixes none."""
+
+
+class ClassificationInferenceSection(Section):
+    """How images are classified; a prediction takes these from its checkpoint."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Images per forward pass, mirrored copies counted."""
+    flips: bool = False
+    """Average over all mirrored copies along `augmentation.mirror_axes` (test-time augmentation)."""
+    min_sensitivity: Probability | None = None
+    """The threshold of the positive class is the largest that finds this share of the validation cases that
+    are of it; null takes the one with the largest sum of sensitivity and specificity (Youden)."""
+    coverage: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of the validation cases that are answered without a call for review: the least confident others
+    set the confidence below which a prediction is marked `review`."""
+
+
+class ClassificationJob(Section):
+    """A training of a classifier, complete."""
+
+    task: Literal["classification"]
+    """What kind of job it is."""
+    data: ClassificationDataSection
+    preprocessing: ClassificationPreprocessingSection
+    augmentation: AugmentationSection = AugmentationSection()
+    network: ClassifierSection = ClassifierSection()
+    training: ClassificationTrainingSection
+    inference: ClassificationInferenceSection = ClassificationInferenceSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> ClassificationJob:
+        dims, size = self.network.dimensions, self.preprocessing.size
+        if len(size) != dims or min(size) < 1:
+            raise ValueError(f"preprocessing.size: needs {dims} positive numbers, as network.dimensions says")
+        bad = [a for a in self.augmentation.mirror_axes if not 0 <= a < dims]
+        if bad:
+            raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
+        if self.augmentation.in_plane:
+            raise ValueError("augmentation.in_plane: is for segmentation; set it to false")
+        return self

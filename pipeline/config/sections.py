@@ -1,0 +1,277 @@
+"""What the jobs of all tasks have in common: every setting, its meaning, its unit and its default.
+
+Sections are frozen and strict. A function of another room takes the section it needs, never the whole job.
+The docstring under a field is its documentation everywhere: in editors (JSON schema) and in `docs/`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.config.fields import (
+    Factors,
+    Integers,
+    Interval,
+    ModelField,
+    PathField,
+    PerLevel,
+    Probability,
+    Shares,
+    Spacing,
+    Widths,
+)
+
+
+class Section(BaseModel):
+    """Common behaviour of all sections: unknown keys, wrong types and later changes are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class CasesSection(Section):
+    """Which cases there are, how they are divided and where they are kept."""
+
+    manifest: PathField
+    """What lists the cases; relative to this file."""
+    num_folds: Annotated[int, Field(ge=2, le=100)] = 5
+    """Folds made by patient when the manifest gives none."""
+    fold: Annotated[int, Field(ge=0)] | Literal["all", "none"] = 0
+    """The fold held out for validation; `all` holds out one after the other and joins their networks to an
+    ensemble; `none` trains on every case."""
+    cache_dir: PathField = Field(default=Path("~/.cache/clinseg"), validate_default=True)
+    """Where preprocessed cases are kept, keyed by content and chain; holds image data."""
+
+
+class PreprocessingSection(Section):
+    """The deterministic way from the stored image to the network's grid."""
+
+    orientation: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] = "RAS"
+    """Anatomical direction of the array axes."""
+    spacing: Spacing | None = None
+    """Millimetres per voxel after orientation; null keeps every image's own."""
+    normalisation: Literal["zscore", "window", "dataset"] = "zscore"
+    """`zscore`: mean 0, deviation 1 per image and channel. `window`: clip to `window`, then to [-1, 1].
+    `dataset`: clip to the 0.5 and 99.5 percentiles of foreground voxels of the training cases, then z-score
+    with their mean and deviation (for CT, where numbers have a meaning)."""
+    window: Interval | None = None
+    """Lower and upper intensity of `normalisation: window`, in the image's unit."""
+
+    @property
+    def left_right_axis(self) -> int:
+        """The array axis that runs between left and right."""
+        return next(axis for axis, letter in enumerate(self.orientation) if letter in "LR")
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> PreprocessingSection:
+        if (self.normalisation == "window") != (self.window is not None):
+            raise ValueError("window: is given exactly when normalisation is `window`")
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError("window: the lower bound must be below the upper")
+        if self.spacing is not None and min(self.spacing) <= 0:
+            raise ValueError("spacing: must be positive millimetres")
+        if {"RL", "AP", "SI"} != {next(p for p in ("RL", "AP", "SI") if c in p) for c in self.orientation}:
+            raise ValueError("orientation: needs one of R/L, one of A/P and one of S/I, such as RAS")
+        return self
+
+
+class AugmentationSection(Section):
+    """Random changes of training patches, drawn per sample; see `docs/augmentation.md`."""
+
+    rotation_probability: Probability = 0.2
+    """Of a rotation."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 30.0
+    """Largest angle about each axis, drawn uniformly in both directions."""
+    scaling_probability: Probability = 0.2
+    """Of a change of size."""
+    scaling_range: Factors = (0.7, 1.4)
+    """Zoom factors, drawn log-uniformly."""
+    elastic_probability: Probability = 0.0
+    """Of an elastic deformation."""
+    elastic_distance: Shares = (0.2, 0.4)
+    """Distance of its control points along each axis, as a share of the patch's side."""
+    elastic_displacement: Annotated[float, Field(ge=0, le=0.4)] = 0.25
+    """Largest displacement of a control point along each axis, as a share of that distance; what is allowed
+    folds nothing."""
+    in_plane: bool = False
+    """Rotate, scale and deform in the plane of the two finer axes only, and lower the resolution there; for
+    thick slices. `preprocessing.spacing` tells the coarse axis."""
+    mirror_axes: Integers = ()
+    """Array axes flipped with probability 0.5. Where labels have sides, name them in `data.left_right_pairs`
+    or leave out the left-right axis."""
+    noise_probability: Probability = 0.1
+    """Of added noise."""
+    noise_deviation: Annotated[float, Field(ge=0)] = 0.1
+    """Largest standard deviation of added Gaussian noise, in normalised intensity."""
+    blur_probability: Probability = 0.2
+    """Of a Gaussian blur."""
+    blur_channel_probability: Probability = 0.5
+    """Of each channel's being blurred when there is one."""
+    blur_sigma: Factors = (0.5, 1.0)
+    """Gaussian sigma in voxels."""
+    brightness_probability: Probability = 0.15
+    """Of a change of brightness."""
+    brightness_range: Factors = (0.75, 1.25)
+    """Factors on intensity, drawn per channel."""
+    contrast_probability: Probability = 0.15
+    """Of a change of contrast."""
+    contrast_range: Factors = (0.75, 1.25)
+    """Factors on the distance from the channel's mean, drawn per channel."""
+    low_resolution_probability: Probability = 0.25
+    """Of a lower resolution."""
+    low_resolution_channel_probability: Probability = 0.5
+    """Of each channel's losing resolution when there is one."""
+    low_resolution_range: Shares = (0.5, 1.0)
+    """Share of the voxels left per axis."""
+    inverted_gamma_probability: Probability = 0.1
+    """Of a gamma curve on the negative."""
+    gamma_probability: Probability = 0.3
+    """Of a gamma curve."""
+    gamma_range: Factors = (0.7, 1.5)
+    """Exponents, applied to intensity scaled to [0, 1], mean and deviation kept; drawn per channel."""
+
+    @model_validator(mode="after")
+    def _check_distance(self) -> AugmentationSection:
+        if self.elastic_distance[0] < 0.05:
+            raise ValueError(
+                "elastic_distance: must be at least 0.05 of the side, or control points get too many"
+            )
+        return self
+
+
+class LevelsSection(Section):
+    """The shape of a network that sees an image at several levels of resolution."""
+
+    name: str
+    """Which network."""
+    dimensions: Literal[2, 3] = 3
+    """2 sees slices along the last array axis; 3 whole volumes."""
+    features: Widths = (16, 32, 64, 128)
+    """Channels per level, finest first."""
+    strides: PerLevel | None = None
+    """Down-sampling on entering each level, the first being 1s; null halves every axis at each level."""
+    kernels: PerLevel | None = None
+    """Kernel size per level, odd numbers; null takes 3 along every axis."""
+    blocks: Literal["plain", "residual"] = "plain"
+    """Two convolutions per level, with a skip round them if `residual`."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of channels dropped after each block in training."""
+
+    @property
+    def level_strides(self) -> tuple[tuple[int, ...], ...]:
+        """`strides` with its default filled in."""
+        ones, twos = (1,) * self.dimensions, (2,) * self.dimensions
+        return self.strides or (ones, *(twos for _ in self.features[1:]))
+
+    @property
+    def level_kernels(self) -> tuple[tuple[int, ...], ...]:
+        """`kernels` with its default filled in."""
+        return self.kernels or ((3,) * self.dimensions,) * len(self.features)
+
+    @property
+    def total_stride(self) -> tuple[int, ...]:
+        """Voxels of the finest grid per voxel of the coarsest, per axis."""
+        return tuple(math.prod(along) for along in zip(*self.level_strides, strict=True))
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> LevelsSection:
+        for name, values in (("strides", self.strides), ("kernels", self.kernels)):
+            if values is None:
+                continue
+            if len(values) != len(self.features):
+                raise ValueError(
+                    f"{name}: one entry per level is needed ({len(self.features)}), not {len(values)}"
+                )
+            if any(len(v) != self.dimensions for v in values):
+                raise ValueError(f"{name}: each entry needs {self.dimensions} numbers")
+        if self.strides is not None and (set(self.strides[0]) != {1} or min(map(min, self.strides)) < 1):
+            raise ValueError("strides: must be positive, and the first level keeps the resolution (all 1)")
+        if self.kernels is not None and any(k < 1 or k % 2 == 0 for level in self.kernels for k in level):
+            raise ValueError("kernels: must be odd and positive")
+        return self
+
+
+class FittingSection(Section):
+    """How a network is fitted. The budget is epochs or minutes; with both, what ends first."""
+
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Budget in epochs."""
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Wall-clock minutes of training and its validations; the learning rate follows the clock."""
+    steps_per_epoch: Annotated[int, Field(ge=1)] = 100
+    """Optimizer steps between two lines of the record."""
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    """Samples per step, of each process where several train (`torchrun`)."""
+    optimizer: Literal["muon", "adamw", "sgd"] = "adamw"
+    """Muon for kernels with AdamW for the rest, AdamW, or SGD with Nesterov momentum."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Largest learning rate, at the start of the schedule."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Decoupled for `adamw`, L2 for `sgd`."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Nesterov momentum of `sgd`."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """`poly`: (1 - progress)^0.9. `cosine`: half a wave. Both end at zero with the budget."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the budget over which the learning rate rises linearly."""
+    gradient_clip: Annotated[float, Field(gt=0)] | None = 12.0
+    """Largest norm of the gradient."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Validate and keep an exponential moving average of the weights with this decay per step."""
+    early_stopping: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many validations without a better one."""
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between validations."""
+    mixed_precision: bool = True
+    """bfloat16 or float16 on a GPU; a CPU always computes in float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU if there is one."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Everything random is derived from it."""
+    deterministic: bool = False
+    """Bit-identical repetition and resumption on one kind of machine; needs a budget in epochs."""
+    compile: bool = False
+    """Compile the network for training (`torch.compile`); costs minutes before the budget begins."""
+    start_from: ModelField | None = None
+    """The model whose weights it starts from: a run, `latest`, a checkpoint file (relative to this file) or
+    `models:/name@alias`; null starts from scratch. See `docs/fine-tuning.md`."""
+    freeze_encoder: Probability = 0.0
+    """Share of the budget over which the encoder stays as it was loaded; 1 keeps it to the end."""
+    gradual_unfreezing: bool = False
+    """Set the encoder free level by level, the coarsest first and the finest when that share is over."""
+    depth_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate per stage away from the output: encoder levels, decoder levels, heads."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> FittingSection:
+        if self.epochs is None and self.minutes is None:
+            raise ValueError("epochs: give a budget, `epochs` or `minutes`")
+        if self.deterministic and self.minutes is not None:
+            raise ValueError(
+                "deterministic: a budget in minutes depends on the clock; set `epochs` and `minutes: null`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> FittingSection:
+        if self.freeze_encoder and self.start_from is None:
+            raise ValueError("freeze_encoder: an encoder is only frozen if it was loaded; give `start_from`")
+        if self.gradual_unfreezing and not self.freeze_encoder:
+            raise ValueError("gradual_unfreezing: nothing is frozen; give `freeze_encoder` a share, or false")
+        return self
+
+
+class TrackingSection(Section):
+    """Where the record goes."""
+
+    experiment: Annotated[str, Field(min_length=1)] = "clinseg"
+    """MLflow experiment."""
+    uri: str | None = None
+    """MLflow tracking URI; null takes `MLFLOW_TRACKING_URI`, else `sqlite:///mlruns/mlflow.db`."""
+    overlays: Annotated[int, Field(ge=0)] = 3
+    """Validation cases drawn at the end: worst, median, best and what lies between."""

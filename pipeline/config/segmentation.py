@@ -1,0 +1,146 @@
+"""A segmentation job: what it has beside what all jobs have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.fields import Axes, Names, Pairs, PathField, Probability, Region
+from pipeline.config.sections import (
+    AugmentationSection,
+    CasesSection,
+    FittingSection,
+    LevelsSection,
+    PreprocessingSection,
+    Section,
+    TrackingSection,
+)
+
+
+class DataSection(CasesSection):
+    """Which cases there are and how they are divided."""
+
+    manifest: PathField
+    """A Decathlon `dataset.json`, an nnU-Net raw folder, or a CSV; relative to this file."""
+    labels: dict[str, Annotated[int, Field(ge=0, le=65535)]] | None = None
+    """Label names and values, background included; needed for a CSV, else taken from the manifest."""
+    regions: dict[str, Region] | None = None
+    """Overlapping structures as unions of label values, outer to inner; a voxel of a region is written with
+    the first value of the innermost region that holds it. Sets one sigmoid output per region."""
+    ignore_value: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """What label maps hold where nobody knows: left out of loss and metrics, never predicted. Null takes the
+    manifest's, if it has one (nnU-Net's `ignore`)."""
+    absent_means_unlabelled: Names | bool = False
+    """Structures that nobody drew in the cases whose label map holds none of them, instead of being absent
+    there; `true` means all. A case of which the manifest says what is labelled goes by that."""
+    left_right_pairs: Pairs = ()
+    """Names of labels of the two sides, such as `[[left_kidney, right_kidney]]`: they change places whenever
+    a patch (`augmentation.mirror_axes`) or a window (`inference.flips`) is mirrored from left to right."""
+
+    @model_validator(mode="after")
+    def _check_labels(self) -> DataSection:
+        values = list((self.labels or {}).values())
+        if self.labels is not None and (len(set(values)) != len(values) or 0 not in values):
+            raise ValueError("labels: give each name its own value, one of them 0 for the background")
+        if self.ignore_value in values:
+            raise ValueError(
+                f"ignore_value: {self.ignore_value} is one of the labels; ignored voxels have none"
+            )
+        first = [region[0] for region in (self.regions or {}).values()]
+        if len(set(first)) != len(first):
+            raise ValueError(
+                "regions: each region needs its own first value, which its voxels are written with"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> DataSection:
+        names = [name for pair in self.left_right_pairs for name in pair]
+        if len(set(names)) != len(names):
+            raise ValueError("left_right_pairs: each label has one partner, which is not itself")
+        return self
+
+
+class NetworkSection(LevelsSection):
+    """The network's shape."""
+
+    name: Literal["attention_unet"] = "attention_unet"
+    """Which network; see `docs/attention-unet.md`."""
+    dimensions: Literal[2, 3] = 3
+    """2 trains on and predicts slices along the last array axis; 3 whole volumes."""
+    attention_gates: bool = True
+    """Additive attention on the skip connections; off gives the plain U-Net of equal width."""
+    deep_supervision: bool = True
+    """Extra outputs at coarser levels, used in training only."""
+
+
+class TrainingSection(FittingSection):
+    """How the network is fitted. The budget is epochs or minutes; with both, what ends first."""
+
+    patch_size: Axes = (64, 64, 64)
+    """Voxels per axis of a training patch, on the network's grid."""
+    foreground_fraction: Probability = 0.33
+    """Share of patches centred on a random voxel of a random structure."""
+
+
+class InferenceSection(Section):
+    """How full volumes are predicted; a prediction takes these from its checkpoint."""
+
+    window_size: Axes | None = None
+    """Voxels per axis of a sliding window; null takes the training patch."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a window that its neighbour covers again."""
+    blending: Literal["gaussian", "constant"] = "gaussian"
+    """How the scores of overlapping windows are weighted."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Windows per forward pass, mirrored copies counted; null takes what suits the device."""
+    flips: bool = False
+    """Average over all mirrored copies of a window (test-time augmentation)."""
+    skip_empty: bool = False
+    """Compute windows that hold one single value only once; the result stays the same."""
+    largest_component: Names = ()
+    """Structures of which only the largest connected component is kept; a cross-validation (`data.fold: all`)
+    adds those for which its own predictions become better by it."""
+
+
+class SegmentationJob(Section):
+    """A training of a segmentation network, complete."""
+
+    task: Literal["segmentation"] = "segmentation"
+    """What kind of job it is."""
+    data: DataSection
+    preprocessing: PreprocessingSection = PreprocessingSection()
+    augmentation: AugmentationSection = AugmentationSection()
+    network: NetworkSection = NetworkSection()
+    training: TrainingSection
+    inference: InferenceSection = InferenceSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> SegmentationJob:
+        dims, total = self.network.dimensions, self.network.total_stride
+        for name, size in (
+            ("training.patch_size", self.training.patch_size),
+            ("inference.window_size", self.inference.window_size),
+        ):
+            if size is None:
+                continue
+            if len(size) != dims:
+                raise ValueError(f"{name}: needs {dims} numbers, as network.dimensions says")
+            if size == total or any(n < 1 or n % t for n, t in zip(size, total, strict=True)):
+                raise ValueError(
+                    f"{name}: each axis must be a multiple of the network's total stride {total}, "
+                    "and not all of them that stride itself"
+                )
+        bad = [a for a in self.augmentation.mirror_axes if not 0 <= a < dims]
+        if bad:
+            raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
+        if self.augmentation.in_plane:
+            spacing = sorted(self.preprocessing.spacing or ())
+            if dims == 2 or not spacing or spacing[1] == spacing[2]:
+                raise ValueError(
+                    "augmentation.in_plane: needs three dimensions, and one axis of preprocessing.spacing "
+                    "that is coarser than the others"
+                )
+        return self
