@@ -388,6 +388,10 @@ MEMORY_CASES = {
     "128³ onto 203³, 30 classes, windows of 64³": MemoryCase(
         (128, 128, 128), 30, target=(203, 203, 203), side=64
     ),
+    "the same, 95 MiB allowed": MemoryCase(
+        (128, 128, 128), 30, target=(203, 203, 203), side=64, more=95 * 2**20
+    ),
+    "197×233×189 onto 313×370×300, 30 classes": MemoryCase((197, 233, 189), 30, target=(313, 370, 300)),
 }
 
 
