@@ -89,14 +89,14 @@ class Bare:
         task = self.task
         with freed_memory_kept():
             for _ in range(num_steps):
-                task.optimizer.zero_grad(set_to_none=True)
-                with task._autocast():
+                task.fitter.optimizer.zero_grad(set_to_none=True)
+                with task.fitter.autocast():
                     loss = task.loss(task.forward_deep(self.image), self.target)
-                task.scaler.scale(loss).backward()
-                task.scaler.unscale_(task.optimizer)
+                task.fitter.scaler.scale(loss).backward()
+                task.fitter.scaler.unscale_(task.fitter.optimizer)
                 nn.utils.clip_grad_norm_(task.network.parameters(), 12)
-                task.scaler.step(task.optimizer)
-                task.scaler.update()
+                task.fitter.scaler.step(task.fitter.optimizer)
+                task.fitter.scaler.update()
 
 
 class Ours:

@@ -114,6 +114,8 @@ class AveragedNetwork(Generic[_Network]):
         averages: list[Tensor] = list(self.network.parameters())
         currents: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, currents, 1 - decay)
+        for average, current in zip(self.network.buffers(), network.buffers(), strict=True):
+            average.copy_(current)  # batch normalisation's are averages already
 
     def state_dict(self) -> dict[str, Any]:
         """Weights and count."""

@@ -7,26 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.config import SegmentationJob
 from pipeline.data.datasets import Batch, PreparedCase
-from pipeline.inference.labelling import Labeller, autocast_type
+from pipeline.inference.labelling import Labeller
 from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice
-from pipeline.networks import AttentionUNet, build_network
+from pipeline.networks import build_network
 from pipeline.networks.compiling import compiler_faults
 from pipeline.networks.pretrained import Source, load_pretrained
 from pipeline.training.distributed import ALONE, World
+from pipeline.training.fitter import Fitter
 from pipeline.training.losses import IGNORED, DeepSupervision, DiceCrossEntropy
-from pipeline.training.optim import (
-    AveragedNetwork,
-    build_optimizer,
-    depth_groups,
-    freeze_encoder,
-    learning_rate,
-    set_learning_rate,
-)
 from pipeline.training.task import AbstractTask
 from pipeline.volume import Grid
 from transforms.augmentation import Augmentation
@@ -68,14 +61,12 @@ class SegmentationTask(AbstractTask):
         self.network = build_network(job.network, num_channels, len(contract.channel_values)).to(device)
         if source is not None:
             load_pretrained(self.network, source)
-        self.averaged = (
-            AveragedNetwork(self.network, job.training.ema_decay) if job.training.ema_decay else None
+        self.fitter = Fitter(
+            self.network, self.network.encoder, self.network.stages, job.training, device, world
         )
-        self.optimizer = self._build_optimizer()
         # A compiled way forward beside the network, not round it: its weights keep their names.
         forward_deep = self.network.forward_deep
         self.forward_deep = torch.compile(forward_deep) if job.training.compile else forward_deep
-        self.learning_rate = job.training.learning_rate
         loss = DiceCrossEntropy(
             is_regions=contract.regions is not None,
             has_ignored=contract.ignore_value is not None,
@@ -91,35 +82,20 @@ class SegmentationTask(AbstractTask):
             contract.label_laterality(axis, pairs),
         )
         self.targets = _build_target_table(contract).to(device)
-        self.autocast_type = autocast_type(device) if job.training.mixed_precision else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the latest step."""
+        return self.fitter.learning_rate
 
     def training_step(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """One step; see `AbstractTask`."""
-        self.learning_rate = learning_rate(self.job.training, progress)
-        set_learning_rate(self.optimizer, self.learning_rate)
-        freeze_encoder(list(self.network.encoder), self.job.training, progress)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._compute_loss(batch)
-        self.scaler.scale(loss).backward()
-        self.world.sum_gradients(self.network.parameters())
-        if self.job.training.gradient_clip is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.job.training.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.averaged is not None:
-            self.averaged.update(self.network)
-        return {"training/loss": loss.detach()}
+        return {"training/loss": self.fitter.step(lambda: self._compute_loss(batch), progress)}
 
     def rehearse(self, batch: Batch) -> None:
         """Forward and backward without a step; see `AbstractTask`."""
-        with (
-            compiler_faults("training.compile", "set it to false"),
-            torch.random.fork_rng(device_type="cuda"),  # forks the CPU's generator as well
-        ):
-            self._compute_loss(batch).backward()
-        self.optimizer.zero_grad(set_to_none=True)
+        with compiler_faults("training.compile", "set it to false"):
+            self.fitter.rehearse(lambda: self._compute_loss(batch))
 
     def validate(self) -> dict[str, float]:
         """Mean Dice per structure over the validation cases that label it, on the network's grid."""
@@ -140,61 +116,37 @@ class SegmentationTask(AbstractTask):
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights if there are such, else the network's."""
-        return {name: tensor.detach().cpu() for name, tensor in self._judged_network().state_dict().items()}
+        return self.fitter.weights()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on."""
-        return {
-            "network": self.network.state_dict(),
-            "averaged": self.averaged.state_dict() if self.averaged else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-        }
+        return self.fitter.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
-        self.network.load_state_dict(state["network"])
-        if self.averaged is not None:
-            self.averaged.load_state_dict(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-
-    def _build_optimizer(self) -> torch.optim.Optimizer:
-        section = self.job.training
-        if section.depth_decay == 1:
-            return build_optimizer(section, self.network.parameters())
-        return build_optimizer(section, depth_groups(self.network.stages, section.depth_decay))
+        self.fitter.load_state_dict(state)
 
     def _compute_loss(self, batch: Batch) -> Tensor:
         image, label = (batch.tensors[key].to(self.device, non_blocking=True) for key in (IMAGE, LABEL))
         draws = self.augmentation.draw(batch.seeds, image.shape[1])
         image, label = self.augmentation.apply(image, label, draws)
         labelled = self._labelled_channels(batch, [self.augmentation.exchanges_sides(d) for d in draws])
-        self.network.train()
-        with self._autocast():
+        with self.fitter.autocast():
             logits = self.forward_deep(image)
         loss: Tensor = self.loss(logits, self._build_target(label), labelled)
         return loss
-
-    def _judged_network(self) -> AttentionUNet:
-        return self.averaged.network if self.averaged is not None else self.network
 
     def _build_labeller(self) -> Labeller:
         # Post-processing belongs to the patient's grid, where the kept checkpoint is judged.
         section = self.job.inference.model_copy(update={"largest_component": ()})
         return Labeller(
-            [self._judged_network().eval()],
+            [self.fitter.judged_network.eval()],
             self.contract,
             section,
             self.job.inference.window_size or self.job.training.patch_size,
             self.device,
             mixed_precision=self.job.training.mixed_precision,
             laterality=self.laterality,
-        )
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None
         )
 
     def _build_target(self, label: Tensor) -> Tensor:

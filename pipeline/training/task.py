@@ -16,11 +16,14 @@ class AbstractTask(ABC):
 
     Attributes:
         metric: Name of the validation metric it is judged by; larger is better.
-        learning_rate: That of the latest step.
     """
 
     metric: str
-    learning_rate: float
+
+    @property
+    @abstractmethod
+    def learning_rate(self) -> float:
+        """That of the latest step."""
 
     @abstractmethod
     def training_step(self, batch: Batch, progress: float) -> Mapping[str, Tensor]:

@@ -137,7 +137,7 @@ def _least_bytes(task: SegmentationTask, sampler: PatchSampler) -> int:
     image = sampler.cases[0].image
     activations = saved_bytes(task.network, sampler.batch_size, image.shape[0], task.job.training.patch_size)
     batch: int = sampler.batch_size * image.shape[0] * image.element_size() * math.prod(sampler.source_size)
-    return activations // (2 if task.autocast_type is not None else 1) + batch
+    return activations // (2 if task.fitter.autocast_type is not None else 1) + batch
 
 
 def _short_fault(need: Need) -> Fault:

@@ -148,7 +148,8 @@ def train_together(prepared, *, state=None, last_step=None):
 
     def work(world):
         task = tasks[world.rank]
-        task.world, task.loss.loss.total = world, world.total
+        task.world = task.fitter.world = world
+        task.loss.loss.total = world.total
         return train(prepared, world, task, state=state, last_step=None if world.is_first else last_step)
 
     return values(meet(work))

@@ -70,7 +70,7 @@ def test_a_frozen_encoder_stays_to_the_bit_and_moves_when_it_is_free(optimizer):
         step(task, number, number / 10)
     assert moved(task, start) == start.keys() - of_encoder(task, 0, 1, 2)
     assert all(parameter.grad is None for parameter in task.network.encoder.parameters())
-    average = task.averaged.network.state_dict()
+    average = task.fitter.averaged.network.state_dict()
     assert all(torch.equal(average[name], start[name]) for name in of_encoder(task, 0, 1, 2))
     assert not any(torch.equal(average[name], start[name]) for name in moved(task, start))
     step(task, 4, 0.5)
@@ -100,7 +100,7 @@ def test_depth_decay_reaches_every_parameter_in_every_step(optimizer):
     task = build(job, build_source(job))
     for progress in (0.0, 0.5):
         step(task, 0, progress)
-        rates = {id(p): group["lr"] for group in task.optimizer.param_groups for p in group["params"]}
+        rates = {id(p): group["lr"] for group in task.fitter.optimizer.param_groups for p in group["params"]}
         assert len(rates) == len(list(task.network.parameters()))
         for distance, stage in enumerate(reversed(task.network.stages)):
             assert {rates[id(p)] for p in stage.parameters()} == {task.learning_rate * 0.5**distance}
@@ -114,12 +114,12 @@ def test_a_slower_group_moves_by_its_factor(optimizer):
     for decay in (1.0, 0.5):
         job = build_job(optimizer=optimizer, weight_decay=0.0, depth_decay=decay)
         task = build(job, build_source(job))
-        set_learning_rate(task.optimizer, 0.01)
+        set_learning_rate(task.fitter.optimizer, 0.01)
         before = snapshot(task)
         generator = torch.Generator().manual_seed(0)
         for parameter in task.network.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
-        task.optimizer.step()
+        task.fitter.optimizer.step()
         steps.append({name: tensor - before[name] for name, tensor in task.network.state_dict().items()})
     factors = {"encoder.0": 0.5**5, "encoder.2": 0.5**3, "decoder.1": 0.5**2, "decoder.0": 0.5, "heads.1": 1}
     for prefix, factor in factors.items():
@@ -149,7 +149,7 @@ def test_it_goes_on_from_its_state_without_the_model_it_started_from(optimizer):
         step(resumed, number, number / 8)
     for one, other in (
         (straight.network, resumed.network),
-        (straight.averaged.network, resumed.averaged.network),
+        (straight.fitter.averaged.network, resumed.fitter.averaged.network),
     ):
         for name, tensor in one.state_dict().items():
             assert torch.equal(tensor, other.state_dict()[name]), name

@@ -130,7 +130,7 @@ def test_it_learns_validates_and_predicts(tmp_path, kind):
     metrics = task.validate()
     assert set(metrics) == {f"validation/dice/{name}" for name in [*contract.structures, "mean"]}
     assert all(0 <= value <= 1 for value in metrics.values())
-    network = task._judged_network()
+    network = task.fitter.judged_network
     predictor = Predictor(job, contract, study.channels, [network], [()], torch.device("cpu"))
     case = study.cases[3]
     images = read_checked_case(case, study.contract, len(study.channels)).images
