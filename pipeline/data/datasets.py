@@ -1,14 +1,12 @@
 """Cases on the network's grid, cached by content, and the training patches drawn from them.
 
-A prepared case is one safetensors file, mapped into memory: a patch reads only its own pages, and what fits
-stays in the system's page cache. Its name is a hash of the files' bytes and of the chain, so a changed file
-or setting is prepared anew and a stale volume can never be served.
+A prepared case is mapped into memory: a patch reads only its own pages, and what fits stays in the system's
+page cache.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.config import DataSection
+from pipeline.data.cache import cached
 from pipeline.data.cases import Case
 from pipeline.data.checks import labelled_fault, read_checked_case
 from pipeline.errors import Fault, InputError
-from pipeline.files import atomic_path, sha256_of, write_text
+from pipeline.files import sha256_of
 from pipeline.labels import LabelContract
 from transforms.cropping import crop
 from transforms.keys import IMAGE, LABEL
@@ -214,13 +211,8 @@ def _prepare_case(
 ) -> PreparedCase:
     content_hash = _hash_content(case)
     meaning = [contract.values, contract.ignore_value]
-    key = json.dumps([_CACHE_VERSION, content_hash, asdict(settings), meaning])
-    path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
-    if not _is_whole(path):
-        _write_prepared(path, case, contract, num_channels, settings)
-        write_text(_hash_path(path), sha256_of(path))
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    key = [_CACHE_VERSION, content_hash, asdict(settings), meaning]
+    tensors = cached(cache_dir, key, lambda: _prepare_tensors(case, contract, num_channels, settings))
     prefix = "coordinates/"
     coordinates = {int(n.removeprefix(prefix)): t for n, t in tensors.items() if n.startswith(prefix)}
     affine = tensors["affine"].numpy()
@@ -241,18 +233,6 @@ def _prepare_case(
     )
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a cache file is there and every byte of it is what was written: the format has no checksum."""
-    try:
-        return _hash_path(path).read_text(encoding="utf-8") == sha256_of(path)
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
-def _hash_path(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
 def _hash_content(case: Case) -> str:
     assert case.label is not None, "training cases have labels"
     paths = [*case.images, case.label]
@@ -264,9 +244,9 @@ def _hash_content(case: Case) -> str:
         raise InputError(Fault(case.id, "unreadable-file", f"a file of the case: {reason}")) from error
 
 
-def _write_prepared(
-    path: Path, case: Case, contract: LabelContract, num_channels: int, settings: Preprocessing
-) -> None:
+def _prepare_tensors(
+    case: Case, contract: LabelContract, num_channels: int, settings: Preprocessing
+) -> dict[str, Tensor]:
     checked = read_checked_case(case, contract, num_channels)
     assert checked.label is not None, "training cases have labels"
     arrays = [volume.array for volume in checked.images]
@@ -286,8 +266,7 @@ def _write_prepared(
     for label in range(len(values)):
         if values[label] != 0 and (voxels := _sample_voxels(index == label)) is not None:
             tensors[f"coordinates/{label}"] = voxels
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
+    return tensors
 
 
 def _sample_voxels(mask: Tensor) -> Tensor | None:
