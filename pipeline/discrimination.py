@@ -192,12 +192,15 @@ def _mean_over_cases(values: NDArray[np.float64]) -> Estimate:
 def _estimate_ece(probabilities: Floats, truth: Table, multi_label: bool) -> Estimate:
     """The error with a bootstrap interval, the bins being kept.
 
-    Noise in the bins raises the error of every resample above that of the sample, as it raised the sample's
-    above the truth; so the resamples' quantiles are reflected at the sample's ("basic" bootstrap).
+    Noise in the bins raises the error: a calibrated classifier's is above 0, too. So the lower end is what is
+    left after all the noise that resamples show, whatever its sign, and is 0 where noise explains the whole
+    error; the upper end is as much higher as noise could have hidden. Both err on the wide side.
     """
     value = calibration_error(probabilities, truth, multi_label)
     gaps = calibration_gaps(probabilities, truth, multi_label)
     num, rng = len(gaps), np.random.default_rng(0)
-    resampled = [np.abs(gaps[rng.integers(num, size=num)].mean(axis=0)).sum() for _ in range(_RESAMPLES)]
-    low, high = 2 * value - np.quantile(resampled, (0.975, 0.025))
-    return Estimate(value, float(np.clip(low, 0, value)), float(np.clip(high, value, 1)))
+    means = np.stack([gaps[rng.integers(num, size=num)].mean(axis=0) for _ in range(_RESAMPLES)])
+    noise = means - gaps.mean(axis=0)
+    added = float(np.quantile(np.abs(noise).sum(axis=1), 0.975))
+    hidden = float(np.quantile(noise @ np.sign(gaps.mean(axis=0)), 0.975))
+    return Estimate(value, max(0.0, value - added), min(1.0, value + hidden))

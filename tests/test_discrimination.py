@@ -46,7 +46,7 @@ def test_the_area_and_its_variance_are_those_of_all_pairs_and_of_scikit_learn(si
     )
 
 
-def resampled(statistic, positive, num=400):
+def resampled(statistic, positive, num=150):
     """Quantiles of a statistic over resamples within each side, a method of its own."""
     rng = np.random.default_rng(1)
     sides = [np.flatnonzero(side) for side in (positive, ~positive)]
@@ -58,7 +58,7 @@ def test_the_interval_of_an_area_agrees_with_a_bootstrap():
     scores, positive = two_normals(80, 150, 1.2)
     auc = estimate_auc(scores[:, None], positive[:, None])
     low, high = resampled(lambda i: metrics.roc_auc_score(positive[i], scores[i]), positive)
-    assert (auc.low, auc.high) == pytest.approx((low, high), abs=0.015)
+    assert (auc.low, auc.high) == pytest.approx((low, high), abs=0.02)
 
 
 def test_the_interval_of_a_mean_area_agrees_with_a_bootstrap():
@@ -82,11 +82,11 @@ def test_the_interval_of_a_mean_area_agrees_with_a_bootstrap():
 
 def test_the_interval_of_an_area_covers_the_true_one_as_often_as_promised():
     true, num_covered = 0.9615, 0  # of normals 2.5 apart, 2.5 / √2 into the normal distribution
-    for seed in range(300):
+    for seed in range(200):
         scores, positive = two_normals(22, 76, 2.5, seed)
         auc = estimate_auc(scores[:, None], positive[:, None])
         num_covered += auc.low <= true <= auc.high
-    assert 0.91 <= num_covered / 300 <= 0.98
+    assert 0.91 <= num_covered / 200 <= 0.98
 
 
 @pytest.mark.parametrize(("num_positive", "num_negative"), [(5, 20), (1, 1), (30, 1)])
