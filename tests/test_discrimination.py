@@ -86,7 +86,7 @@ def test_the_interval_of_an_area_covers_the_true_one_as_often_as_promised():
         scores, positive = two_normals(22, 76, 2.5, seed)
         auc = estimate_auc(scores[:, None], positive[:, None])
         num_covered += auc.low <= true <= auc.high
-    assert 0.91 <= num_covered / 200 <= 0.98
+    assert 0.89 <= num_covered / 200 <= 0.98
 
 
 @pytest.mark.parametrize(("num_positive", "num_negative"), [(5, 20), (1, 1), (30, 1)])
@@ -190,15 +190,16 @@ def test_nothing_or_nonsense_is_refused(probabilities, predictions, targets):
         judge_classes(probabilities, predictions, targets, ("a", "b"), multi_label=False)
 
 
-def test_the_ece_of_a_calibrated_classifier_has_an_interval_that_nears_zero():
+def test_the_interval_of_an_ece_begins_at_zero_where_noise_explains_it_and_holds_the_true_one():
     rng = np.random.default_rng(0)
     for bend, is_calibrated in ((1, True), (3, False)):
         stated = rng.random(400)
         targets = (rng.random(400) < stated**bend).astype(int)
         probabilities = np.stack((1 - stated, stated), axis=1)
         ece = judge_classes(probabilities, targets, targets, ("a", "b"), multi_label=False)["ece"]
-        assert (ece.low < 0.03) == is_calibrated
-        assert ece.low <= (0 if is_calibrated else 0.25) + 0.03 <= ece.high + 0.03
+        assert (ece.low == 0) == is_calibrated
+        assert ece.value > 0.02
+        assert ece.low <= (0 if is_calibrated else 0.25) <= ece.high
 
 
 def test_risk_and_coverage_by_hand():

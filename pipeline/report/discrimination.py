@@ -145,30 +145,36 @@ def _draw_precision(
 def _draw_counts(axes: Axes, answers: Flags, truth: Flags, names: Sequence[str], multi_label: bool) -> None:
     """A confusion matrix, or what became of each label; the darker, the larger the share of its cases."""
     if multi_label:
-        columns = ["found", "missed", "false alarm", "rightly not"]
+        columns: Sequence[str] = ("found", "missed", "false alarm", "rightly not")
         parts = (truth & answers, truth & ~answers, ~truth & answers, ~truth & ~answers)
         counts = np.stack([part.sum(axis=0) for part in parts], axis=1)
         wholes = np.stack([side.sum(axis=0) for side in (truth, truth, ~truth, ~truth)], axis=1)
     else:
-        columns = list(names)
+        columns = names
         counts = truth.T.astype(int) @ answers.astype(int)
         wholes = np.broadcast_to(counts.sum(axis=1, keepdims=True), counts.shape)
     shares = counts / np.maximum(wholes, 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    size = 12 if len(names) <= 4 else 9 if len(names) <= 8 else 7
-    for (row, column), count in np.ndenumerate(counts if len(names) <= _MOST_ROWS else counts[:0]):
-        share = shares[row, column]
-        text = f"{count}\n{share:.0%}" if len(names) <= 8 else f"{count}"
-        colour = "white" if share > 0.55 else "black"
-        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
-    tilt: dict[str, Any] = (
-        {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if len(columns) > 3 else {}
-    )
-    axes.set_xticks(range(len(columns)), columns, fontsize=9, parse_math=False, **tilt)
-    axes.set_yticks(range(len(names)), list(names), fontsize=9, parse_math=False)
+    if len(names) <= _MOST_ROWS:
+        _write_counts(axes, counts, shares)
+    size, angle = (9, 35) if len(columns) <= _MOST_ROWS else (6, 90)
+    tilt: dict[str, Any] = {"rotation": angle, "ha": "right", "rotation_mode": "anchor"}
+    tilt = tilt if columns is names and len(columns) > 3 else {}
+    axes.set_xticks(range(len(columns)), columns, fontsize=size, parse_math=False, **tilt)
+    axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
     axes.set_title("Answers by label" if multi_label else "Confusion matrix", loc="left", fontsize=11)
     axes.set_xlabel("" if multi_label else "Answer")
     axes.set_ylabel("" if multi_label else "Truth")
+
+
+def _write_counts(axes: Axes, counts: NDArray[np.int64], shares: Floats) -> None:
+    num_rows = len(counts)
+    size = 12 if num_rows <= 4 else 9 if num_rows <= 8 else 7
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        text = f"{count}\n{share:.0%}" if num_rows <= 8 else f"{count}"
+        colour = "white" if share > 0.55 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
 
 
 def _write_figures(axes: Axes, figures: Mapping[str, Estimate], classes: Sequence[str]) -> None:
