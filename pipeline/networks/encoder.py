@@ -1,4 +1,4 @@
-"""The encoder that our networks share: one block per level of resolution, each coarser than the one before."""
+"""The encoder that our networks share: one block per level of resolution, finest first."""
 
 from __future__ import annotations
 
@@ -19,5 +19,7 @@ def build_encoder(section: LevelsSection, in_channels: int) -> nn.ModuleList:
         in_channels: Channels of the image.
     """
     block, features = BLOCKS[section.blocks], section.features
-    sizes = zip((in_channels, *features), features, section.level_kernels, section.level_strides, strict=False)
+    sizes = zip(
+        (in_channels, *features), features, section.level_kernels, section.level_strides, strict=False
+    )
     return nn.ModuleList(block(*level, section.dropout) for level in sizes)
