@@ -8,23 +8,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config.segmentation import NetworkSection
 from pipeline.networks.blocks import (
+    BLOCKS,
     TRANSPOSED,
     AttentionGate,
     Axes,
-    PlainBlock,
     Pointwise,
     ResidualBlock,
     initialise,
 )
-
-BLOCKS: Final[dict[str, type[PlainBlock | ResidualBlock]]] = {"plain": PlainBlock, "residual": ResidualBlock}
+from pipeline.networks.encoder import build_encoder
 
 
 class AttentionUNet(nn.Module):
@@ -49,9 +47,7 @@ class AttentionUNet(nn.Module):
         self.total_stride: Axes = section.total_stride
 
         block, transposed = BLOCKS[section.blocks], TRANSPOSED[dimensions]
-        self.encoder = nn.ModuleList()
-        for sizes in zip((in_channels, *features), features, self._kernels, self._strides, strict=False):
-            self.encoder.append(block(*sizes, section.dropout))
+        self.encoder = build_encoder(section, in_channels)
 
         # What joins a level to the next coarser one, finest first.
         self.gates, self.ups, self.decoder = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()

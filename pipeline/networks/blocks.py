@@ -74,6 +74,9 @@ class ResidualBlock(nn.Module):
         return output
 
 
+BLOCKS: Final[dict[str, type[PlainBlock | ResidualBlock]]] = {"plain": PlainBlock, "residual": ResidualBlock}
+
+
 class AttentionGate(nn.Module):
     """Additive attention on a skip connection (Oktay et al. 2018, arXiv:1804.03999, equations 1 and 2).
 

@@ -12,10 +12,17 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-# Our networks read the image in the first block of `encoder` and answer in `heads`.
+# All networks read the image in the first level of `encoder`, and answer in `heads` or in `classifier`.
 ENCODER: Final = "encoder."
-_READERS: Final = ("encoder.0.0.weight", "encoder.0.body.0.weight", "encoder.0.shortcut.0.weight")
-_HEADS: Final = "heads."
+READERS: Final = (
+    "encoder.0.0.weight",  # plain block
+    "encoder.0.body.0.weight",  # residual block
+    "encoder.0.shortcut.0.weight",
+    "encoder.0.conv1.weight",  # ResNet
+    "encoder.0.conv0.weight",  # DenseNet
+    "encoder.0._conv_stem.weight",  # EfficientNet
+)
+_HEADS: Final = ("heads.", "classifier.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +99,7 @@ def _take_over(name: str, target: Tensor, source: Source) -> str | None:
         return None
     if name.startswith(_HEADS):
         return _take_rows(target, found, source.outputs)
-    if name in _READERS:
+    if name in READERS:
         return _take_kernels(target, found, source.inputs)
     if found.shape != target.shape:
         return None
