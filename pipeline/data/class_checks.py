@@ -83,7 +83,7 @@ def _duplicate_faults(split: Split, hashes: Mapping[str, bytes]) -> list[Fault]:
             message = f"the image has the same voxels as training case {_told(twins)}"
             if odd := [twin for twin in twins if _differ(case, twin)]:
                 message += f", and other classes than {_told(odd)}: {_contrast([case, *odd])}"
-            message += "; what validates has been trained on, so that figures are too kind: remove one"
+            message += "; validated with what was trained on, figures are too kind: remove one"
             faults.append(Fault(case.id, "duplicate-image", message))
     for copies in (*training.values(), *validation.values()):
         if any(_differ(copies[0], case) for case in copies[1:]):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.config import ClassificationDataSection
 from pipeline.data.cases import Case, entry_faults
 from pipeline.data.class_manifests import COLOURS, parse_class_manifest
+from pipeline.data.folds import Split
 from pipeline.data.images import read_image
 from pipeline.data.manifests import Entry
 from pipeline.data.pictures import is_picture
@@ -75,6 +76,22 @@ def read_class_study(section: ClassificationDataSection) -> ClassStudy:
         for entry in entries
     )
     return ClassStudy(cases, classes, manifest.channels or _look_for_channels(cases), section.multi_label)
+
+
+def check_split(study: ClassStudy, split: Split) -> None:
+    """Refuses a split that leaves nothing to learn a class from.
+
+    Raises:
+        ConfigError: With every class that no training case is of.
+    """
+    present = {name for case in split.training for name in case.classes or ()}
+    faults = [
+        Fault("data.fold", "untrained-class", f"no training case is of class {name}; choose other folds")
+        for name in study.classes
+        if name not in present
+    ]
+    if faults:
+        raise ConfigError(faults)
 
 
 def class_faults(entries: Sequence[Entry], classes: Sequence[str], is_multi_label: bool) -> Iterator[Fault]:
