@@ -116,7 +116,10 @@ def test_copies_of_different_classes_are_said_to_be_so(tmp_path):
 def test_images_that_differ_in_one_voxel_or_in_shape_are_no_copies(tmp_path):
     changed = IMAGE.copy()
     changed[5, 4] += 1
-    cases = [*rows(tmp_path / "a.npz", IMAGE, changed), *rows(tmp_path / "b.npz", IMAGE.reshape(5, 6))]
+    cases = [
+        *rows(tmp_path / "a.npz", IMAGE, changed),
+        *rows(tmp_path / "b.npz", IMAGE.reshape((5, 6), order="F")),
+    ]
     assert find_duplicates(cases, Split((cases[0],), tuple(cases[1:])), 1) == []
 
 

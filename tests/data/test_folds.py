@@ -108,6 +108,20 @@ def test_folds_by_class_keep_patients_together(study, data):
     assert {c.patient for c in split.training}.isdisjoint(c.patient for c in split.validation)
 
 
+@pytest.mark.parametrize("rare", [("b",), ()])
+def test_classes_count_for_more_than_equal_numbers_of_cases(rare):
+    """By numbers alone, both rare cases would join the fold that lacks the first patient's two."""
+    own = {"p": [("a",)] * 2, "q": [rare], "r": [rare], "s": [("a",)], "t": [("a",)]}
+    cases = [
+        Case(f"{patient}{n}", patient, (), classes=names)
+        for patient, images in own.items()
+        for n, names in enumerate(images)
+    ]
+    for fold in range(2):
+        held_out = [case.classes for case in split_cases(cases, section(fold, 2), 0).validation]
+        assert sorted(held_out) == sorted([("a",), ("a",), rare])
+
+
 def test_cases_of_several_classes_or_of_none_are_shared_out_too():
     own = [("a", "b")] * 5 + [("a",)] * 10 + [()] * 5 + [("b", "c")] * 5
     cases = [Case(f"{n}", f"{n}", (), classes=names) for n, names in enumerate(own)]

@@ -122,7 +122,8 @@ def test_a_header_that_lies_or_holds_no_numbers_is_refused_unread(shape, data, d
         assert rule_of(read, path, "x") == rule
 
 
-def test_a_size_that_no_compression_reaches_is_refused_unread(tmp_path):
+def test_a_size_that_no_compression_reaches_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.data.nifti.available_bytes", lambda: 2**20)  # else told as lack of memory
     path = save_member(tmp_path / "a.npz", (2**31,), b"abc")
     content = path.read_bytes()
     directory = content.index(b"PK\x01\x02")
@@ -141,12 +142,14 @@ def test_other_packings_are_refused(tmp_path):
     assert rule_of(read_array, path, "x") == "npz-packing"
 
 
-def test_a_damaged_file_is_refused_wherever_it_is_damaged(tmp_path):
+@pytest.mark.parametrize("save_packed", [np.savez, np.savez_compressed])
+def test_a_damaged_file_is_refused_wherever_it_is_damaged(save_packed, tmp_path):
     """Never a wrong number, never another error than ours."""
     images = np.random.default_rng(0).integers(0, 255, (3, 8, 8)).astype(np.uint8)
-    whole = save(tmp_path / "a.npz", x=images).read_bytes()
+    save_packed(tmp_path / "a.npz", x=images)
+    whole = (tmp_path / "a.npz").read_bytes()
     refused = 0
-    positions = range(0, len(whole), 3)
+    positions = range(0, len(whole), 5)
     for position in positions:
         for damaged in (
             whole[:position],
@@ -159,4 +162,4 @@ def test_a_damaged_file_is_refused_wherever_it_is_damaged(tmp_path):
                 assert np.array_equal(read_array(path, "x"), images), position
             except InputError:
                 refused += 1
-    assert refused > 1.7 * len(positions)
+    assert refused > 1.5 * len(positions)
