@@ -25,6 +25,9 @@ class Case:
         label: The label map.
         fold: The fold that the manifest puts the case into, if any.
         labelled: The structures that the manifest says were drawn in the label map; None if it says nothing.
+        classes: Names of the classes that the image is of, exactly one unless the job is multi-label; None if
+            nothing is known of them.
+        row: Array name and row, where `images` is one `.npz` that holds many images.
     """
 
     id: str
@@ -33,6 +36,8 @@ class Case:
     label: Path | None = None
     fold: int | None = None
     labelled: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    row: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def read_manifest(section: DataSection) -> Study:
     labels = section.labels if section.labels is not None else manifest.labels
     contract = _build_contract(section, labels or {}, manifest.ignore_value)
     config_faults = [*_label_faults(path, labels), *_contract_faults(contract)]
-    case_faults = [*manifest.faults, *_entry_faults(manifest.entries)]
+    case_faults = [*manifest.faults, *entry_faults(manifest.entries)]
     if not config_faults:
         case_faults += _labelled_faults(manifest.entries, contract)
     if not manifest.entries and not case_faults:
@@ -80,6 +85,21 @@ def read_manifest(section: DataSection) -> Study:
         raise ConfigError(config_faults)
     cases = (Case(e.id, e.patient, e.images, e.label, e.fold, e.labelled) for e in manifest.entries)
     return Study(tuple(cases), contract, manifest.channels)
+
+
+def entry_faults(entries: Sequence[Entry]) -> Iterator[Fault]:
+    """Faults of ids that are unsafe or doubled, and of files that are missing."""
+    seen: dict[str, Entry] = {}
+    for entry in entries:
+        if fault := id_fault(entry.where, entry.id):
+            yield fault
+        elif (twin := seen.setdefault(entry.id, entry)) is not entry:
+            message = f"the case id {entry.id} was already given at {twin.where}; every case needs its own"
+            yield Fault(entry.where, "duplicate-case", message)
+        for file in (*entry.images, *((entry.label,) if entry.label else ())):
+            if not exists(file):
+                message = f"there is no {str(file)!r}; mend the manifest or add the file"
+                yield Fault(entry.where, "missing-file", message)
 
 
 def id_fault(where: str, case_id: str) -> Fault | None:
@@ -102,20 +122,6 @@ def exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
-
-
-def _entry_faults(entries: Sequence[Entry]) -> Iterator[Fault]:
-    seen: dict[str, Entry] = {}
-    for entry in entries:
-        if fault := id_fault(entry.where, entry.id):
-            yield fault
-        elif (twin := seen.setdefault(entry.id, entry)) is not entry:
-            message = f"the case id {entry.id} was already given at {twin.where}; every case needs its own"
-            yield Fault(entry.where, "duplicate-case", message)
-        for file in (*entry.images, *((entry.label,) if entry.label else ())):
-            if not exists(file):
-                message = f"there is no {str(file)!r}; mend the manifest or add the file"
-                yield Fault(entry.where, "missing-file", message)
 
 
 def _label_faults(path: Path, labels: dict[str, int] | None) -> Iterator[Fault]:

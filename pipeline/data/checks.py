@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from pipeline.data.case_images import Draft, content_hash, draft_images, grid_faults
 from pipeline.data.cases import Case, Study
-from pipeline.data.geometry import corner_distance
-from pipeline.data.images import read_label_with_warnings, read_with_warnings
-from pipeline.data.nifti import Reading
-from pipeline.errors import Fault, FaultError, InputError
+from pipeline.data.images import read_label_with_warnings
+from pipeline.errors import Fault, InputError
 from pipeline.labels import LabelContract
-from pipeline.volume import Grid, Volume
-
-GRID_TOLERANCE_MM = 0.05
-"""How far apart the corners of two volumes of one case may lie: headers store rounded numbers."""
+from pipeline.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +85,7 @@ def check_study(study: Study, on_case: Callable[[], None] = lambda: None) -> Che
         draft = _read(case, study.contract, len(study.channels))
         if case.label is None:
             draft.errors.append(Fault(case.id, "missing-label", "a case to train on needs a label map"))
-        if not draft.errors and (twin := seen.setdefault(_content(draft.images), case)) is not case:
+        if not draft.errors and (twin := seen.setdefault(content_hash(draft.images), case)) is not case:
             found = draft.warnings if twin.patient == case.patient else draft.errors
             found.append(Fault(case.id, "duplicate-image", _duplicate_message(case, twin)))
         errors += draft.errors
@@ -124,34 +119,8 @@ def labelled_fault(case: Case, contract: LabelContract, present: Collection[int]
     return Fault(case.id, "labelled", message)
 
 
-@dataclass
-class _Draft:
-    """What is known of a case while it is being read."""
-
-    images: list[Volume] = field(default_factory=list)
-    label: Volume | None = None
-    values: frozenset[int] = frozenset()
-    errors: list[Fault] = field(default_factory=list)
-    warnings: list[Fault] = field(default_factory=list)
-
-    def keep(self, read: Callable[[], Reading]) -> tuple[Volume, ...]:
-        """The volumes of a file, or none and its faults."""
-        try:
-            reading = read()
-        except FaultError as error:
-            self.errors += error.faults
-            return ()
-        self.warnings += reading.warnings
-        return reading.volumes
-
-
-def _read(case: Case, contract: LabelContract, num_channels: int) -> _Draft:
-    draft = _Draft()
-    for path in case.images:
-        draft.images += draft.keep(partial(read_with_warnings, path))
-    if not draft.errors:
-        draft.errors += _image_faults(case, draft.images, num_channels)
-        draft.warnings += _constant_images(case, draft.images)
+def _read(case: Case, contract: LabelContract, num_channels: int) -> Draft:
+    draft = draft_images(case, num_channels)
     if (label_path := case.label) is not None:
         for label in draft.keep(partial(read_label_with_warnings, label_path)):
             draft.label = label
@@ -159,41 +128,11 @@ def _read(case: Case, contract: LabelContract, num_channels: int) -> _Draft:
             draft.values = frozenset(counts)
             draft.errors += _value_faults(case, counts, contract)
             if draft.images:
-                draft.errors += _grid_faults(case, "label map", "", label.grid, draft.images[0].grid)
+                draft.errors += grid_faults(case, "label map", "", label.grid, draft.images[0].grid)
             if draft.values <= {0, contract.ignore_value}:
                 message = "the label map holds only background; leave the case out if nothing was drawn"
                 draft.warnings.append(Fault(case.id, "empty-label", message))
     return draft
-
-
-def _image_faults(case: Case, images: Sequence[Volume], num_channels: int) -> Iterator[Fault]:
-    if len(images) != num_channels:
-        message = f"{num_channels} channels are declared, the images hold {len(images)}"
-        yield Fault(case.id, "num-channels", message)
-    for index, image in enumerate(images[1:], 1):
-        yield from _grid_faults(case, f"channel {index}", "channel-", image.grid, images[0].grid)
-
-
-def _grid_faults(case: Case, what: str, prefix: str, grid: Grid, reference: Grid) -> Iterator[Fault]:
-    """Faults of a grid that should be that of the (first) image."""
-    if grid.shape != reference.shape:
-        message = f"the {what} has shape {grid.shape}, the image {reference.shape}; resample it to the image"
-        yield Fault(case.id, f"{prefix}shape-mismatch", message)
-        return
-    distance = corner_distance(grid.affine, reference.affine, grid.shape)
-    if distance > GRID_TOLERANCE_MM:
-        message = (
-            f"the {what} lies up to {distance:.3g} mm from the image (at most {GRID_TOLERANCE_MM:g} mm is "
-            "accepted); resample it to the image, or copy the image's affine if the voxels do match"
-        )
-        yield Fault(case.id, f"{prefix}affine-mismatch", message)
-
-
-def _constant_images(case: Case, images: Iterable[Volume]) -> Iterator[Fault]:
-    for index, image in enumerate(images):
-        if (value := image.array.min()) == image.array.max():
-            message = f"every voxel of channel {index} is {value:g}; is this the right file?"
-            yield Fault(case.id, "constant-image", message)
 
 
 def _value_faults(case: Case, counts: Mapping[int, int], contract: LabelContract) -> Iterator[Fault]:
@@ -219,15 +158,6 @@ def _count_values(label: Volume) -> dict[int, int]:
     for k in range(label.array.shape[2]):  # bincount widens to 64 bits: one slice at a time
         counts += np.bincount(label.array[:, :, k].ravel(order="K"), minlength=len(counts))
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
-
-
-def _content(images: Iterable[Volume]) -> bytes:
-    """Hash of shapes and values, not of affine and stored type, so that a copy saved anew is still seen."""
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(repr(image.grid.shape).encode())
-        digest.update(np.asfortranarray(image.array, dtype=np.float32).tobytes(order="A"))
-    return digest.digest()
 
 
 def _duplicate_message(case: Case, twin: Case) -> str:

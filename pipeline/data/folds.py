@@ -1,13 +1,13 @@
-"""Dividing cases into training and validation, by patient."""
+"""Dividing cases into training and validation, by patient and, where they have classes, by class."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.config.segmentation import DataSection
+from pipeline.config import CasesSection
 from pipeline.data.cases import Case
 from pipeline.errors import ConfigError, Fault, InputError
 
@@ -20,12 +20,12 @@ class Split:
     validation: tuple[Case, ...]
 
 
-def split_cases(cases: Sequence[Case], section: DataSection, seed: int) -> Split:
+def split_cases(cases: Sequence[Case], section: CasesSection, seed: int) -> Split:
     """Holds out the fold that `section.fold` names; both parts keep the order of `cases`.
 
     Folds that the manifest gives are used as they are: cases of another fold, or of none, train. Otherwise
-    `section.num_folds` folds are made by patient, of about equal numbers of cases; they depend on the seed
-    and the patients, not on their order.
+    `section.num_folds` folds are made by patient, of about equal numbers of cases and, where cases have
+    classes, of each class; they depend on the seed and the patients, not on their order.
 
     Raises:
         ConfigError: If there is no such fold, or fewer patients than folds.
@@ -47,7 +47,7 @@ def split_cases(cases: Sequence[Case], section: DataSection, seed: int) -> Split
     )
 
 
-def list_folds(cases: Sequence[Case], section: DataSection, seed: int) -> tuple[int, ...]:
+def list_folds(cases: Sequence[Case], section: CasesSection, seed: int) -> tuple[int, ...]:
     """The folds of a cross-validation, in rising order.
 
     Raises:
@@ -67,7 +67,7 @@ def _known(folds: Mapping[str, int | None]) -> tuple[int, ...]:
     return tuple(sorted({fold for fold in folds.values() if fold is not None}))
 
 
-def _fold_patients(cases: Sequence[Case], section: DataSection, seed: int) -> Mapping[str, int | None]:
+def _fold_patients(cases: Sequence[Case], section: CasesSection, seed: int) -> Mapping[str, int | None]:
     is_given = any(case.fold is not None for case in cases)
     return _given_folds(cases) if is_given else _made_folds(cases, section.num_folds, seed)
 
@@ -97,22 +97,42 @@ def _told(fold: int | None) -> str:
 
 
 def _made_folds(cases: Sequence[Case], num_folds: int, seed: int) -> dict[str, int]:
-    """Deals patients out, those with most cases first, each to the fold that has the fewest cases so far."""
-    num_cases: dict[str, int] = defaultdict(int)
+    """Deals patients out, those with most cases first, each to the fold that has the least of what they are.
+
+    That is the fold with the smallest share of the cases of their classes, and of those alike the one with
+    the fewest cases. Of patients with equally many cases those of the rarest class come first. So the folds'
+    numbers of cases of each class, and of cases, differ by no more than one where every patient has one case
+    of one class.
+    """
+    own: dict[str, Counter[str]] = defaultdict(Counter)
+    num_cases: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     for case in cases:
         num_cases[case.patient] += 1
+        own[case.patient].update(_strata(case))
+        totals.update(_strata(case))
     if len(num_cases) < num_folds:
         message = (
             f"{len(num_cases)} patients cannot fill {num_folds} folds; lower num_folds or set fold: none"
         )
         raise ConfigError(Fault("data.num_folds", "too-few-patients", message))
 
-    def draw(patient: str) -> str:
-        return hashlib.sha256(f"{seed}|{patient}".encode()).hexdigest()
+    def turn(patient: str) -> tuple[int, tuple[int, str], str]:
+        rarest = min(((totals[name], name) for name in own[patient]), default=(0, ""))
+        return -num_cases[patient], rarest, hashlib.sha256(f"{seed}|{patient}".encode()).hexdigest()
 
     sizes = [0] * num_folds
+    counts: list[Counter[str]] = [Counter() for _ in range(num_folds)]
     folds: dict[str, int] = {}
-    for patient in sorted(num_cases, key=lambda p: (-num_cases[p], draw(p))):
-        folds[patient] = sizes.index(min(sizes))
-        sizes[folds[patient]] += num_cases[patient]
+    for patient in sorted(num_cases, key=turn):
+        shares = [sum(count[name] * n / totals[name] for name, n in own[patient].items()) for count in counts]
+        fold = min(range(num_folds), key=lambda f: (shares[f], sizes[f]))
+        folds[patient] = fold
+        sizes[fold] += num_cases[patient]
+        counts[fold].update(own[patient])
     return folds
+
+
+def _strata(case: Case) -> tuple[str, ...]:
+    """The classes of a case; to be of none of them is one more."""
+    return () if case.classes is None else case.classes or ("",)

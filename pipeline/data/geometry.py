@@ -1,13 +1,14 @@
-"""What an affine must be before anything is measured or predicted on its grid."""
+"""What an affine must be before anything is measured or predicted on its grid, and what stands for none."""
 
 from __future__ import annotations
 
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import Fault
-from pipeline.volume import Affine
+from pipeline.volume import Affine, Grid, Volume
 
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 100.0
 MAX_ANISOTROPY = 100.0
@@ -55,3 +56,14 @@ def corner_distance(one: Affine, other: Affine, shape: tuple[int, int, int]) -> 
     corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))]).T
     with np.errstate(all="ignore"):
         return float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())
+
+
+def without_geometry(array: NDArray[np.generic]) -> Volume:
+    """A volume of voxels of which nothing is known but their order: axes as stored, 1 mm apart from 0.
+
+    Args:
+        array: `(I, J)`, which becomes `(I, J, 1)`, or `(I, J, K)`.
+    """
+    voxels = array[..., None] if array.ndim == 2 else array
+    i, j, k = voxels.shape
+    return Volume(voxels, Grid((i, j, k), np.eye(4), sform=np.eye(4)))

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.data.cases import Case, exists, id_fault
 from pipeline.data.dicom import list_dicom_files, read_series
 from pipeline.data.nifti import Reading, is_nifti, nifti_stem, read_nifti
+from pipeline.data.pictures import is_picture, read_picture
 from pipeline.errors import Fault, InputError
 from pipeline.volume import Volume
 
@@ -18,7 +19,7 @@ _CHANNEL = re.compile(r"(?P<case>.+)_(?P<index>\d{4})")
 
 
 def read_image(path: Path) -> tuple[Volume, ...]:
-    """Reads a NIfTI file (one volume per channel) or the folder of a DICOM series (one volume).
+    """Reads a NIfTI, PNG or JPEG file (one volume per channel) or the folder of a DICOM series (one volume).
 
     Raises:
         InputError: If it is damaged or not supported, with all faults found.
@@ -33,8 +34,10 @@ def read_with_warnings(path: Path) -> Reading:
         raise InputError(Fault(str(path), "missing-file", "no such file or folder; check the path"))
     if path.is_dir():
         return Reading((read_series(path),))
+    if is_picture(path):
+        return read_picture(path)
     if not is_nifti(path):
-        message = "an image is a .nii or .nii.gz file, or the folder of a DICOM series"
+        message = "an image is a .nii, .nii.gz, .png or .jpg file, or the folder of a DICOM series"
         raise InputError(Fault(str(path), "file-type", message))
     return read_nifti(path)
 
@@ -99,8 +102,8 @@ def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
             message = f"a DICOM series is one channel, {num_channels} are needed; join them in one NIfTI file"
             faults.append(Fault(str(path), "num-channels", message))
     files = list(dict.fromkeys(files))
-    cases += _single_cases(files) if num_channels == 1 else _grouped_cases(files, num_channels, faults)
-    faults += _id_faults(cases)
+    cases += _single_cases(files) if num_channels == 1 else group_channels(files, num_channels, faults)
+    faults += id_faults(cases)
     if faults:
         raise InputError(faults)
     return cases
@@ -136,8 +139,11 @@ def _single_cases(files: Iterable[Path]) -> list[Case]:
     return [Case(id=case_id, patient=case_id, images=(file,)) for case_id, file in ids]
 
 
-def _grouped_cases(files: Iterable[Path], num_channels: int, faults: list[Fault]) -> list[Case]:
-    """Cases of several files each; adds a fault for every one whose channels are not exactly 0 to n - 1."""
+def group_channels(files: Iterable[Path], num_channels: int, faults: list[Fault]) -> list[Case]:
+    """Cases of NIfTI files, `<case>_0000` and so on; one file without such a number is a case of its own.
+
+    Adds a fault for every case whose channels are not exactly 0 to `num_channels` - 1.
+    """
     groups: dict[tuple[Path, str], dict[int, Path]] = {}
     cases: list[Case] = []
     for file in files:
@@ -158,7 +164,8 @@ def _grouped_cases(files: Iterable[Path], num_channels: int, faults: list[Fault]
     return cases
 
 
-def _id_faults(cases: Iterable[Case]) -> Iterator[Fault]:
+def id_faults(cases: Iterable[Case]) -> Iterator[Fault]:
+    """Faults of ids that are unsafe, or that two cases have."""
     seen: dict[str, Case] = {}
     for case in cases:
         where = str(case.images[0])

@@ -6,8 +6,6 @@ become the same `Manifest`; `cases` judges what holds for all of them.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -18,9 +16,11 @@ from typing import Any
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from pipeline.data.nifti import is_nifti, nifti_stem
+from pipeline.data.tables import parse_table, read_text, split_names
 from pipeline.errors import ConfigError, Fault
 
-_MAX_BYTES = 2**24
+_FORMS = "a dataset.json, an nnU-Net raw folder, or a CSV"
+_COLUMNS = "case, image (or image_…), and patient, label, labelled, class, fold where there are"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Entry:
         label: Label map.
         fold: Fold.
         labelled: Structures that were drawn in its label map; None if nothing is said of it.
+        classes: The classes that it is of; None if nothing is said of them.
+        row: Array and row in the one image file that holds many images.
     """
 
     where: str
@@ -44,6 +46,8 @@ class Entry:
     label: Path | None
     fold: int | None
     labelled: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    row: tuple[str, int] | None = None
 
 
 @dataclass
@@ -75,8 +79,9 @@ def parse_manifest(path: Path) -> Manifest:
     Raises:
         ConfigError: If it cannot be read, or has none of the three forms.
     """
-    text = _read_text(path)
-    return _parse_csv(path, text) if path.suffix.lower() == ".csv" else _parse_json(path, text)
+    if path.suffix.lower() == ".csv":
+        return parse_csv(path)
+    return _parse_json(path, read_text(path, _FORMS))
 
 
 class _DecathlonEntry(BaseModel):
@@ -102,25 +107,6 @@ class _NnUnet(BaseModel):
     labels: dict[str, int | list[int]]
     file_ending: str
     labelled: dict[str, tuple[str, ...]] = {}
-
-
-def _read_text(path: Path) -> str:
-    where = str(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        message = f"byte {error.start} is not UTF-8; save the manifest with that encoding"
-        raise ConfigError(Fault(where, "manifest-encoding", message)) from error
-    except OSError as error:
-        reason = (error.strerror or "error").lower()
-        message = f"it cannot be read ({reason}); give a dataset.json, an nnU-Net raw folder, or a CSV"
-        raise ConfigError(Fault(where, "manifest-unreadable", message)) from error
-    if len(data) > _MAX_BYTES:
-        message = f"a manifest has at most {_MAX_BYTES // 2**20} MiB; is this the right file?"
-        raise ConfigError(Fault(where, "manifest-too-large", message))
-    return text
 
 
 def _parse_json(path: Path, text: str) -> Manifest:
@@ -238,29 +224,22 @@ def _in_order(path: Path, channels: dict[str, str]) -> tuple[str, ...]:
     return tuple(channels[str(index)] for index in range(len(channels)))
 
 
-def _parse_csv(path: Path, text: str) -> Manifest:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        image_columns = [name for name in header if name.startswith("image")]
-        if "case" not in header or not image_columns or len(set(header)) != len(header):
-            message = (
-                "the first line must name comma-separated columns, each once: case, image (or image_…), and "
-                f"patient, label, labelled, fold where there are; it names {', '.join(header)[:200]!r}"
-            )
-            raise ConfigError(Fault(f"{path}:1", "manifest-format", message))
-        manifest = Manifest(tuple(name.removeprefix("image_") for name in image_columns))
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if row and len(row) != len(header):
-                message = f"{len(header)} values are needed, as in the first line, not {len(row)}"
-                manifest.add_fault(where, "manifest-format", message)
-            elif row:
-                _add_row(manifest, path.parent, where, dict(zip(header, map(str.strip, row), strict=True)))
-    except csv.Error as error:
-        message = f"no valid CSV: {error}"
-        raise ConfigError(Fault(f"{path}:{reader.line_num}", "manifest-syntax", message)) from error
+def parse_csv(path: Path) -> Manifest:
+    """Reads a CSV manifest; its paths are taken relative to it.
+
+    Raises:
+        ConfigError: If it cannot be read, is no CSV, or lacks a column.
+    """
+    table = parse_table(path, read_text(path, _FORMS), _names_images, _COLUMNS)
+    images = [name for name in table.columns if name.startswith("image")]
+    manifest = Manifest(tuple(name.removeprefix("image_") for name in images), faults=table.faults)
+    for where, row in table.rows:
+        _add_row(manifest, path.parent, where, row)
     return manifest
+
+
+def _names_images(columns: list[str]) -> bool:
+    return "case" in columns and any(name.startswith("image") for name in columns)
 
 
 def _add_row(manifest: Manifest, folder: Path, where: str, row: dict[str, str]) -> None:
@@ -278,6 +257,7 @@ def _add_row(manifest: Manifest, folder: Path, where: str, row: dict[str, str]) 
             images=tuple(folder / image for image in images),
             label=folder / label if label else None,
             fold=int(fold) if fold else None,
-            labelled=tuple(name.strip() for name in labelled.split(";")) if labelled else None,
+            labelled=split_names(labelled) if labelled else None,
+            classes=split_names(row["class"]) if "class" in row else None,
         )
         manifest.entries.append(entry)

@@ -24,7 +24,9 @@ from pipeline.memory import available_bytes, format_size
 from pipeline.volume import Volume
 
 _SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-_MAX_DEFLATE_RATIO = 1032  # of the deflate format itself: what claims to hold more is lying
+MAX_DEFLATE_RATIO = 1032
+"""Of the deflate format itself: what claims to hold more is lying."""
+
 _CHUNK = 2**20
 
 
@@ -66,7 +68,7 @@ def read_nifti(path: Path) -> Reading:
     try:
         if path.suffix.lower() == ".gz":
             with gzip.open(path) as stream:
-                layout, raw = _read(where, cast(BinaryIO, stream), _MAX_DEFLATE_RATIO)
+                layout, raw = _read(where, cast(BinaryIO, stream), MAX_DEFLATE_RATIO)
         else:
             with path.open("rb") as file:
                 layout, raw = _read(where, file)
@@ -80,7 +82,7 @@ def read_nifti(path: Path) -> Reading:
         message = f"the file cannot be read ({(error.strerror or str(error)).lower()})"
         raise InputError(Fault(where, "unreadable", message)) from error
     array = _meant_values(raw, layout.scale)
-    _check_finite(where, array)
+    check_finite(where, array)
     frames = (Volume(array[..., frame], layout.grid) for frame in range(layout.num_frames))
     return Reading(tuple(frames), layout.warnings)
 
@@ -94,6 +96,19 @@ def check_memory(where: str, num_bytes: int) -> None:
             "close other programs, or crop the image"
         )
         raise ResourceError(Fault(where, "memory", message))
+
+
+def check_finite(where: str, array: NDArray[Any]) -> None:
+    """Says so, by an InputError, if some voxels are NaN or infinite."""
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(array.min()) and np.isfinite(array.max()):  # NaN and infinity both show there
+            return
+    count = array.size - int(np.count_nonzero(np.isfinite(array)))
+    message = (
+        f"{count} of {array.size} voxels are not finite numbers (NaN, infinite, or beyond float32); "
+        "replace them by the background's value and save the file again"
+    )
+    raise InputError(Fault(where, "non-finite", message))
 
 
 def _read(where: str, stream: BinaryIO, ratio: int = 1) -> tuple[Layout, NDArray[Any]]:
@@ -139,15 +154,3 @@ def _meant_values(raw: NDArray[Any], scale: tuple[float, float] | None) -> NDArr
             array *= slope
             array += inter
     return array
-
-
-def _check_finite(where: str, array: NDArray[Any]) -> None:
-    with np.errstate(invalid="ignore"):
-        if np.isfinite(array.min()) and np.isfinite(array.max()):  # NaN and infinity both show there
-            return
-    count = array.size - int(np.count_nonzero(np.isfinite(array)))
-    message = (
-        f"{count} of {array.size} voxels are not finite numbers (NaN, infinite, or beyond float32); "
-        "replace them by the background's value and save the file again"
-    )
-    raise InputError(Fault(where, "non-finite", message))

@@ -1,5 +1,6 @@
 """Folds keep patients together, are balanced, and depend on nothing but patients and seed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,68 @@ def test_the_order_of_cases_does_not_matter(study, random):
     one, other = (split_cases(c, section(0, num_folds), seed) for c in (cases, shuffled))
     assert set(one.validation) == set(other.validation)
     assert list(one.training) == [c for c in cases if c in set(one.training)]
+
+
+@st.composite
+def class_studies(draw):
+    """A case per patient, of one of up to four classes."""
+    own = draw(st.lists(st.sampled_from("abbbbcccd"), min_size=5, max_size=40))
+    cases = [Case(f"{n}", f"{n}", (), classes=(name,)) for n, name in enumerate(own)]
+    return cases, draw(st.integers(2, 5)), draw(st.integers(0, 2**31 - 1))
+
+
+@given(class_studies())
+def test_every_fold_has_its_share_of_each_class_and_of_all_cases(study):
+    cases, num_folds, seed = study
+    folds = [split_cases(cases, section(f, num_folds), seed).validation for f in range(num_folds)]
+    sizes = [len(fold) for fold in folds]
+    assert max(sizes) - min(sizes) <= 1
+    for name in "abcd":
+        counts = [sum(case.classes == (name,) for case in fold) for fold in folds]
+        assert max(counts) - min(counts) <= 1
+
+
+@given(class_studies(), st.randoms())
+def test_folds_by_class_do_not_depend_on_the_order_of_cases(study, random):
+    cases, num_folds, seed = study
+    one, other = (
+        split_cases(c, section(0, num_folds), seed).validation
+        for c in (cases, random.sample(cases, len(cases)))
+    )
+    assert set(one) == set(other)
+
+
+@given(class_studies(), st.data())
+def test_folds_by_class_keep_patients_together(study, data):
+    cases, num_folds, seed = study
+    patients = [f"p{n}" for n in range(num_folds)]
+    cases = [replace(case, patient=data.draw(st.sampled_from(patients))) for case in cases]
+    cases += [replace(cases[0], id=patient, patient=patient) for patient in patients]
+    split = split_cases(cases, section(0, num_folds), seed)
+    assert {c.patient for c in split.training}.isdisjoint(c.patient for c in split.validation)
+
+
+@pytest.mark.parametrize("rare", [("b",), ()])
+def test_classes_count_for_more_than_equal_numbers_of_cases(rare):
+    """By numbers alone, both rare cases would join the fold that lacks the first patient's two."""
+    own = {"p": [("a",)] * 2, "q": [rare], "r": [rare], "s": [("a",)], "t": [("a",)]}
+    cases = [
+        Case(f"{patient}{n}", patient, (), classes=names)
+        for patient, images in own.items()
+        for n, names in enumerate(images)
+    ]
+    for fold in range(2):
+        held_out = [case.classes for case in split_cases(cases, section(fold, 2), 0).validation]
+        assert sorted(held_out) == sorted([("a",), ("a",), rare])
+
+
+def test_cases_of_several_classes_or_of_none_are_shared_out_too():
+    own = [("a", "b")] * 5 + [("a",)] * 10 + [()] * 5 + [("b", "c")] * 5
+    cases = [Case(f"{n}", f"{n}", (), classes=names) for n, names in enumerate(own)]
+    for fold in range(5):
+        held_out = split_cases(cases, section(fold), 3).validation
+        counts = [sum(name in case.classes for case in held_out) for name in "abc"]
+        assert (counts, sum(not case.classes for case in held_out)) == ([3, 2, 1], 1)
 
 
 def test_the_seed_matters():
