@@ -7,6 +7,7 @@ A map shows what the network used, not what is diseased: a network may be right 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -159,6 +160,12 @@ def to_patient_grid(found: Tensor, affine: Affine, grid: Grid) -> NDArray[np.flo
     return np.asarray(resampled.numpy(), dtype=np.float32)
 
 
+def map_name(case: str, class_name: str, method: Method) -> str:
+    """File name, without ending, of a case's map; a class may be called what no file can be."""
+    safe = re.sub(r"[^\w.-]+", "-", class_name)
+    return f"{case}_{safe}_{method}"
+
+
 def _hide(image: Tensor, places: Sequence[tuple[slice, ...]]) -> Tensor:
     """Copies of `(C, *spatial)`, each with the mean of every channel in one of the places."""
     mean = image.mean(dim=tuple(range(1, image.ndim)), keepdim=True)
@@ -196,7 +203,7 @@ def _recording(network: nn.Module) -> Iterator[list[Tensor]]:
     recorded: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        recorded.append(output.detach().clone().requires_grad_())
+        recorded.append(output.clone().requires_grad_())
         torch.set_grad_enabled(True)  # `_evaluating` ends it
         return recorded[-1].clone()  # the next layer may work in place
 

@@ -11,7 +11,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.stats import spearmanr
 from torch import nn
 
-from pipeline.inference.explain import METHODS, explain, grad_cam, occlusion_map, to_patient_grid
+from pipeline.inference.explain import METHODS, explain, grad_cam, map_name, occlusion_map, to_patient_grid
 from pipeline.volume import Grid
 from transforms.preprocessing import Preprocessing, preprocess
 
@@ -204,6 +204,11 @@ def test_scores_that_are_not_numbers_are_said(method):
         explain(network, torch.randn(1, 16, 16), 0, method)
 
 
+def test_a_map_is_called_after_its_case_class_and_method():
+    assert map_name("scan_1", "pneumonia", "grad_cam") == "scan_1_pneumonia_grad_cam"
+    assert map_name("1", "../Größe > 3 cm\n", "occlusion") == "1_..-Größe-3-cm-_occlusion"
+
+
 # What is left of it.
 
 
@@ -228,7 +233,9 @@ def test_the_network_is_left_as_it_was(method, breaks):
         with pytest.raises(IndexError):
             explain(network, image, 9, method)
     else:
-        assert not explain(network, image, 0, method).requires_grad
+        found = explain(network, image, 0, method)
+        assert not found.requires_grad
+        assert torch.equal(found, explain(network, image, 0, method))  # nothing is dropped
     assert state() == before
     assert torch.equal(image, seen)
 
