@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,25 @@ _CONSTANT = 1e-12
 """Spread, relative to the largest value or 1, below which values are one value with rounding noise."""
 _BATCH_VALUES = 4_000_000
 """Resampled values held in memory at once."""
+
+
+NORMAL_95 = float(stats.norm.ppf(0.975))
+"""Standard errors on either side of a normal 95 % interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure found on some cases, and the 95 % confidence interval of what it is on all cases.
+
+    Attributes:
+        value: The figure.
+        low: Lower end of the interval.
+        high: Upper end of it.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +102,24 @@ def bootstrap_interval(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def estimate_share(share: float, num: int) -> Estimate:
+    """Wilson's interval of a share of `num` independent cases (1927, doi:10.1080/01621459.1927.10502953).
+
+    Unlike the normal interval it stays within [0, 1] and keeps a width where all cases agree: 5 of 5 is
+    [0.57, 1].
+
+    Raises:
+        ValueError: If there is no case, or `share` is none.
+    """
+    if num < 1 or not 0 <= share <= 1:
+        raise ValueError(f"a share lies between 0 and 1 and is of one case at least, not {share} of {num}")
+    shrinkage = 1 + NORMAL_95**2 / num
+    centre = (share + NORMAL_95**2 / (2 * num)) / shrinkage
+    half = NORMAL_95 * math.sqrt(share * (1 - share) / num + (NORMAL_95 / (2 * num)) ** 2) / shrinkage
+    # Clipped, because rounding must not leave the share outside where it is 0 or 1.
+    return Estimate(share, max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
 
 
 def _mean(sample: NDArray[np.float64]) -> float:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from pipeline.statistics import bootstrap_interval, summarise
+from pipeline.statistics import bootstrap_interval, estimate_share, summarise
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 0.9, 373.1287])
@@ -75,3 +76,17 @@ def test_nothing_or_nonsense_is_refused(values):
 def test_ten_thousand_cases_fit_into_memory():
     low, high = bootstrap_interval(np.random.default_rng(0).random(10_000), num_resamples=1000)
     assert low < 0.5 < high
+
+
+@pytest.mark.parametrize(("part", "num"), [(0, 1), (1, 1), (0, 30), (7, 9), (500, 1000)])
+def test_the_interval_of_a_share_is_scipys_wilson(part, num):
+    share = estimate_share(part / num, num)
+    expected = binomtest(part, num).proportion_ci(method="wilson")
+    assert (share.low, share.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert share.low <= share.value <= share.high
+
+
+@pytest.mark.parametrize(("share", "num"), [(0.5, 0), (1.1, 3), (float("nan"), 3)])
+def test_what_is_no_share_is_refused(share, num):
+    with pytest.raises(ValueError, match="share"):
+        estimate_share(share, num)

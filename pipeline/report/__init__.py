@@ -1,4 +1,5 @@
 """Pictures for people: `scene` chooses what to show of a case, `layout` makes the page, `figures` draws it.
 
-`figures` is the door; it also draws training curves.
+`figures` is the door of segmentation and also draws training curves; those of classification are
+`discrimination` and `calibration`. `charts` is what all charts have in common.
 """

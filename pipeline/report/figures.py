@@ -8,25 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pipeline.files import atomic_path
 from pipeline.metrics import label_map_dice
-from pipeline.report.layout import DASHES, INK, PALETTE, PAPER, YELLOW, lay_out, structure_styles, text_style
+from pipeline.report.charts import curve_styles, name_entries, save_page, style_axes, white_page
+from pipeline.report.layout import INK, PAPER, lay_out, structure_styles, text_style
 from pipeline.report.scene import Array, Plane, Scene, compose_scene
 from pipeline.volume import Volume
-
-_CURVE_COLOURS = [colour for colour in reversed(PALETTE) if colour != YELLOW]  # too faint on white
-_DPI = 150
 
 
 def draw_overlay(
@@ -75,7 +70,7 @@ def draw_overlay(
         if row == "Prediction" and reference is not None:
             _draw_outlines(axes, scene, plane, values)
     _draw_scale_bar(panels["Image", scene.planes[0]], scene.extent(scene.planes[0].horizontal))
-    _save(figure, path)
+    save_page(figure, path)
 
 
 def draw_curves(path: Path, metrics: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:
@@ -90,13 +85,12 @@ def draw_curves(path: Path, metrics: Mapping[str, Sequence[tuple[int, float]]], 
     Raises:
         ResourceError: If the file cannot be written.
     """
-    figure = Figure(figsize=(10, 4), facecolor="white", layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
+    figure = white_page((10, 4), title)
     for axes, heading in zip(figure.subplots(1, 2), ("Loss", "Dice"), strict=True):
         _draw_series(axes, {name: p for name, p in metrics.items() if heading.lower() in name.lower() and p})
         axes.set_title(heading, loc="left", fontsize=10)
     figure.axes[1].set_ylim(0, 1)
-    _save(figure, path)
+    save_page(figure, path)
 
 
 def _drawn_values(labels: Mapping[str, int], maps: Mapping[str, Volume]) -> dict[str, int]:
@@ -209,22 +203,13 @@ def _annotate(
 
 
 def _draw_series(axes: Axes, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    colours = cycle((colour, dash) for dash in DASHES for colour in _CURVE_COLOURS)
     lines = []
-    for points, (colour, dash) in zip(series.values(), colours, strict=False):
+    for points, (colour, dash) in zip(series.values(), curve_styles(), strict=False):
         epochs, values = zip(*points, strict=True)
         marker = "o" if len(points) <= 30 else None
         lines += axes.plot(epochs, values, color=colour, linestyle=dash, marker=marker, ms=3, lw=1.6)
     if lines:
-        legend = axes.legend(lines, [""] * len(lines), frameon=False, fontsize=8)
-        for text, name in zip(legend.get_texts(), series, strict=True):
-            text.set(text=name, parse_math=False)
+        name_entries(axes.legend(lines, [""] * len(lines), frameon=False, fontsize=8), list(series))
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(color="#e4e7eb", lw=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=_DPI)
+    style_axes(axes)
