@@ -133,7 +133,8 @@ def occlusion_map(
         for corner in product(*starts)
     ]
     with _evaluating(network):
-        drops, times = torch.zeros((2, *image.shape[1:]), device=image.device)
+        drops = torch.zeros(image.shape[1:], device=image.device)
+        times = torch.zeros_like(drops)
         whole = activation(network(image[None]))[0, target]
         for first in range(0, len(places), batch_size):
             some = places[first : first + batch_size]

@@ -1,4 +1,4 @@
-"""What every picture of a case's slices shows: the image in grey, its directions, its scale, the other planes.
+"""What every picture of slices shows: the image in grey, its directions, its scale, where planes cut.
 
 Planes are shown as radiologists look at them: axial from the feet and coronal from the front, so that the
 patient's right is on the left of the picture; sagittal with the patient's front on the left.
