@@ -95,7 +95,7 @@ def compose_scene(image: Volume, maps: Mapping[str, Volume], values: Sequence[in
 
 
 def compose_scene_at_peak(image: Volume, name: str, values: Volume, *, has_geometry: bool) -> Scene:
-    """Shows all of an image in the planes that meet where a map is largest; in its middle if it is 0.
+    """Shows all of an image in the planes through a map's maximum, or its middle if nothing is positive.
 
     Args:
         image: Intensities.
