@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-# A grid made by orienting and resampling has axes parallel to the image's own; what is left is rounding.
-_AXIS_TOLERANCE = 1e-3
-_VOXEL_TOLERANCE = 1e-3
+from transforms.resampling import Line, Shape, match_axes
 
 CHUNK_VOXELS = 2**17
 """Voxels decided together: few enough for the processor's cache, many enough for its vector units."""
 _CLASSES_AT_ONCE = 8
 
-Shape = tuple[int, int, int]
 Slices = tuple[slice, slice, slice]
 ProbabilitySink = Callable[[Slices, Tensor], None]
 """Takes a place on the patient's grid and its `(K, …)` probabilities."""
@@ -79,9 +76,9 @@ class LabelMapBuilder:
     ) -> None:
         self._decision = decision
         self._sink = sink
-        self._axes, positions = _match_axes(affine, shape, target_affine)
+        self._axes, positions = match_axes(affine, shape, target_affine)
         sizes = [source_shape[axis] for axis in self._axes]
-        self._lines = [_Line.at(p, size) for p, size in zip(positions, sizes, strict=True)]
+        self._lines = [Line.at(p, size) for p, size in zip(positions, sizes, strict=True)]
         # The axis that shrinks most goes first: the fewest voxels are then touched by the others.
         self._order = sorted(range(3), key=lambda axis: shape[axis] / sizes[axis])
         self.label_map = np.zeros(shape, dtype=np.min_scalar_type(max(decision.values)), order="F")
@@ -175,73 +172,6 @@ def keep_largest_component(
     result = label_map.copy(order="K")
     result[box][mask[box] & (components != largest)] = 0
     return result
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """Where the voxels of one target axis lie on the source axis, monotonically.
-
-    Attributes:
-        lower: `(n,)` int64 source voxel at or before each target voxel.
-        upper: The one behind; equal to `lower` where nothing is interpolated.
-        weight: `(n,)` float32 share of the upper one; None if no voxel of the axis lies between two.
-    """
-
-    lower: NDArray[np.int64]
-    upper: NDArray[np.int64]
-    weight: NDArray[np.float32] | None
-
-    @classmethod
-    def at(cls, positions: NDArray[np.float64], size: int) -> _Line:
-        clamped = np.clip(positions, 0, size - 1)
-        nearest = np.rint(clamped)
-        if np.abs(clamped - nearest).max() < _VOXEL_TOLERANCE:
-            index = nearest.astype(np.int64)
-            return cls(index, index, None)
-        lower = np.minimum(np.floor(clamped), max(size - 2, 0)).astype(np.int64)
-        return cls(lower, np.minimum(lower + 1, size - 1), (clamped - lower).astype(np.float32))
-
-    @property
-    def is_interpolated(self) -> bool:
-        return self.weight is not None
-
-    def within(self, first: int, stop: int) -> slice:
-        """The target voxels that depend on source voxels `first` to `stop` alone."""
-        inside = np.flatnonzero((self.lower >= first) & (self.upper < stop))
-        return slice(int(inside[0]), int(inside[-1]) + 1) if len(inside) else slice(0, 0)
-
-    def resample(self, volume: Tensor, axis: int, start: int, target: slice) -> Tensor:
-        """Gives `volume`, whose first source voxel is `start`, the voxels `target` along `axis`."""
-        lower = _take(volume, axis, self.lower[target] - start)
-        if self.weight is None:
-            return lower
-        upper = _take(volume, axis, self.upper[target] - start)
-        weight = torch.from_numpy(self.weight[target]).to(volume.device)
-        return torch.lerp(lower, upper, weight.reshape([-1 if k == axis else 1 for k in range(3)]))
-
-
-def _take(volume: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:
-    if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
-        return volume.narrow(axis, int(index[0]), len(index))
-    return volume.index_select(axis, torch.from_numpy(index).to(volume.device))
-
-
-def _match_axes(
-    affine: NDArray[np.float64], shape: Shape, target_affine: NDArray[np.float64]
-) -> tuple[Shape, list[NDArray[np.float64]]]:
-    """The source axis of each target axis, and where its voxels lie on it."""
-    to_source = np.linalg.inv(affine) @ target_affine
-    linear = to_source[:3, :3]
-    axes = np.abs(linear / np.linalg.norm(linear, axis=0)).argmax(axis=0)
-    aligned = np.zeros((3, 3))
-    aligned[axes, range(3)] = linear[axes, range(3)]
-    assert (
-        sorted(axes) == [0, 1, 2] and np.abs(linear - aligned).max() < _AXIS_TOLERANCE * np.abs(linear).max()
-    ), "the network's grid must be parallel to the image's"
-    positions = [
-        to_source[axes[k], 3] + linear[axes[k], k] * np.arange(shape[k], dtype=np.float64) for k in range(3)
-    ]
-    return (int(axes[0]), int(axes[1]), int(axes[2])), positions
 
 
 def _cut(ready: Sequence[slice], axis: int) -> Iterator[Slices]:

@@ -1,1 +1,1 @@
-"""What leaves clinseg: label maps in the geometry of their images, verified before they have a name."""
+"""What leaves clinseg: maps in the geometry of their images, verified before they have a name."""

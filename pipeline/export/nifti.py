@@ -1,4 +1,4 @@
-"""Label maps as NIfTI files that lie exactly on their image and say what their values mean."""
+"""Label maps, and maps of numbers, as NIfTI files that lie exactly on their image and say what they mean."""
 
 from __future__ import annotations
 
@@ -56,14 +56,34 @@ def write_label_map(
     array = np.asfortranarray(labels_array, dtype=np.min_scalar_type(max(labels.values())))
     header = build_header(grid, array.dtype, {"labels": dict(labels)})
     header.set_intent("label")
-    content = nib.Nifti1Image(array, None, header).to_bytes()
-    with atomic_path(path) as temporary:
-        _write(temporary, content)
-        if not _is_written(temporary, content, array, header.get_best_affine()):
-            message = (
-                "read back from disk, the label map is not what was written; it was removed, check the disk"
-            )
-            raise IntegrityError(Fault(str(path), "write-not-verified", message))
+    _write_verified(path, array, header)
+
+
+def write_map(
+    path: Path, values: NDArray[np.floating[Any]], grid: Grid, meaning: Mapping[str, str | float]
+) -> None:
+    """Writes a number per voxel as float32, with the geometry of its image and verified as a label map is.
+
+    Args:
+        path: Ends in `.nii` or `.nii.gz`.
+        values: `(I, J, K)` finite numbers, axes as stored in the image; fastest in Fortran order.
+        grid: The image's geometry.
+        meaning: What the numbers are; goes into a header extension under `map`.
+
+    Raises:
+        ValueError: If the array has another shape than the grid or holds what is no number, the file's name
+            does not fit the format, or the grid's header forms contradict its affine.
+        ResourceError: If the disk is full or the folder cannot be written.
+        IntegrityError: If the file read back differs from what was written; there is no file then.
+    """
+    _check_form(path, grid)
+    if values.shape != grid.shape or values.dtype.kind != "f" or not np.isfinite(values).all():
+        raise ValueError(
+            f"a map on this grid has finite numbers of shape {grid.shape}, "
+            f"not {values.dtype} of {values.shape}"
+        )
+    array = np.asfortranarray(values, dtype=np.float32)
+    _write_verified(path, array, build_header(grid, array.dtype, {"map": dict(meaning)}))
 
 
 def read_label_names(path: Path) -> dict[str, int] | None:
@@ -91,15 +111,12 @@ def read_label_names(path: Path) -> dict[str, int] | None:
 
 
 def _check(path: Path, array: NDArray[np.integer[Any]], grid: Grid, labels: Mapping[str, int]) -> None:
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise ValueError(f"a NIfTI file ends in .nii or .nii.gz, not {path.name}")
+    _check_form(path, grid)
     if array.shape != grid.shape or array.dtype.kind not in "ui":
         raise ValueError(
             f"a label map on this grid has whole numbers of shape {grid.shape}, "
             f"not {array.dtype} of {array.shape}"
         )
-    if max(grid.shape) > _LARGEST_DIM:
-        raise ValueError(f"NIfTI-1 holds at most {_LARGEST_DIM} voxels along an axis, not {grid.shape}")
     values = list(labels.values())
     if not values or min(values) < 0 or max(values) > _LARGEST_LABEL:
         raise ValueError(f"label values lie between 0 and {_LARGEST_LABEL}, not {dict(labels)}")
@@ -113,6 +130,13 @@ def _check(path: Path, array: NDArray[np.integer[Any]], grid: Grid, labels: Mapp
     ):
         undeclared = sorted(set(np.unique(array).tolist()) - set(values))
         raise ValueError(f"the array holds values that no label declares: {undeclared[:10]}")
+
+
+def _check_form(path: Path, grid: Grid) -> None:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"a NIfTI file ends in .nii or .nii.gz, not {path.name}")
+    if max(grid.shape) > _LARGEST_DIM:
+        raise ValueError(f"NIfTI-1 holds at most {_LARGEST_DIM} voxels along an axis, not {grid.shape}")
 
 
 def build_header(
@@ -158,6 +182,15 @@ def _set_geometry(header: nib.Nifti1Header, grid: Grid) -> None:
         header["pixdim"][0] = qfac
         # The third may hold anything in a two-dimensional image.
         header["pixdim"][1:4] = np.where(np.isfinite(stored) & (np.array(stored) > 0), stored, grid.spacing)
+
+
+def _write_verified(path: Path, array: NDArray[Any], header: nib.Nifti1Header) -> None:
+    content = nib.Nifti1Image(array, None, header).to_bytes()
+    with atomic_path(path) as temporary:
+        _write(temporary, content)
+        if not _is_written(temporary, content, array, header.get_best_affine()):
+            message = "read back from disk, the file is not what was written; it was removed, check the disk"
+            raise IntegrityError(Fault(str(path), "write-not-verified", message))
 
 
 def _write(path: Path, content: bytes) -> None:

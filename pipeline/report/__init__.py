@@ -1,5 +1,6 @@
 """Pictures for people: `scene` chooses what to show of a case, `layout` makes the page, `figures` draws it.
 
 `figures` is the door of segmentation and also draws training curves; those of classification are
-`discrimination` and `calibration`. `charts` is what all charts have in common.
+`discrimination`, `calibration` and `explanation`. `charts` is what all charts have in common, `panels` what
+all pictures of slices have.
 """

@@ -1,25 +1,19 @@
-"""Overlays of label maps on images, and training curves, as PNG files.
-
-Planes are shown as radiologists look at them: axial from the feet and coronal from the front, so that the
-patient's right is on the left of the picture; sagittal with the patient's front on the left.
-"""
+"""Overlays of label maps on images, and training curves, as PNG files."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.metrics import label_map_dice
 from pipeline.report.charts import curve_styles, name_entries, save_page, style_axes, white_page
-from pipeline.report.layout import INK, PAPER, lay_out, structure_styles, text_style
+from pipeline.report.layout import lay_out, structure_styles
+from pipeline.report.panels import draw_cuts, draw_image, draw_letters, draw_scale_bar
 from pipeline.report.scene import Array, Plane, Scene, compose_scene
 from pipeline.volume import Volume
 
@@ -61,15 +55,15 @@ def draw_overlay(
     scene = compose_scene(image, maps, [value for value in values.values() if value != ignore_value])
     figure, panels = lay_out(scene, legend_texts(scene, values, unlabelled, ignore_value), title)
     for (row, plane), axes in panels.items():
-        _draw_image(axes, scene, plane)
-        _draw_letters(axes, plane)
+        draw_image(axes, scene, plane)
+        draw_letters(axes, plane)
         if row == "Image":
-            _draw_cuts(axes, scene, plane)
+            draw_cuts(axes, scene, plane)
         else:
             _draw_structures(axes, scene, plane, row, values)
         if row == "Prediction" and reference is not None:
             _draw_outlines(axes, scene, plane, values)
-    _draw_scale_bar(panels["Image", scene.planes[0]], scene.extent(scene.planes[0].horizontal))
+    draw_scale_bar(panels["Image", scene.planes[0]], scene.extent(scene.planes[0].horizontal))
     save_page(figure, path)
 
 
@@ -115,48 +109,6 @@ def legend_texts(
     return list(texts.values())
 
 
-def _draw_image(axes: Axes, scene: Scene, plane: Plane) -> None:
-    grey = scene.slice(scene.image, plane).T.astype(np.float32)
-    low, high = scene.window
-    rows, columns = grey.shape
-    extent = (0.0, columns * scene.spacing[plane.horizontal], 0.0, rows * scene.spacing[plane.vertical])
-    axes.imshow(
-        grey,
-        cmap="gray",
-        vmin=low,
-        vmax=high,
-        origin="lower",
-        extent=extent,
-        aspect="auto",  # the panel has the right shape already
-        interpolation="bilinear",
-    )
-    first, last = scene.view[plane.horizontal]
-    axes.set_xlim(last, first)  # the patient's right and front are on the left
-    axes.set_ylim(*scene.view[plane.vertical])
-    axes.set_axis_off()
-
-
-def _draw_letters(axes: Axes, plane: Plane) -> None:
-    """Names the anatomical direction of each side."""
-    letters = {
-        (0.0, 0.5): "RA"[plane.horizontal],
-        (1.0, 0.5): "LP"[plane.horizontal],
-        (0.5, 1.0): "RAS"[plane.vertical],
-        (0.5, 0.0): "LPI"[plane.vertical],
-    }
-    for (x, y), letter in letters.items():
-        _annotate(axes, letter, (x, y), ((0.5 - x) * 16, (0.5 - y) * 16), 8)
-
-
-def _draw_cuts(axes: Axes, scene: Scene, plane: Plane) -> None:
-    """Marks where the other planes cut this one."""
-    x, y = ((scene.cut[axis] + 0.5) * scene.spacing[axis] for axis in (plane.horizontal, plane.vertical))
-    style: dict[str, Any] = {"color": INK, "lw": 0.6, "ls": (0, (6, 5)), "alpha": 0.45}
-    if len(scene.planes) > 1:
-        axes.axvline(x, **style)
-        axes.axhline(y, **style)
-
-
 def _draw_structures(axes: Axes, scene: Scene, plane: Plane, row: str, values: Mapping[str, int]) -> None:
     label_map = scene.slice(scene.maps[row], plane)
     for value, (colour, dash) in zip(values.values(), structure_styles(), strict=False):
@@ -182,24 +134,6 @@ def _contour_field(mask: NDArray[np.bool_], scene: Scene, plane: Plane) -> tuple
         for size, axis in zip(padded.T.shape, (plane.horizontal, plane.vertical), strict=True)
     )
     return x, y, padded
-
-
-def _draw_scale_bar(axes: Axes, extent_mm: float) -> None:
-    """A round number of millimetres, at most a third of the panel."""
-    power = 10.0 ** math.floor(math.log10(extent_mm / 3))
-    length = max(step * power for step in (1, 2, 5) if step * power <= extent_mm / 3)
-    ends = (0.04, 0.04 + length / extent_mm)
-    for colour, width in ((PAPER, 4), (INK, 2)):
-        axes.plot(ends, (0.05, 0.05), color=colour, lw=width, solid_capstyle="butt", transform=axes.transAxes)
-    _annotate(axes, f"{length:g} mm", (sum(ends) / 2, 0.05), (0, 7), 7.5)
-
-
-def _annotate(
-    axes: Axes, text: str, position: tuple[float, float], inset: tuple[float, float], size: float
-) -> None:
-    """Writes at a share of the panel, moved by an inset in points; legible on black and on white."""
-    style = text_style(size, INK) | {"path_effects": [withStroke(linewidth=2, foreground=PAPER)]}
-    axes.annotate(text, position, inset, "axes fraction", "offset points", **style)
 
 
 def _draw_series(axes: Axes, series: Mapping[str, Sequence[tuple[int, float]]]) -> None:

@@ -25,7 +25,9 @@ _LARGEST = 9.6, 10.0
 _MIN_WIDTH, _SIDE, _TOP, _GAP, _LEGEND_LINE = 5.0, 0.42, 0.75, 0.06, 0.22
 
 
-def lay_out(scene: Scene, legend: Sequence[str], title: str) -> tuple[Figure, dict[tuple[str, Plane], Axes]]:
+def lay_out(
+    scene: Scene, legend: Sequence[str], title: str, foot: float = 0.0
+) -> tuple[Figure, dict[tuple[str, Plane], Axes]]:
     """Makes the page: a row of empty panels for the image and for each label map, a column for each plane.
 
     Every panel has the same inches per millimetre along both its axes, so nothing is stretched.
@@ -34,6 +36,7 @@ def lay_out(scene: Scene, legend: Sequence[str], title: str) -> tuple[Figure, di
         scene: What will be drawn.
         legend: A text for each structure, in the order of `structure_styles`.
         title: Heading; shortened to the width of the page.
+        foot: Inches left empty under the legend.
 
     Returns:
         The figure, and its panels by the name of the row and plane.
@@ -45,7 +48,7 @@ def lay_out(scene: Scene, legend: Sequence[str], title: str) -> tuple[Figure, di
     block = scale * sum(widths) + _GAP * (len(widths) - 1)
     width = max(_MIN_WIDTH, block + 2 * _SIDE)
     num_columns = max(1, int((width - 0.4) / (0.6 + 0.075 * max(map(len, legend), default=0))))
-    bottom = _LEGEND_LINE * (math.ceil(len(legend) / num_columns) + 1.5)
+    bottom = _LEGEND_LINE * (math.ceil(len(legend) / num_columns) + 1.5) + foot
     height = _TOP + len(rows) * (scale * tallest + _GAP) + bottom
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     panels = {}

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from numpy.typing import NDArray
 
 from pipeline.volume import Volume
 
 Array = NDArray[Any]
 
+_PICTURE = "PLS"
+"""As if a picture were an axial slice: as that is drawn, rows run down and columns to the right."""
 MARGIN_MM = 25.0
 """Least context shown around the structures."""
 
@@ -37,11 +39,12 @@ class Scene:
 
     Attributes:
         image: Intensities.
-        maps: Label maps by the name of their row.
+        maps: Label maps, or maps of numbers, by the name of their row.
         spacing: Millimetres per voxel.
         cut: Index of the slice shown across each axis.
         view: First and last millimetre shown along each axis, measured from the array's corner.
         window: The intensities drawn black and white.
+        has_geometry: Whether axes and spacing are known; those of a picture only say how it is looked at.
     """
 
     image: Array
@@ -50,12 +53,14 @@ class Scene:
     cut: tuple[int, ...]
     view: tuple[tuple[float, float], ...]
     window: tuple[float, float]
+    has_geometry: bool = True
 
     @property
     def planes(self) -> list[Plane]:
         """The planes worth a picture: a single slice has no other views."""
         shape = self.image.shape
-        return [p for p in PLANES if min(shape[p.horizontal], shape[p.vertical]) > 1] or [PLANES[0]]
+        planes = [p for p in PLANES if min(shape[p.horizontal], shape[p.vertical]) > 1] or [PLANES[0]]
+        return planes if self.has_geometry else [replace(plane, name="") for plane in planes]
 
     def extent(self, axis: int) -> float:
         """Millimetres shown along an axis."""
@@ -83,10 +88,39 @@ def compose_scene(image: Volume, maps: Mapping[str, Volume], values: Sequence[in
     orientation = io_orientation(image.grid.affine)
     turned = {name: apply_orientation(volume.array, orientation) for name, volume in maps.items()}
     array = apply_orientation(image.array, orientation)
-    spacing = tuple(image.grid.spacing[axis] for axis in np.argsort(orientation[:, 0]))
     profiles = _profiles(array.shape, list(turned.values()), values)
     cut = tuple(map(_fullest, profiles))
+    spacing = _turned_spacing(image, orientation)
     return Scene(array, turned, spacing, cut, _view_around(profiles, spacing), _grey_window(array))
+
+
+def compose_scene_at_peak(image: Volume, name: str, values: Volume, *, has_geometry: bool) -> Scene:
+    """Shows all of an image in the planes through a map's maximum, or its middle if nothing is positive.
+
+    Args:
+        image: Intensities.
+        name: Of the map's row.
+        values: Numbers on the grid of `image`.
+        has_geometry: False for a picture `(rows, columns, 1)`, which is shown upright and without directions.
+    """
+    orientation = io_orientation(image.grid.affine) if has_geometry else axcodes2ornt(_PICTURE)
+    array, turned = (apply_orientation(volume.array, orientation) for volume in (image, values))
+    spacing = _turned_spacing(image, orientation)
+    view = tuple((0.0, size * mm) for size, mm in zip(array.shape, spacing, strict=True))
+    return Scene(array, {name: turned}, spacing, _peak(turned), view, _grey_window(array), has_geometry)
+
+
+def _turned_spacing(image: Volume, orientation: Array) -> tuple[float, ...]:
+    return tuple(image.grid.spacing[axis] for axis in np.argsort(orientation[:, 0]))
+
+
+def _peak(values: Array) -> tuple[int, ...]:
+    """The middle one of the voxels that hold the maximum, which may be many beside each other."""
+    if values.max() <= 0:
+        return tuple(size // 2 for size in values.shape)
+    highest = np.argwhere(values == values.max())
+    middle = np.linalg.norm(highest - highest.mean(axis=0), axis=1).argmin()
+    return tuple(int(index) for index in highest[middle])
 
 
 def _profiles(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from nibabel.nifti1 import Nifti1Extension
 
 from pipeline.errors import InputError, IntegrityError, ResourceError
-from pipeline.export.nifti import read_label_names, write_label_map
+from pipeline.export.nifti import read_label_names, write_label_map, write_map
 from pipeline.volume import Grid
 
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -413,3 +413,56 @@ def test_a_full_disk_leaves_the_old_label_map(small_disk):
         write_label_map(path, np.zeros(shape, int), Grid(shape, np.eye(4)), LABELS)
     assert path.read_bytes() == before
     assert list(small_disk.iterdir()) == [path]
+
+
+# Maps of numbers.
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (6, 7, 1), (6, 7)], ids=str)
+def test_a_map_lies_on_its_image_to_the_bit_and_says_what_it_is(tmp_path, shape):
+    path = tmp_path / "case_tumour_grad_cam.nii.gz"
+    meaning = {"class": "Größe > 3", "method": "grad_cam", "probability": 0.25}
+    for seed, axes in enumerate(signed_permutations()):
+        affine = nib.affines.from_matvec(rotation((0.1, 0.2, 0.3)) @ axes * (0.3, 1.0, 7.1), (-90.1, 12, 3))
+        header = source_header(affine, 2, 1, shape)
+        grid = grid_of(header)
+        values = np.random.default_rng(seed).normal(size=grid.shape)
+        write_map(path, values, grid, meaning)
+        assert_lies_on(path, header)
+        read = nib.load(path)
+        assert read.get_data_dtype() == np.float32
+        assert np.array_equal(np.asanyarray(read.dataobj), values.astype(np.float32))
+        (extension,) = read.header.extensions
+        assert json.loads(extension.content) == {"clinseg": {"map": meaning}}
+    assert read_label_names(path) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"values": np.full(SHAPE, np.nan, np.float32)}, "finite numbers"),
+        ({"values": np.full(SHAPE, np.inf, np.float32)}, "finite numbers"),
+        ({"values": np.zeros(SHAPE, np.uint8)}, "not uint8"),
+        ({"values": np.zeros((5, 4, 3), np.float32)}, "of shape"),
+        ({"path": "map.png"}, r"ends in \.nii"),
+    ],
+)
+def test_a_map_that_would_be_wrong_is_never_written(tmp_path, changes, message):
+    arguments = {"path": "map.nii", "values": np.zeros(SHAPE, np.float32)} | changes
+    with pytest.raises(ValueError, match=message):
+        write_map(tmp_path / arguments["path"], arguments["values"], Grid(SHAPE, np.eye(4)), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_map_that_a_disk_changes_leaves_no_file(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def damage(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        os.pwrite(descriptor, b"?", os.fstat(descriptor).st_size - 1)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", damage)
+    with pytest.raises(IntegrityError, match="read back"):
+        write_map(tmp_path / "map.nii", np.zeros(SHAPE, np.float32), Grid(SHAPE, np.eye(4)), {})
+    assert not list(tmp_path.iterdir())
