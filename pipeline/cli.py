@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pipeline.inference.budget import Plan
     from pipeline.inference.components import Components
     from pipeline.inference.evaluation import CaseMetrics
+    from pipeline.statistics import Estimate
     from pipeline.tracking import Delivery
+    from pipeline.workflows.columns import Judgement
 
 app = typer.Typer(
     help="Train, compare and apply segmentation models on clinical volumes.",
@@ -69,11 +71,7 @@ def train(
     )
     if result is None:  # one of several processes, of which the first tells
         return
-    _show_metrics(result.rows, "Validation, on the patients' own grids")
-    if result.unjudged:
-        _out.print(f"Not judged, as no validation case labels it: {', '.join(result.unjudged)}", markup=False)
-    if result.components is not None:
-        _show_components(result.components)
+    _show_judgement(result.judgement)
     _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
     _out.print(f"Apply it:   clinseg predict {result.run} INPUT -o predictions")
     _out.print("Look at it: clinseg ui")
@@ -331,6 +329,25 @@ def _show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         table.add_row(structure, str(dice.num), *cells)
     _out.print(table)
     _out.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
+
+
+def _show_judgement(judgement: Judgement) -> None:
+    _show_metrics(judgement.rows, "Validation, on the patients' own grids")
+    if judgement.unjudged:
+        names = ", ".join(judgement.unjudged)
+        _out.print(f"Not judged, as no validation case labels it: {names}", markup=False)
+    if judgement.components is not None:
+        _show_components(judgement.components)
+    _show_figures(judgement.figures, "Validation")
+
+
+def _show_figures(figures: Mapping[str, Estimate], title: str) -> None:
+    if not figures:
+        return
+    table = Table("figure", "value", "95 %", title=title, title_justify="left", box=None)
+    for name, figure in figures.items():
+        table.add_row(name, f"{figure.value:.4f}", f"{figure.low:.4f} to {figure.high:.4f}")
+    _out.print(table)
 
 
 def _show_components(components: Components) -> None:

@@ -5,6 +5,6 @@ Reading a file runs nothing. `docs/checkpoint-format.md` describes the format.
 """
 
 from pipeline.checkpoint.content import Checkpoint, Member
-from pipeline.checkpoint.files import read_checkpoint, write_checkpoint
+from pipeline.checkpoint.files import is_checkpoint, read_checkpoint, write_checkpoint
 
-__all__ = ["Checkpoint", "Member", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "Member", "is_checkpoint", "read_checkpoint", "write_checkpoint"]

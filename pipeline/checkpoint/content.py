@@ -23,8 +23,9 @@ class Member:
 class Checkpoint:
     """The weights of a network, or of an ensemble's networks, and what they mean.
 
-    `job`, `intensity`, `provenance` and `state` are nested dicts, lists and tuples of numbers, strings,
-    booleans and None; `state` may hold tensors too. All of it is read back exactly as it was written.
+    `job`, `intensity`, `provenance`, `calibration` and `state` are nested dicts, lists and tuples of numbers,
+    strings, booleans and None; `state` may hold tensors too. All of it is read back exactly as it was
+    written.
 
     Attributes:
         weights: The network's state dict; empty in an ensemble.
@@ -34,6 +35,7 @@ class Checkpoint:
         channels: Names of the input channels, in order.
         intensity: Dataset statistics that normalisation `dataset` needs, or None, as in an ensemble.
         provenance: Where it comes from: versions, hashes of data and code, run, epoch, metrics, cases.
+        calibration: What a classifier's logits mean, as `Calibration.to_mapping` gives it; else None.
         state: Optimizer, schedule, random states, whatever a resumption needs; None in a finished model.
         content_hash: SHA-256 (64 hexadecimal digits) of the file it was read from; None before that.
         members: The networks of an ensemble, the mean of whose logits decides; else empty.
@@ -50,6 +52,7 @@ class Checkpoint:
     channels: tuple[str, ...]
     intensity: dict[str, Any] | None
     provenance: dict[str, Any]
+    calibration: dict[str, Any] | None = None
     state: Any = field(default=None, repr=False)
     content_hash: str | None = None
     members: tuple[Member, ...] = ()

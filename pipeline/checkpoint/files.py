@@ -74,6 +74,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     """
     state: dict[str, Tensor] = {}
     content = {name: pack(getattr(checkpoint, name), state, name) for name in _FIELDS}
+    if checkpoint.calibration is not None:
+        content["calibration"] = pack(checkpoint.calibration, state, "calibration")
     if checkpoint.members:
         facts = [{name: getattr(member, name) for name in _MEMBER_FIELDS} for member in checkpoint.members]
         content["members"] = pack(facts, state, "members")
@@ -97,6 +99,15 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
         file.seek(_HASH_START)
         file.write(digest.hexdigest().encode())
     return digest.hexdigest()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file begins as `write_checkpoint` makes it begin; False also where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_HASH_START)[8:] == _MAGIC
+    except OSError:
+        return False
 
 
 def read_checkpoint(path: Path, *, with_state: bool = False) -> Checkpoint:
@@ -190,6 +201,7 @@ def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: b
     fields = {name: unpack(content[name], tensor) for name in _FIELDS}
     state = unpack(content["state"], tensor) if with_state and "state" in content else None
     facts = unpack(content.get("members", []), tensor)
+    calibration = unpack(content.get("calibration"), tensor)
 
     def weights(prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): tensor(name) for name in names if name.startswith(prefix)}
@@ -197,4 +209,11 @@ def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: b
     names = [name for name in archive.keys() if not name.startswith(STATE)]  # noqa: SIM118 - no dict
     members = tuple(Member(weights(f"{_MEMBER}{number}/"), **own) for number, own in enumerate(facts))
     own_weights = {} if members else weights("")
-    return Checkpoint(own_weights, state=state, content_hash=content_hash, members=members, **fields)
+    return Checkpoint(
+        own_weights,
+        calibration=calibration,
+        state=state,
+        content_hash=content_hash,
+        members=members,
+        **fields,
+    )

@@ -16,12 +16,14 @@ from pipeline.config.classification import (
 )
 from pipeline.config.commenting import commented_yaml
 from pipeline.config.loading import (
+    classification_job,
     job_from_mapping,
     job_parameters,
     job_schema,
     job_to_mapping,
     job_to_yaml,
     load_job,
+    on_fold,
     segmentation_job,
 )
 from pipeline.config.schema import Job
@@ -62,6 +64,7 @@ __all__ = [
     "SegmentationJob",
     "TrackingSection",
     "TrainingSection",
+    "classification_job",
     "commented_yaml",
     "job_from_mapping",
     "job_parameters",
@@ -69,5 +72,6 @@ __all__ = [
     "job_to_mapping",
     "job_to_yaml",
     "load_job",
+    "on_fold",
     "segmentation_job",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Axes, ModelField, Names, PathField, Probability
+from pipeline.config.fields import Axes, Names, PathField, Probability
 from pipeline.config.sections import (
     AugmentationSection,
     CasesSection,
@@ -32,13 +32,6 @@ class ClassificationDataSection(CasesSection):
     split: Literal["given", "new"] = "given"
     """`given`: what the manifest keeps for validation (an `.npz`'s `val_images`) is fold 0, or its column
     `fold` counts. `new`: divide all cases into `num_folds` folds."""
-    region_from: ModelField | None = None
-    """A segmentation model (a run, a checkpoint file or `models:/name@alias`) that finds the organ in each
-    image, or `manifest` for the label maps that it names; null looks at the whole image."""
-    region_use: Literal["crop", "channel"] = "crop"
-    """`crop`: only a box round the organ is seen. `channel`: its mask is one more input channel."""
-    region_margin: Annotated[float, Field(ge=0)] = 10.0
-    """Millimetres left round the organ by `crop`."""
 
 
 class ClassificationPreprocessingSection(PreprocessingSection):
@@ -48,6 +41,12 @@ class ClassificationPreprocessingSection(PreprocessingSection):
     """Voxels per axis that the network sees, after orientation and spacing."""
     fit: Literal["resize", "crop"] = "resize"
     """`resize`: the whole image is resampled to `size`. `crop`: its middle is cut out, or padded with 0."""
+
+    @model_validator(mode="after")
+    def _check_normalisation(self) -> ClassificationPreprocessingSection:
+        if self.normalisation == "dataset":
+            raise ValueError("normalisation: `dataset` measures labelled structures; take zscore or window")
+        return self
 
 
 class ClassifierSection(LevelsSection):

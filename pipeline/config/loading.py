@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from pipeline.config.classification import ClassificationJob
 from pipeline.config.explaining import explained, shown
 from pipeline.config.schema import JOBS, Job
 from pipeline.config.sections import Section
@@ -56,6 +57,22 @@ def segmentation_job(job: Job) -> SegmentationJob:
     if isinstance(job, SegmentationJob):
         return job
     raise ConfigError(Fault("task", "other-task", f"this is for segmentation, and the job is a {job.task}"))
+
+
+def classification_job(job: Job) -> ClassificationJob:
+    """The job, where nothing but a classification will do.
+
+    Raises:
+        ConfigError: If it is another.
+    """
+    if isinstance(job, ClassificationJob):
+        return job
+    raise ConfigError(Fault("task", "other-task", f"this is for classification, and the job is a {job.task}"))
+
+
+def on_fold(job: Job, fold: int) -> Job:
+    """The same job with that fold held out."""
+    return job.model_copy(update={"data": job.data.model_copy(update={"fold": fold})})
 
 
 def job_from_mapping(values: Mapping[str, object]) -> Job:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pipeline.data.case_images import Draft, content_hash, draft_images, grid_faults
+from pipeline.data.case_images import content_hash, draft_images
 from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
 from pipeline.data.class_study import ClassStudy
 from pipeline.data.folds import Split
-from pipeline.data.images import read_label_with_warnings
 from pipeline.errors import Fault
 
 
@@ -31,7 +30,7 @@ def check_class_study(
     warnings: list[Fault] = []
     hashes: dict[str, bytes] = {}
     for case in study.cases:
-        draft = _read(case, len(study.channels))
+        draft = draft_images(case, len(study.channels))
         errors += draft.errors
         warnings += draft.warnings
         if not draft.errors:
@@ -59,19 +58,6 @@ def find_duplicates(cases: Iterable[Case], split: Split, num_channels: int) -> l
         if not draft.errors:
             hashes[case.id] = content_hash(draft.images)
     return _duplicate_faults(split, hashes)
-
-
-def _read(case: Case, num_channels: int) -> Draft:
-    """The images, and the label map of the organ where one is named."""
-    draft = draft_images(case, num_channels)
-    if (path := case.label) is not None:
-        for label in draft.keep(lambda: read_label_with_warnings(path)):
-            if draft.images:
-                draft.errors += grid_faults(case, "label map", "", label.grid, draft.images[0].grid)
-            if not label.array.any():
-                message = "the label map holds only background, so that no organ is found in the image"
-                draft.warnings.append(Fault(case.id, "empty-label", message))
-    return draft
 
 
 def _duplicate_faults(split: Split, hashes: Mapping[str, bytes]) -> list[Fault]:

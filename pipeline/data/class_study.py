@@ -55,7 +55,7 @@ def read_class_study(section: ClassificationDataSection) -> ClassStudy:
     ]
     if not entries and not case_faults:
         case_faults.append(Fault(str(section.manifest), "no-cases", "the manifest names no case"))
-    config_faults = [*_name_faults(classes, section.multi_label), *_region_faults(section, entries)]
+    config_faults = [*_name_faults(classes, section.multi_label)]
     if not case_faults:
         config_faults += _empty_class_faults(entries, classes)
     if case_faults:
@@ -139,19 +139,6 @@ def _empty_class_faults(entries: Sequence[Entry], classes: Sequence[str]) -> Ite
         if name not in present:
             message = f"no case is of class {name}, so that it cannot be learned; add some, or take it out"
             yield Fault("data.classes", "empty-class", message)
-
-
-def _region_faults(section: ClassificationDataSection, entries: Sequence[Entry]) -> Iterator[Fault]:
-    if section.region_from != "manifest":
-        return
-    lacking = [entry.id for entry in entries if entry.label is None]
-    if lacking:
-        told = ", ".join(lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
-        message = (
-            f"no label map of the organ is named for {told}; name them in a CSV's column label, or set "
-            "region_from to a segmentation model"
-        )
-        yield Fault("data.region_from", "missing-label", message)
 
 
 def _look_for_channels(cases: Sequence[Case]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ page cache.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,8 +94,14 @@ def prepare_cases(
 
 def hash_data(cases: Sequence[PreparedCase]) -> str:
     """One hash of the content of all cases and of what is labelled in them, whatever their order or paths."""
-    lines = sorted(" ".join((case.case.id, case.content_hash, *(case.labelled or ()))) for case in cases)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hash_contents(
+        " ".join((case.case.id, case.content_hash, *(case.labelled or ()))) for case in cases
+    )
+
+
+def hash_contents(lines: Iterable[str]) -> str:
+    """One hash of a line per case, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +153,12 @@ class PatchSampler:
         self.foreground_fraction = foreground_fraction
         self.seed = seed
         self.share = share
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(B, C, *source_size)` of the images of a batch."""
+        size = self.source_size[:2] if self.is_2d else self.source_size
+        return (self.batch_size, self.cases[0].image.shape[0], *size)
 
     def draw(self, step: int) -> Batch:
         """The batch of training step `step`."""
@@ -209,7 +221,8 @@ def derive_seed(*parts: object) -> int:
 def _prepare_case(
     case: Case, contract: LabelContract, num_channels: int, settings: Preprocessing, cache_dir: Path
 ) -> PreparedCase:
-    content_hash = _hash_content(case)
+    assert case.label is not None, "training cases have labels"
+    content_hash = hash_files(case.id, [*case.images, case.label])
     meaning = [contract.values, contract.ignore_value]
     key = [_CACHE_VERSION, content_hash, asdict(settings), meaning]
     tensors = cached(cache_dir, key, lambda: _prepare_tensors(case, contract, num_channels, settings))
@@ -233,15 +246,18 @@ def _prepare_case(
     )
 
 
-def _hash_content(case: Case) -> str:
-    assert case.label is not None, "training cases have labels"
-    paths = [*case.images, case.label]
+def hash_files(case: str, paths: Sequence[Path]) -> str:
+    """SHA-256 over the content of the files, and of all files in the folders, of a case.
+
+    Raises:
+        InputError: If one cannot be read.
+    """
     try:
         files = [p for path in paths for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
         return hashlib.sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()
     except OSError as error:
         reason = (error.strerror or "cannot be read").lower()
-        raise InputError(Fault(case.id, "unreadable-file", f"a file of the case: {reason}")) from error
+        raise InputError(Fault(case, "unreadable-file", f"a file of the case: {reason}")) from error
 
 
 def _prepare_tensors(

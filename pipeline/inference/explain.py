@@ -142,7 +142,8 @@ def occlusion_map(
             for drop, place in zip(lost, some, strict=True):
                 drops[place] += drop
                 times[place] += 1
-        return drops / times
+        means: Tensor = drops / times
+        return means
 
 
 def to_patient_grid(found: Tensor, affine: Affine, grid: Grid) -> NDArray[np.float32]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config import FittingSection
 from pipeline.inference.labelling import autocast_type
+from pipeline.networks.footprint import saved_bytes
 from pipeline.training.distributed import World
 from pipeline.training.optim import (
     AveragedNetwork,
@@ -75,7 +78,7 @@ class Fitter(Generic[_Network]):
         set_learning_rate(self.optimizer, self.learning_rate)
         freeze_encoder(self.encoder, self.section, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        self.network.train()
+        self._prepare()
         loss = compute_loss()
         self.scaler.scale(loss).backward()
         self.world.sum_gradients(self.network.parameters())
@@ -90,13 +93,27 @@ class Fitter(Generic[_Network]):
 
     def rehearse(self, compute_loss: Callable[[], Tensor]) -> None:
         """Forward and backward without a step; see `AbstractTask`."""
-        self.network.train()
+        self._prepare()
         kept = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         with torch.random.fork_rng(device_type="cuda"):  # forks the CPU's generator as well
             compute_loss().backward()
         self.optimizer.zero_grad(set_to_none=True)
         for name, buffer in self.network.named_buffers():  # what batch normalisation counts
             buffer.copy_(kept[name])
+
+    def _prepare(self) -> None:
+        """Training mode, but for batch normalisation that does not learn: it would go on counting."""
+        self.network.train()
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm) and not module.weight.requires_grad:
+                module.eval()
+
+    def least_bytes(
+        self, shape: Sequence[int], size: Sequence[int], forward: Callable[[_Network, Tensor], object]
+    ) -> int:
+        """Bytes of images `(B, C, …)` and of what `forward` keeps of them, cut to `size` voxels per axis."""
+        kept = saved_bytes(self.network, forward, (*shape[:2], *size))
+        return kept // (2 if self.autocast_type is not None else 1) + 4 * math.prod(shape)
 
     def autocast(self) -> torch.autocast:
         """The precision of a forward pass."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -17,10 +17,24 @@ import torch
 from torch import Tensor
 
 from pipeline.config import FittingSection
-from pipeline.data.datasets import PatchSampler, derive_seed
+from pipeline.data.datasets import Batch, derive_seed
 from pipeline.signals import StopSignals
 from pipeline.training.distributed import ALONE, World
 from pipeline.training.task import AbstractTask
+
+
+class Sampler(Protocol):
+    """Where batches come from: a function of the seed and the step's number."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(B, C, *source_size)` of the images of a batch."""
+
+    def draw(self, step: int) -> Batch:
+        """The batch of a step."""
+
+    def iterate(self, first_step: int) -> Generator[Batch]:
+        """Batches from a step on, endlessly."""
 
 
 class Surroundings(Protocol):
@@ -95,7 +109,7 @@ Ending = Literal["finished", "stopped early", "interrupted"]
 
 def fit(
     task: AbstractTask,
-    sampler: PatchSampler,
+    sampler: Sampler,
     section: FittingSection,
     surroundings: Surroundings,
     state: Mapping[str, Any] | None = None,

@@ -14,7 +14,7 @@ from pipeline.data.datasets import Batch, PreparedCase
 from pipeline.inference.labelling import Labeller
 from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice
-from pipeline.networks import build_network
+from pipeline.networks import AttentionUNet, build_network
 from pipeline.networks.compiling import compiler_faults
 from pipeline.networks.pretrained import Source, load_pretrained
 from pipeline.training.distributed import ALONE, World
@@ -96,6 +96,10 @@ class SegmentationTask(AbstractTask):
         """Forward and backward without a step; see `AbstractTask`."""
         with compiler_faults("training.compile", "set it to false"):
             self.fitter.rehearse(lambda: self._compute_loss(batch))
+
+    def least_bytes(self, shape: Sequence[int]) -> int:
+        """What a step takes at the very least; see `AbstractTask`."""
+        return self.fitter.least_bytes(shape, self.job.training.patch_size, AttentionUNet.forward_deep)
 
     def validate(self) -> dict[str, float]:
         """Mean Dice per structure over the validation cases that label it, on the network's grid."""

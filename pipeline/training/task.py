@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -40,6 +40,14 @@ class AbstractTask(ABC):
     @abstractmethod
     def rehearse(self, batch: Batch) -> None:
         """Takes the memory of a step without learning anything from it; every state stays as it is."""
+
+    @abstractmethod
+    def least_bytes(self, shape: Sequence[int]) -> int:
+        """What a step takes at the very least, found out without taking it.
+
+        Args:
+            shape: `(B, C, *source_size)` of the images of a batch.
+        """
 
     @abstractmethod
     def validate(self) -> dict[str, float]:

@@ -11,9 +11,7 @@ from statistics import median
 
 import torch
 
-from pipeline.config import FittingSection, SegmentationJob, load_job, segmentation_job
-from pipeline.data.cases import read_manifest
-from pipeline.data.datasets import PatchSampler, PreparedCase
+from pipeline.config import FittingSection, Job, load_job, on_fold
 from pipeline.data.folds import list_folds
 from pipeline.inference.predictor import select_device
 from pipeline.memory import (
@@ -26,11 +24,12 @@ from pipeline.memory import (
 )
 from pipeline.tracking import STORE
 from pipeline.training.distributed import join_world
-from pipeline.training.segmentation import SegmentationTask
-from pipeline.workflows.material import load_material
+from pipeline.training.loop import Sampler
+from pipeline.training.task import AbstractTask
 from pipeline.workflows.needs import Need, Needs, measure_needs, told_out_of_memory
 from pipeline.workflows.starting import find_start
-from pipeline.workflows.training import build_sampler, build_task
+from pipeline.workflows.tasks import COLUMNS
+from pipeline.workflows.training import build_task
 
 _NUM_STEPS, _NUM_WARMING_UP = 20, 5
 
@@ -84,31 +83,29 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> Estimate:
     """
     with join_world() as world:
         world.check_alone("--dry-run", "leave torchrun out; several share the steps of a training evenly")
-    job = segmentation_job(load_job(config, overrides))
+    job = load_job(config, overrides)
     if job.data.fold != "all":
         return estimate_job(job)
-    folds = list_folds(read_manifest(job.data).cases, job.data, job.training.seed)
-    first = job.data.model_copy(update={"fold": folds[0]})
-    return replace(estimate_job(job.model_copy(update={"data": first})), num_folds=len(folds))
+    folds = list_folds(COLUMNS[job.task].read_cases(job), job.data, job.training.seed)
+    return replace(estimate_job(on_fold(job, folds[0])), num_folds=len(folds))
 
 
-def estimate_job(job: SegmentationJob) -> Estimate:
+def estimate_job(job: Job) -> Estimate:
     """As `estimate`, for a job whose paths are absolute."""
     device = select_device(job.training.device)
     start = find_start(job)
-    material = load_material(job)
-    timed = material.validation[:1]
-    task = build_task(job, replace(material, validation=timed), device, start)
-    sampler = build_sampler(job, material, task)
+    column = COLUMNS[job.task]
+    material = column.load_material(job)
+    task = build_task(job, material.with_one_validation(), device, start)
+    sampler = column.build_sampler(job, material, task)
     folder = next(path for path in (STORE.absolute(), *STORE.absolute().parents) if path.exists())
-    needs = measure_needs(task, sampler, material, folder, device)
+    needs = measure_needs(task, sampler, material.result_bytes, folder, device)
     needs, (step_s, case_s) = _try_out(task, sampler, needs, device)
-    validation_s = case_s * _num_voxels(material.validation) / _num_voxels(timed) if timed else 0.0
+    validation_s = case_s / material.validation_share if material.validation_share else 0.0
     num_steps, num_validations, minutes = _fill_budget(job.training, step_s, validation_s)
-    cases = (*material.training, *material.validation)
     return Estimate(
         needs=needs.check(),
-        cache=sum(case.image.nbytes + case.label.nbytes for case in cases),
+        cache=material.cache_bytes,
         step_s=step_s,
         validation_s=validation_s,
         num_steps=num_steps,
@@ -118,7 +115,7 @@ def estimate_job(job: SegmentationJob) -> Estimate:
 
 
 def _try_out(
-    task: SegmentationTask, sampler: PatchSampler, needs: Needs, device: torch.device
+    task: AbstractTask, sampler: Sampler, needs: Needs, device: torch.device
 ) -> tuple[Needs, list[float]]:
     """Trains and validates a little: the needs with the larger peak, seconds of a step and of a case."""
     times: list[float] = []
@@ -141,7 +138,7 @@ def _try_out(
     return Needs(tuple(parts)), times
 
 
-def _time_step(task: SegmentationTask, sampler: PatchSampler, device: torch.device) -> float:
+def _time_step(task: AbstractTask, sampler: Sampler, device: torch.device) -> float:
     """Median seconds of a step, once the library has found its way."""
     batches = sampler.iterate(0)
 
@@ -160,10 +157,6 @@ def _time(action: Callable[[], object]) -> float:
     start = time.monotonic()
     action()
     return time.monotonic() - start
-
-
-def _num_voxels(cases: Sequence[PreparedCase]) -> int:
-    return sum(case.label.numel() for case in cases)
 
 
 def _fill_budget(section: FittingSection, step_s: float, validation_s: float) -> tuple[int, int, float]:

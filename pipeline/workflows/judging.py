@@ -21,9 +21,9 @@ from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
 from pipeline.report.figures import draw_curves, draw_overlay
 from pipeline.tracking import Record, read_metrics
-from pipeline.workflows.material import Material
 from pipeline.workflows.models import BEST
 from pipeline.workflows.prediction import write_report
+from pipeline.workflows.segmentation_material import SegmentationMaterial
 
 MASKS = Path("validation")
 TABLE = Path("cases.csv")
@@ -31,7 +31,7 @@ TABLE = Path("cases.csv")
 
 
 def judge(
-    record: Record, job: SegmentationJob, material: Material, device: torch.device
+    record: Record, job: SegmentationJob, material: SegmentationMaterial, device: torch.device
 ) -> list[CaseMetrics]:
     """Predicts, compares, draws and records the validation cases with the kept checkpoint.
 
@@ -63,7 +63,7 @@ def judge(
     return rows
 
 
-def _compare(material: Material, folder: Path) -> list[CaseMetrics]:
+def _compare(material: SegmentationMaterial, folder: Path) -> list[CaseMetrics]:
     rows = []
     contract = material.contract
     with progress_bar("Comparing validation cases", len(material.validation)) as advance:
@@ -97,7 +97,9 @@ def _record_summary(record: Record, rows: Sequence[CaseMetrics], epoch: int) -> 
     )
 
 
-def _draw_overlays(record: Record, num: int, material: Material, rows: Sequence[CaseMetrics]) -> None:
+def _draw_overlays(
+    record: Record, num: int, material: SegmentationMaterial, rows: Sequence[CaseMetrics]
+) -> None:
     """Draws cases from worst to best at even steps: with three, the worst, the median and the best."""
     ranked = _rank(material.validation, rows)
     picked = sorted({round(p) for p in np.linspace(0, len(ranked) - 1, num)}) if num and ranked else []

@@ -11,12 +11,12 @@ import psutil
 import torch
 
 from pipeline.checkpoint import Checkpoint, write_checkpoint
-from pipeline.config import SegmentationJob, job_to_mapping
+from pipeline.config import Job, job_to_mapping
 from pipeline.environment import code_version, environment
 from pipeline.signals import StopSignals
 from pipeline.tracking import Record
 from pipeline.training.task import AbstractTask
-from pipeline.workflows.material import Material
+from pipeline.workflows.columns import AbstractMaterial
 from pipeline.workflows.models import BEST, LAST
 
 
@@ -35,8 +35,8 @@ class Keeper:
     def __init__(
         self,
         record: Record,
-        job: SegmentationJob,
-        material: Material,
+        job: Job,
+        material: AbstractMaterial,
         task: AbstractTask,
         show: Callable[[float, str], None],
         signals: StopSignals,
@@ -84,9 +84,9 @@ class Keeper:
         checkpoint = Checkpoint(
             weights=self.task.weights(),
             job=job_to_mapping(self.job),
-            labels=dict(material.contract.labels),
-            structures=material.contract.structures,
-            channels=material.study.channels,
+            labels=material.labels,
+            structures=dict(material.structures),
+            channels=material.channels,
             intensity={"channels": statistics} if statistics else None,
             provenance={
                 "run": self.record.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data.datasets import PatchSampler
 from pipeline.errors import Fault, ResourceError
 from pipeline.memory import (
     UnmeasurableError,
@@ -21,15 +19,14 @@ from pipeline.memory import (
     measure_peak,
     resident_bytes,
 )
-from pipeline.networks.footprint import saved_bytes
-from pipeline.training.segmentation import SegmentationTask
-from pipeline.workflows.material import Material
+from pipeline.training.loop import Sampler
+from pipeline.training.task import AbstractTask
 
 # In sizes of the weights: the last state (weights, their average, two moments, weights for predicting) and
 # the best weights, each twice while a new file takes the place of the old one, and the copy MLflow keeps.
 _CHECKPOINT_SIZES = 13
 _MOMENTS = 2
-_ADVICE = "lower training.batch_size or training.patch_size"
+_ADVICE = "lower training.batch_size or training.patch_size (of a classifier, preprocessing.size)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +81,14 @@ class Needs:
 
 
 def measure_needs(
-    task: SegmentationTask, sampler: PatchSampler, material: Material, folder: Path, device: torch.device
+    task: AbstractTask, sampler: Sampler, result_bytes: int, folder: Path, device: torch.device
 ) -> Needs:
     """Rehearses one step, unless it is certain not to fit, and adds up what will be written.
 
     Args:
         task: What will be trained.
         sampler: Gives its batches.
-        material: Its cases.
+        result_bytes: What is written for its validation cases.
         folder: Where the run lies.
         device: Where it is trained.
 
@@ -100,13 +97,12 @@ def measure_needs(
         ResourceError: If memory or disk do not suffice.
     """
     weights = sum(tensor.nbytes for tensor in task.weights().values())
-    masks = sum(prepared.label.numel() for prepared in material.validation)
-    disk = Need("disk", _CHECKPOINT_SIZES * weights + masks, shutil.disk_usage(folder).free)
+    disk = Need("disk", _CHECKPOINT_SIZES * weights + result_bytes, shutil.disk_usage(folder).free)
     own = 0 if device.type == "cuda" else resident_bytes()
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else own + available_bytes()
     what = "GPU memory" if device.type == "cuda" else "memory"
     # A system that runs out of memory often kills the process instead of refusing: so not by trying alone.
-    Needs((Need(what, own + _least_bytes(task, sampler), free), disk)).check()
+    Needs((Need(what, own + task.least_bytes(sampler.shape), free), disk)).check()
     peak = None
     with told_out_of_memory():
         try:
@@ -130,14 +126,6 @@ def told_out_of_memory() -> Iterator[None]:
             raise
         message = f"a training step does not fit into memory; {_ADVICE}"
         raise ResourceError(Fault("training", "out-of-memory", message)) from error
-
-
-def _least_bytes(task: SegmentationTask, sampler: PatchSampler) -> int:
-    """What a step takes at the very least, found out without taking it: activations and the batch itself."""
-    image = sampler.cases[0].image
-    activations = saved_bytes(task.network, sampler.batch_size, image.shape[0], task.job.training.patch_size)
-    batch: int = sampler.batch_size * image.shape[0] * image.element_size() * math.prod(sampler.source_size)
-    return activations // (2 if task.fitter.autocast_type is not None else 1) + batch
 
 
 def _short_fault(need: Need) -> Fault:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import Checkpoint, read_checkpoint
-from pipeline.config import SegmentationJob, load_job, segmentation_job
+from pipeline.config import Job, load_job
 from pipeline.errors import ConfigError, Fault, IntegrityError
 from pipeline.tracking import RunFolder, find_run
 from pipeline.training.distributed import World
-from pipeline.workflows.material import Material
+from pipeline.workflows.columns import AbstractMaterial
 from pipeline.workflows.models import LAST
 from pipeline.workflows.starting import pin_start
 
@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 
 def find_job(
     config: Path | None, overrides: Sequence[str], resume: str | None
-) -> tuple[SegmentationJob, RunFolder | None]:
+) -> tuple[Job, RunFolder | None]:
     """The job of a config with its overrides, or a run to go on with and the job it was started with.
 
     Raises:
@@ -31,7 +31,7 @@ def find_job(
     return _resumed_job(run, overrides) if run is not None else _new_job(config, overrides), run
 
 
-def load_state(run: RunFolder, material: Material, world: World) -> Mapping[str, Any] | None:
+def load_state(run: RunFolder, material: AbstractMaterial, world: World) -> Mapping[str, Any] | None:
     """What the run saved last; None if it was killed before it saved anything, to begin again."""
     if not (run.path / LAST).is_file():
         return None
@@ -48,24 +48,24 @@ def load_state(run: RunFolder, material: Material, world: World) -> Mapping[str,
     return state
 
 
-def check_data(material: Material, checkpoint: Checkpoint, run: RunFolder) -> None:
+def check_data(material: AbstractMaterial, checkpoint: Checkpoint, run: RunFolder) -> None:
     """Refuses to go on from a checkpoint that was trained on other files."""
     if checkpoint.provenance["data_hash"] != material.data_hash:
         message = "the files of its cases are not those it was started with; start a new run"
         raise IntegrityError(Fault(run.name, "data-changed", message))
 
 
-def _new_job(config: Path | None, overrides: Sequence[str]) -> SegmentationJob:
+def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
     if config is None:
         message = "name a config, or a run to go on with: clinseg train CONFIG, clinseg train --resume RUN"
         raise ConfigError(Fault("CONFIG", "missing-argument", message))
-    return pin_start(segmentation_job(load_job(config, overrides)))
+    return pin_start(load_job(config, overrides))
 
 
-def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> SegmentationJob:
+def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:
     """The run's own config; an override that says otherwise is refused, for it would be ignored."""
     stored = run.path / CONFIG
-    job = segmentation_job(load_job(stored))
+    job = load_job(stored)
     if overrides and load_job(stored, overrides) != job:
         message = "a resumed run keeps its config; leave --set and --fold out, or start a new run"
         raise ConfigError(Fault(run.name, "config-changed", message))

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
+from torch import nn
 
-from pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from pipeline.config import SegmentationJob, job_from_mapping, segmentation_job
+from pipeline.checkpoint import Checkpoint, is_checkpoint, read_checkpoint, write_checkpoint
+from pipeline.config import (
+    ClassificationJob,
+    Job,
+    classification_job,
+    job_from_mapping,
+    job_to_mapping,
+    segmentation_job,
+)
 from pipeline.data.cases import read_manifest
+from pipeline.data.class_study import read_class_study
 from pipeline.errors import ConfigError, Fault
-from pipeline.files import write_text
+from pipeline.files import sha256_of, write_text
 from pipeline.labels import LabelContract
-from pipeline.networks import build_network
+from pipeline.networks import Classifier, build_classifier, build_network
+from pipeline.networks.foreign import foreign_source, read_weights
 from pipeline.networks.pretrained import ENCODER, Source, Transfer, load_pretrained
 from pipeline.tracking import Record, RunFolder
 from pipeline.workflows.models import LAST, load_model, pin_model
 
 START: Final = Path("checkpoints/start.safetensors")
+_FOREIGN: Final = "foreign"
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class Start:
         return told
 
 
-def pin_start(job: SegmentationJob) -> SegmentationJob:
+def pin_start(job: Job) -> Job:
     """The job with the model it starts from named for good; see `pin_model`."""
     model = job.training.start_from
     if not isinstance(model, str):
@@ -61,7 +72,7 @@ def pin_start(job: SegmentationJob) -> SegmentationJob:
     return job.model_copy(update={"training": section})
 
 
-def find_start(job: SegmentationJob, run: RunFolder | None = None) -> Start | None:
+def find_start(job: Job, run: RunFolder | None = None) -> Start | None:
     """The model that `job` starts from; None if it starts from scratch or goes on from a saved state.
 
     Args:
@@ -76,9 +87,7 @@ def find_start(job: SegmentationJob, run: RunFolder | None = None) -> Start | No
     model = job.training.start_from
     if model is None or (run is not None and (run.path / LAST).is_file()):
         return None
-    checkpoint = (
-        load_model(str(model), uri=job.tracking.uri) if run is None else read_checkpoint(run.path / START)
-    )
+    checkpoint = _load(job, model) if run is None else read_checkpoint(run.path / START)
     if checkpoint.members:
         message = (
             f"{model} is the ensemble of a cross-validation; name one of its folds, such as "
@@ -88,6 +97,22 @@ def find_start(job: SegmentationJob, run: RunFolder | None = None) -> Start | No
     start = _match(job, str(model), checkpoint)
     _check(job, start)
     return start
+
+
+def _load(job: Job, model: Path | str) -> Checkpoint:
+    """The model; foreign weights for a classifier in the form of a checkpoint that says so."""
+    if not isinstance(job, ClassificationJob) or not isinstance(model, Path) or is_checkpoint(model):
+        return load_model(str(model), uri=job.tracking.uri)
+    return Checkpoint(
+        weights=read_weights(model),
+        job=job_to_mapping(job),
+        labels={"unknown": 0},
+        structures={"unknown": (0,)},
+        channels=("unknown",),
+        intensity=None,
+        provenance={"run": None, _FOREIGN: True},
+        content_hash=sha256_of(model),
+    )
 
 
 def write_start(record: Record, start: Start) -> None:
@@ -110,24 +135,91 @@ def write_start(record: Record, start: Start) -> None:
     record.set_tags({"clinseg.start_from.sha256": str(start.checkpoint.content_hash)})
 
 
-def _match(job: SegmentationJob, model: str, checkpoint: Checkpoint) -> Start:
-    study = read_manifest(job.data)
-    former = segmentation_job(job_from_mapping(checkpoint.job))
-    contract = study.contract
-    outputs = _match_outputs(contract, LabelContract(checkpoint.labels, former.data.regions))
-    source = Source(checkpoint.weights, _match_inputs(study.channels, checkpoint.channels), outputs)
-    with torch.device("meta"):  # names and shapes alone
-        network = build_network(job.network, len(study.channels), len(outputs))
-    transfer = load_pretrained(network, source)
+def _match(job: Job, model: str, checkpoint: Checkpoint) -> Start:
+    receiver = _RECEIVERS[job.task](job)
+    if checkpoint.provenance.get(_FOREIGN):
+        assert isinstance(receiver.network, Classifier)
+        source = foreign_source(checkpoint.weights, receiver.network)
+        transfer = load_pretrained(receiver.network, source)
+        labels = dict.fromkeys(receiver.answers.names, False)
+        return Start(model, replace(checkpoint, weights=dict(source.weights)), source, transfer, labels, ())
+    former = job_from_mapping(checkpoint.job)
+    outputs = _match_outputs(receiver.answers, _answers_of(former, checkpoint))
+    source = Source(checkpoint.weights, _match_inputs(receiver.channels, checkpoint.channels), outputs)
+    transfer = load_pretrained(receiver.network, source)
     taken = [output is not None for output in outputs]
     return Start(
         model=model,
         checkpoint=checkpoint,
         source=source,
         transfer=transfer,
-        labels=dict(zip(contract.channel_names, taken, strict=True)),
+        labels=dict(zip(receiver.answers.names, taken, strict=True)),
         differences=_differences(job, former),
     )
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the outputs of a network mean.
+
+    Attributes:
+        names: Of each.
+        kind: Only rows of outputs of one kind can be exchanged: classes compete, regions and labels do not.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
+class _Receiver:
+    """What is to start from another model.
+
+    Attributes:
+        channels: Names of its image channels.
+        answers: What its outputs mean.
+        network: Its names and shapes alone.
+    """
+
+    channels: tuple[str, ...]
+    answers: _Answers
+    network: nn.Module
+
+
+def _segmentation_receiver(job: Job) -> _Receiver:
+    job = segmentation_job(job)
+    study = read_manifest(job.data)
+    with torch.device("meta"):
+        network = build_network(job.network, len(study.channels), len(study.contract.channel_names))
+    return _Receiver(study.channels, _contract_answers(study.contract), network)
+
+
+def _classification_receiver(job: Job) -> _Receiver:
+    job = classification_job(job)
+    study = read_class_study(job.data)
+    with torch.device("meta"):
+        network = build_classifier(job.network, len(study.channels), len(study.classes))
+    return _Receiver(study.channels, _class_answers(study.classes, job), network)
+
+
+_RECEIVERS: Mapping[str, Callable[[Job], _Receiver]] = {
+    "segmentation": _segmentation_receiver,
+    "classification": _classification_receiver,
+}
+
+
+def _class_answers(classes: Sequence[str], job: ClassificationJob) -> _Answers:
+    return _Answers(tuple(classes), "labels of images" if job.data.multi_label else "classes of images")
+
+
+def _contract_answers(contract: LabelContract) -> _Answers:
+    return _Answers(contract.channel_names, "classes" if contract.regions is None else "regions")
+
+
+def _answers_of(former: Job, checkpoint: Checkpoint) -> _Answers:
+    if isinstance(former, ClassificationJob):
+        return _class_answers(tuple(checkpoint.structures), former)
+    return _contract_answers(LabelContract(checkpoint.labels, former.data.regions))
 
 
 def _match_inputs(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | None, ...]:
@@ -139,22 +231,22 @@ def _match_inputs(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | Non
     return tuple(matched)
 
 
-def _match_outputs(ours: LabelContract, theirs: LabelContract) -> tuple[int | None, ...]:
-    """By name. Classes compete for a voxel and regions do not, so that their rows are not exchanged."""
-    names = theirs.channel_names if (ours.regions is None) == (theirs.regions is None) else ()
-    return tuple(names.index(name) if name in names else None for name in ours.channel_names)
+def _match_outputs(ours: _Answers, theirs: _Answers) -> tuple[int | None, ...]:
+    """By name, among outputs of one kind."""
+    names = theirs.names if ours.kind == theirs.kind else ()
+    return tuple(names.index(name) if name in names else None for name in ours.names)
 
 
-def _differences(job: SegmentationJob, former: SegmentationJob) -> tuple[str, ...]:
+def _differences(job: Job, former: Job) -> tuple[str, ...]:
     then, now = (one.preprocessing.model_dump(mode="json") for one in (former, job))
     return tuple(
         f"preprocessing.{name} was {json.dumps(then[name])} and is {json.dumps(now[name])}"
         for name in now
-        if then[name] != now[name]
+        if name in then and then[name] != now[name]
     )
 
 
-def _check(job: SegmentationJob, start: Start) -> None:
+def _check(job: Job, start: Start) -> None:
     transfer, weights = start.transfer, start.checkpoint.weights
     taken = [name for name in (*transfer.loaded, *transfer.adapted) if name.startswith(ENCODER)]
     if not any(weights[name].ndim > 2 for name in taken):

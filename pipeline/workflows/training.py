@@ -12,13 +12,10 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import read_checkpoint
-from pipeline.config import SegmentationJob, job_parameters, job_to_yaml
-from pipeline.data.datasets import PatchSampler
+from pipeline.config import Job, job_parameters, job_to_yaml
 from pipeline.environment import environment
 from pipeline.errors import Stopped
 from pipeline.files import write_text
-from pipeline.inference.components import Components
-from pipeline.inference.evaluation import CaseMetrics
 from pipeline.inference.predictor import select_device
 from pipeline.memory import freed_memory_kept
 from pipeline.progress import budget_bar
@@ -33,15 +30,15 @@ from pipeline.tracking import (
     start_record,
 )
 from pipeline.training.distributed import ALONE, World, own_device
-from pipeline.training.loop import Ending, Silence, Surroundings, fit
-from pipeline.training.segmentation import SegmentationTask
-from pipeline.workflows.judging import judge
+from pipeline.training.loop import Ending, Sampler, Silence, Surroundings, fit
+from pipeline.training.task import AbstractTask
+from pipeline.workflows.columns import AbstractMaterial, Judgement
 from pipeline.workflows.keeping import Keeper
-from pipeline.workflows.material import Material, load_material
 from pipeline.workflows.models import BEST
 from pipeline.workflows.needs import Needs, measure_needs, told_out_of_memory
 from pipeline.workflows.resuming import CONFIG, check_data, load_state
 from pipeline.workflows.starting import Start, find_start, write_start
+from pipeline.workflows.tasks import COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +49,20 @@ class TrainingResult:
         run: Its name.
         folder: Where everything of it lies.
         ending: How the training ended.
-        rows: Metrics of the kept checkpoint per validation case and structure, on the patients' grids.
+        judgement: What came of the validation cases with the kept checkpoint.
         deliveries: How much of its record MLflow has, and, once it has all of a cross-validation's, of each
             fold's.
-        components: Where a cross-validation decided to keep largest components; else None.
-        unjudged: Structures that are labelled in no validation case.
     """
 
     run: str
     folder: Path
     ending: Ending
-    rows: list[CaseMetrics]
+    judgement: Judgement
     deliveries: Sequence[Delivery]
-    components: Components | None = None
-    unjudged: tuple[str, ...] = ()
 
 
 def train(
-    job: SegmentationJob,
+    job: Job,
     run: RunFolder | None,
     signals: StopSignals,
     world: World,
@@ -103,25 +96,32 @@ def train(
         start = find_start(job, run)
         if start is not None and world.is_first:
             on_start(start)
-        material = load_material(job)
+        column = COLUMNS[job.task]
+        material = column.load_material(job)
         for other in read_children(parent) if parent is not None else []:
             if (other.path / BEST).is_file():
                 check_data(material, read_checkpoint(other.path / BEST), other)
         state = load_state(run, material, world) if run is not None else None
     world.check_agreement(f"{job_to_yaml(job)} {material.data_hash} {run and run.name}")
     task = build_task(job, material, device, start, world)
-    sampler = build_sampler(job, material, task)
+    sampler = column.build_sampler(job, material, task)
     if not world.is_first:
-        _follow(task, sampler, state, signals)
+        _follow(job, task, sampler, state, signals, world)
         return None
     record = resume_record(run) if run is not None else begin(job, parent, start)
     with ended_by_trouble(record, signals, world):
-        ending, rows = _train_and_judge(record, material, task, sampler, state, signals, on_needs)
-    deliveries = (record.close("FINISHED"),)
-    return TrainingResult(record.name, record.folder, ending, rows, deliveries, unjudged=material.unjudged)
+        _describe(record, job, material, device, world)
+        on_needs(measure_needs(task, sampler, material.result_bytes, record.folder, device))
+        with freed_memory_kept():
+            with budget_bar(f"Training {record.name}") as show, signals.deferred():
+                keeper = Keeper(record, job, material, task, show, signals)
+                ending = _fit(job, task, sampler, keeper, state, world)
+            keeper.keep_something()
+            judgement = column.judge(record, job, material, device)
+    return TrainingResult(record.name, record.folder, ending, judgement, (record.close("FINISHED"),))
 
 
-def begin(job: SegmentationJob, parent: RunFolder | None = None, start: Start | None = None) -> Record:
+def begin(job: Job, parent: RunFolder | None = None, start: Start | None = None) -> Record:
     """The record of a new run, or of a new part of a cross-validation."""
     if parent is None:
         record = start_record(job.tracking.experiment, job.tracking.uri, job.task)
@@ -156,86 +156,63 @@ def ended_by_trouble(record: Record, signals: StopSignals, world: World = ALONE)
         raise
 
 
-def _train_and_judge(
-    record: Record,
-    material: Material,
-    task: SegmentationTask,
-    sampler: PatchSampler,
+def _follow(
+    job: Job,
+    task: AbstractTask,
+    sampler: Sampler,
     state: Mapping[str, Any] | None,
     signals: StopSignals,
-    on_needs: Callable[[Needs], None],
-) -> tuple[Ending, list[CaseMetrics]]:
-    _describe(record, material, task)
-    on_needs(measure_needs(task, sampler, material, record.folder, task.device))
-    with freed_memory_kept():
-        with budget_bar(f"Training {record.name}") as show, signals.deferred():
-            keeper = Keeper(record, task.job, material, task, show, signals)
-            ending = _fit(task, sampler, keeper, state)
-        keeper.keep_something()
-        return ending, judge(record, task.job, material, task.device)
-
-
-def _follow(
-    task: SegmentationTask, sampler: PatchSampler, state: Mapping[str, Any] | None, signals: StopSignals
+    world: World,
 ) -> None:
     """What all processes but the first do: their share of every step, and nothing that is written."""
     with told_out_of_memory():
         task.rehearse(sampler.draw(0))  # with the first, which measures it
     with freed_memory_kept(), signals.deferred():
-        _fit(task, sampler, Silence(signals), state)
+        _fit(job, task, sampler, Silence(signals), state, world)
 
 
 def _fit(
-    task: SegmentationTask, sampler: PatchSampler, surroundings: Surroundings, state: Mapping[str, Any] | None
+    job: Job,
+    task: AbstractTask,
+    sampler: Sampler,
+    surroundings: Surroundings,
+    state: Mapping[str, Any] | None,
+    world: World,
 ) -> Ending:
     with told_out_of_memory():
-        ending = fit(task, sampler, task.job.training, surroundings, state, task.world)
+        ending = fit(task, sampler, job.training, surroundings, state, world)
     # Who ended first would have torchrun end the others, while the last state is being written.
-    task.world.leave()
+    world.leave()
     if ending == "interrupted":
         raise Stopped
     return ending
 
 
 def build_task(
-    job: SegmentationJob, material: Material, device: torch.device, start: Start | None, world: World = ALONE
-) -> SegmentationTask:
+    job: Job, material: AbstractMaterial, device: torch.device, start: Start | None, world: World = ALONE
+) -> AbstractTask:
     """What a job trains, with fresh weights or those of the model it starts from."""
     if job.training.deterministic:
         # cuBLAS repeats itself only with a workspace of fixed size; it must be said before CUDA starts.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    num_channels = len(material.study.channels)
-    source = start.source if start is not None else None
-    return SegmentationTask(job, material.contract, num_channels, material.validation, device, source, world)
+    task: AbstractTask = COLUMNS[job.task].build_task(job, material, device, start, world)
+    return task
 
 
-def build_sampler(job: SegmentationJob, material: Material, task: SegmentationTask) -> PatchSampler:
-    """Gives the batches of a job's steps."""
-    section = job.training
-    return PatchSampler(
-        material.training,
-        section.patch_size,
-        task.augmentation.source_size,
-        section.batch_size,
-        section.foreground_fraction,
-        section.seed,
-        share=(task.world.rank, task.world.size),
-    )
-
-
-def _describe(record: Record, material: Material, task: SegmentationTask) -> None:
-    job = task.job
+def _describe(
+    record: Record, job: Job, material: AbstractMaterial, device: torch.device, world: World
+) -> None:
     record.log_parameters(job_parameters(job))
     record.set_tags(
         {
             "clinseg.data_hash": material.data_hash,
-            "clinseg.device": torch.cuda.get_device_name() if task.device.type == "cuda" else "cpu",
+            "clinseg.device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "clinseg.fold": str(job.data.fold),
-            "clinseg.num_processes": str(task.world.size),
-            "clinseg.num_training_cases": str(len(material.training)),
-            "clinseg.num_validation_cases": str(len(material.validation)),
+            "clinseg.num_processes": str(world.size),
+            "clinseg.num_training_cases": str(len(material.split.training)),
+            "clinseg.num_validation_cases": str(len(material.split.validation)),
             **{f"environment.{name}": version for name, version in environment().items()},
         }
     )

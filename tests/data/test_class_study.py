@@ -141,7 +141,6 @@ def test_a_row_can_be_of_several_classes_or_of_none(tmp_path):
         ({"train_images": np.zeros((3, 4, 4, 3))}, {}, ["image-shape"]),
         ({}, {"classes": ("a", "a")}, ["class-name"]),
         ({}, {"classes": ("a", "b/c")}, ["class-name"]),
-        ({}, {"region_from": "manifest"}, ["missing-label"]),
     ],
 )
 def test_bad_archive(changes, settings, expected, tmp_path):
@@ -212,7 +211,6 @@ def test_a_table(tmp_path):
         Case("second", "second", (tmp_path / "series",), classes=("sound",)),
     )
     assert {case.fold for case in read(path, split="new").cases} == {None}
-    assert rules(path, region_from="manifest") == ["missing-label"]
 
 
 def test_a_table_with_several_classes_and_channels(tmp_path):

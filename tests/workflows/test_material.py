@@ -5,7 +5,7 @@ import pytest
 from pipeline.config import SegmentationJob
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import InputError
-from pipeline.workflows.material import load_material
+from pipeline.workflows.segmentation_material import load_material
 
 
 def test_single_slices_are_not_cut_across(tmp_path):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.config import SegmentationJob
 from pipeline.data.cases import Study, read_manifest
@@ -13,15 +11,15 @@ from pipeline.data.datasets import PreparedCase, hash_data, prepare_cases
 from pipeline.data.fingerprint import measure_intensities
 from pipeline.data.folds import Split, split_cases
 from pipeline.errors import ConfigError, Fault, InputError
-from pipeline.files import write_text
 from pipeline.inference.predictor import build_preprocessing
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
+from pipeline.workflows.columns import AbstractMaterial
 from transforms.preprocessing import IntensityStatistics
 
 
 @dataclass(frozen=True)
-class Material:
+class SegmentationMaterial(AbstractMaterial):
     """Everything about the data of a job.
 
     Attributes:
@@ -51,16 +49,42 @@ class Material:
         labelled = [prepared.labelled for prepared in self.validation]
         return _unlabelled(self.contract, labelled) if labelled else ()
 
-    def write_split(self, folder: Path) -> Path:
-        """Writes which cases train and which validate to `folder/split.json`."""
-        cases = {"training": self.split.training, "validation": self.split.validation}
-        names = {part: [case.id for case in members] for part, members in cases.items()}
-        path = folder / "split.json"
-        write_text(path, json.dumps(names, indent=1, ensure_ascii=False) + "\n")
-        return path
+    @property
+    def labels(self) -> dict[str, int]:
+        """Values by name, the background's included."""
+        return dict(self.contract.labels)
+
+    @property
+    def structures(self) -> Mapping[str, tuple[int, ...]]:
+        """Values of each structure."""
+        return self.contract.structures
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names of the image channels."""
+        return self.study.channels
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the prepared cases take."""
+        return sum(case.image.nbytes + case.label.nbytes for case in (*self.training, *self.validation))
+
+    @property
+    def result_bytes(self) -> int:
+        """A byte for every voxel of a mask, before it is compressed."""
+        return sum(prepared.label.numel() for prepared in self.validation)
+
+    @property
+    def validation_share(self) -> float:
+        """By voxels."""
+        return self.validation[0].label.numel() / self.result_bytes if self.validation else 0.0
+
+    def with_one_validation(self) -> SegmentationMaterial:
+        """The same with the first validation case alone."""
+        return replace(self, validation=self.validation[:1])
 
 
-def load_material(job: SegmentationJob) -> Material:
+def load_material(job: SegmentationJob) -> SegmentationMaterial:
     """Reads the manifest, divides the cases and prepares every one of them.
 
     Raises:
@@ -86,7 +110,7 @@ def load_material(job: SegmentationJob) -> Material:
     _check_slices(job, prepared)
     num_training = len(split.training)
     check_labelled(contract, [case.labelled for case in prepared[:num_training]])
-    return Material(
+    return SegmentationMaterial(
         study=study,
         split=split,
         statistics=statistics,

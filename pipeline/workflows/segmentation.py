@@ -1,0 +1,195 @@
+"""Segmentation's part in a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
+from pipeline.config import SegmentationJob, job_to_mapping
+from pipeline.data.cases import Case, Study, read_manifest
+from pipeline.data.checks import CheckReport, check_study
+from pipeline.data.datasets import PatchSampler
+from pipeline.data.folds import Split
+from pipeline.environment import code_version, environment
+from pipeline.inference.components import Components, OutOfFold, decide_components
+from pipeline.inference.evaluation import CaseMetrics, read_table, summarise_structures, write_metrics
+from pipeline.progress import progress_bar
+from pipeline.tracking import Record
+from pipeline.training.distributed import World
+from pipeline.training.segmentation import SegmentationTask
+from pipeline.workflows.columns import Column, Judgement, Part
+from pipeline.workflows.judging import MASKS, TABLE, judge
+from pipeline.workflows.models import BEST
+from pipeline.workflows.segmentation_material import (
+    SegmentationMaterial,
+    check_labelled,
+    check_structures,
+    load_material,
+)
+from pipeline.workflows.starting import Start
+
+
+class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, SegmentationTask]):
+    """See `Column`."""
+
+    def read_cases(self, job: SegmentationJob) -> Sequence[Case]:
+        """See `Column`."""
+        return _read_study(job).cases
+
+    def check(
+        self, job: SegmentationJob, splits: Sequence[Split], on_case: Callable[[], None]
+    ) -> CheckReport:
+        """See `Column`."""
+        study = _read_study(job)
+        report = check_study(study, on_case)
+        if not report.errors:
+            for split in splits:
+                check_labelled(study.contract, [report.labelled[case.id] for case in split.training])
+        return report
+
+    def load_material(self, job: SegmentationJob) -> SegmentationMaterial:
+        """See `Column`."""
+        return load_material(job)
+
+    def build_task(
+        self,
+        job: SegmentationJob,
+        material: SegmentationMaterial,
+        device: torch.device,
+        start: Start | None,
+        world: World,
+    ) -> SegmentationTask:
+        """See `Column`."""
+        source = start.source if start is not None else None
+        num_channels = len(material.channels)
+        return SegmentationTask(
+            job, material.contract, num_channels, material.validation, device, source, world
+        )
+
+    def build_sampler(
+        self, job: SegmentationJob, material: SegmentationMaterial, task: SegmentationTask
+    ) -> PatchSampler:
+        """See `Column`."""
+        section = job.training
+        return PatchSampler(
+            material.training,
+            section.patch_size,
+            task.augmentation.source_size,
+            section.batch_size,
+            section.foreground_fraction,
+            section.seed,
+            share=(task.world.rank, task.world.size),
+        )
+
+    def judge(
+        self, record: Record, job: SegmentationJob, material: SegmentationMaterial, device: torch.device
+    ) -> Judgement:
+        """See `Column`."""
+        return Judgement(judge(record, job, material, device), unjudged=material.unjudged)
+
+    def summarise_fold(self, part: Part) -> dict[str, float]:
+        """See `Column`."""
+        return _means(read_table(part.run.path / TABLE), "folds")
+
+    def join(self, record: Record, job: SegmentationJob, parts: Sequence[Part]) -> Judgement:
+        """One table of all folds, what to do with components, and one model."""
+        study = _read_study(job)
+        own = [read_table(part.run.path / TABLE) for part in parts]
+        rows = sorted((row for some in own for row in some), key=lambda row: row.case)
+        write_metrics(record.folder / TABLE, rows)
+        record.log_artifact(record.folder / TABLE)
+        components = _decide_components(job, parts, study)
+        _record_summary(record, rows, components, num_folds=len(parts))
+        _write_ensemble(record, job, parts, components, _means(rows, "best"))
+        judged = {row.structure for row in rows}
+        unjudged = tuple(name for name in study.contract.structures if name not in judged)
+        return Judgement(rows, components=components, unjudged=unjudged)
+
+
+def _read_study(job: SegmentationJob) -> Study:
+    study = read_manifest(job.data)
+    check_structures(job, study.contract)
+    return study
+
+
+def _decide_components(job: SegmentationJob, parts: Sequence[Part], study: Study) -> Components:
+    """Decides about the structures that the job says nothing of."""
+    kept = job.inference.largest_component
+    structures = study.contract.structures
+    references = {case.id: case.label for case in study.cases}
+    cases = []
+    for part in parts:
+        compared: dict[str, dict[str, tuple[int, ...]]] = {}
+        for row in read_table(part.run.path / TABLE):
+            compared.setdefault(row.case, {})[row.structure] = structures[row.structure]
+        for case, own in compared.items():
+            reference = references[case]
+            assert reference is not None, "validation cases have labels"
+            mask = part.run.path / MASKS / f"{case}.nii.gz"
+            cases.append(OutOfFold(mask, reference, own, study.contract.ignore_value))
+    candidates = {name: values for name, values in structures.items() if name not in kept}
+    with progress_bar("Deciding on components", len(cases)) as advance:
+        return decide_components(cases, candidates, advance)
+
+
+def _means(rows: Sequence[CaseMetrics], group: str) -> dict[str, float]:
+    return {
+        f"{group}/{metric}/{structure}": summary.mean
+        for structure, metrics in summarise_structures(rows).items()
+        for metric, summary in metrics.items()
+    }
+
+
+def _record_summary(
+    record: Record, rows: Sequence[CaseMetrics], components: Components, num_folds: int
+) -> None:
+    values: dict[str, float] = {}
+    for structure, metrics in summarise_structures(rows).items():
+        for metric, summary in metrics.items():
+            name = f"{metric}/{structure}"
+            values |= {f"best/{name}": summary.mean, f"best_low/{name}": summary.low}
+            values[f"best_high/{name}"] = summary.high
+    for name, before in components.before.items():
+        values |= {f"components_before/dice/{name}": before}
+        values |= {f"components_after/dice/{name}": components.after[name]}
+    record.log_metrics(values, step=num_folds)
+    record.set_tags({"clinseg.components_kept": ", ".join(components.kept) or "none"})
+
+
+def _write_ensemble(
+    record: Record,
+    job: SegmentationJob,
+    parts: Sequence[Part],
+    components: Components,
+    metrics: dict[str, float],
+) -> None:
+    checkpoints = [read_checkpoint(part.run.path / BEST) for part in parts]
+    first = checkpoints[0]
+    kept = (*job.inference.largest_component, *components.kept)
+    inference = job.inference.model_copy(update={"largest_component": kept})
+    provenance: dict[str, Any] = {
+        "run": record.name,
+        "epoch": None,
+        "metrics": metrics,
+        "components": asdict(components),
+        "data_hash": first.provenance["data_hash"],
+        "training_cases": sorted({case for one in checkpoints for case in one.provenance["training_cases"]}),
+        "validation_cases": [],
+        "environment": environment() | {"code": code_version() or "unknown"},
+    }
+    ensemble = Checkpoint(
+        weights={},
+        job=job_to_mapping(job.model_copy(update={"inference": inference})),
+        labels=first.labels,
+        structures=first.structures,
+        channels=first.channels,
+        intensity=None,
+        provenance=provenance,
+        members=tuple(Member(one.weights, one.intensity, one.provenance) for one in checkpoints),
+    )
+    write_checkpoint(record.folder / BEST, ensemble)
+    record.log_artifact(record.folder / BEST, "model")

@@ -1,0 +1,11 @@
+"""The tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.workflows.columns import Column
+from pipeline.workflows.segmentation import SegmentationColumn
+
+COLUMNS: Mapping[str, Column[Any, Any, Any]] = {"segmentation": SegmentationColumn()}
