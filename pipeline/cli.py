@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -41,6 +42,13 @@ Config = Annotated[Path, typer.Argument(help="YAML of the job, such as configs/h
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override of a setting, key=value; may be repeated.")
 ]
+
+
+class Explanation(StrEnum):
+    """Ways to show what a classifier looked at."""
+
+    grad_cam = "grad_cam"
+    occlusion = "occlusion"
 
 
 @app.command()
@@ -117,9 +125,12 @@ def predict(
     compiles: Annotated[
         bool, typer.Option("--compile", help="Compile the networks first: pays off with many windows.")
     ] = False,
+    explain: Annotated[
+        Explanation | None, typer.Option("--explain", help="Show what a classifier's answers rest on.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show each case's plan.")] = False,
 ) -> None:
-    """Predict masks on the images' own grids."""
+    """Predict masks on the images' own grids, or classes."""
     from pipeline.workflows.prediction import predict as run_prediction
 
     def show_plan(case: str, plan: Plan) -> None:
@@ -135,20 +146,21 @@ def predict(
         resume=resume,
         with_probabilities=probabilities,
         compiles=compiles,
+        method=explain.value if explain is not None else None,
         on_plan=show_plan,
     )
     _show_faults("warning", (warning for report in reports for warning in report.warnings))
     refused = [fault for report in reports for fault in report.faults]
-    num_masks = sum(report.mask is not None for report in reports)
-    _out.print(f"{num_masks} of {len(reports)} cases predicted. Masks and report.json lie in {output}")
+    num_predicted = len(reports) - sum(bool(report.faults) for report in reports)
+    _out.print(f"{num_predicted} of {len(reports)} cases predicted. What came of each lies in {output}")
     if refused:
         raise InputError(refused)
 
 
 @app.command()
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or one.")],
-    references: Annotated[Path, typer.Argument(help="Folder of reference label maps, or one.")],
+    predictions: Annotated[Path, typer.Argument(help="Folder of label maps, or one; or predictions.csv.")],
+    references: Annotated[Path, typer.Argument(help="What is true; of classes an .npz, folder or CSV.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="CSV to write.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="SegmentationJob whose word counts on what is labelled in each case.")
@@ -158,11 +170,24 @@ def evaluate(
     ] = None,
 ) -> None:
     """Compare predictions with references."""
+    if predictions.suffix == ".csv":
+        _evaluate_classes(predictions, references, output)
+        return
     from pipeline.workflows.evaluation import evaluate as run_evaluation
 
     evaluation = run_evaluation(predictions, references, output, config, ignore)
     _show_metrics(evaluation.rows, "Predictions against references")
     _show_faults("warning", evaluation.warnings)
+    if evaluation.faults:
+        raise InputError(evaluation.faults)
+
+
+def _evaluate_classes(predictions: Path, references: Path, output: Path | None) -> None:
+    from pipeline.workflows.class_evaluation import evaluate_classes
+
+    evaluation = evaluate_classes(predictions, references, output)
+    _show_figures(evaluation.figures, f"{evaluation.num_cases} predictions against references")
+    _out.print(f"{evaluation.num_reviewed} of them are marked for review.")
     if evaluation.faults:
         raise InputError(evaluation.faults)
 

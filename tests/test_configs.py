@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from pipeline.config import SegmentationJob, job_to_mapping, load_job
+from pipeline.config import ClassificationJob, SegmentationJob, job_to_mapping, load_job
+from pipeline.data.cases import Case
+from pipeline.data.class_images import ClassImage
+from pipeline.data.class_study import ClassStudy
 from pipeline.data.datasets import Batch
 from pipeline.labels import LabelContract
+from pipeline.training.classification import ClassificationTask
 from pipeline.training.segmentation import SegmentationTask
-from transforms.keys import IMAGE, LABEL
+from transforms.keys import CLASS, IMAGE, LABEL
 
 ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(ROOT.rglob("*.yaml"))
@@ -34,6 +39,9 @@ def test_every_setting_is_written_out(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_it_builds_and_takes_a_step(path):
     job = load_job(path)
+    if isinstance(job, ClassificationJob):
+        check_classification(job)
+        return
     # The network as it is, on the smallest patch that it takes: a step of the full size takes seconds.
     small = tuple(2 * stride for stride in job.network.total_stride)
     job = SegmentationJob(**(dict(job) | {"training": job.training.model_copy(update={"patch_size": small})}))
@@ -44,6 +52,21 @@ def test_it_builds_and_takes_a_step(path):
     tensors = {IMAGE: torch.randn(2, 1, *size), LABEL: torch.randint(0, 2, (2, *size), dtype=torch.uint8)}
     before = {name: weight.clone() for name, weight in task.weights().items()}
     losses = task.training_step(Batch(tensors, (1, 2)), progress=0.0)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert any(not torch.equal(before[name], weight) for name, weight in task.weights().items())
+
+
+def check_classification(job):
+    names = tuple(job.data.classes)
+    study = ClassStudy((), names, ("image",), job.data.multi_label)
+    image = torch.zeros(1, *job.preprocessing.size)
+    training = [
+        ClassImage(Case(n, n, ()), image, torch.eye(len(names))[k], np.eye(4), n) for k, n in enumerate(names)
+    ]
+    task = ClassificationTask(job, study, 1, training, [], torch.device("cpu"))
+    tensors = {IMAGE: torch.randn(2, 1, *task.augmentation.source_size), CLASS: torch.eye(len(names))[:2]}
+    before = {name: weight.clone() for name, weight in task.weights().items()}
+    losses = task.training_step(Batch(tensors, (1, 2)), progress=0.1)
     assert all(loss.isfinite() for loss in losses.values())
     assert any(not torch.equal(before[name], weight) for name, weight in task.weights().items())
 

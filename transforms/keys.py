@@ -7,3 +7,4 @@ superior); nothing here is ever `(D, H, W)`. Two-dimensional jobs keep the order
 
 IMAGE = "image"
 LABEL = "label"
+CLASS = "class"

@@ -17,10 +17,13 @@ from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import check_writable, sha256_of, write_text
 from pipeline.inference.budget import Plan
+from pipeline.inference.classifier import ClassReport
 from pipeline.inference.cohort import CaseReport, hash_inputs, predict_cohort, probabilities_path
+from pipeline.inference.explain import Method
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
+from pipeline.workflows.class_prediction import classify
 from pipeline.workflows.models import load_model
 
 
@@ -34,21 +37,26 @@ def predict(
     resume: bool = False,
     with_probabilities: bool = False,
     compiles: bool = False,
+    method: Method | None = None,
     on_plan: Callable[[str, Plan], None] = lambda case, plan: None,
-) -> list[CaseReport]:
+) -> list[CaseReport] | list[ClassReport]:
     """Predicts every input with a trained model and writes `folder/<case>.nii.gz` and `folder/report.json`.
+
+    A classifier writes `folder/predictions.csv` instead of masks; see `classify`.
 
     The report is written anew after each case, so that an interrupted prediction can go on.
 
     Args:
         model: A run, `latest`, a checkpoint file or `models:/name@alias`; everything else comes from it.
-        inputs: NIfTI files, folders of them, or DICOM series folders.
+        inputs: NIfTI files, folders of them, or DICOM series folders; for a classifier also PNG, JPEG and
+            `.npz`.
         folder: Where masks go.
         device: `auto`, `cpu` or `cuda`.
         max_memory: A size such as `2GiB` that the prediction keeps within; None for what is free.
         resume: Whether to keep the masks that this model made of these very files before.
         with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well.
         compiles: Whether to compile the networks first.
+        method: How to show what a classifier's answers rest on; None to show nothing.
         on_plan: Is told each case's plan before its first window.
 
     Returns:
@@ -59,6 +67,20 @@ def predict(
     """
     limit = parse_size(max_memory) if max_memory is not None else None
     checkpoint = load_model(model)
+    if checkpoint.job.get("task") == "classification":
+        asked = {
+            "--max-memory": limit is not None,
+            "--resume": resume,
+            "--probabilities": with_probabilities,
+            "--compile": compiles,
+        }
+        if wrong := [option for option, is_asked in asked.items() if is_asked]:
+            message = "is for segmentation, and this model is a classifier; leave it out"
+            raise ConfigError(Fault(option, "other-task", message) for option in wrong)
+        return classify(checkpoint, inputs, folder, select_device(device), method)
+    if method is not None:
+        message = "explains a classifier's answers, and this model is none; leave it out"
+        raise ConfigError(Fault("--explain", "other-task", message))
     predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
     cases = find_inputs(inputs, predictor.num_channels)
     _refuse_overwriting(cases, folder)

@@ -1,0 +1,91 @@
+"""`clinseg evaluate` with a table of classes: how well the answers agree with what is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.class_inputs import read_references
+from pipeline.discrimination import judge_classes
+from pipeline.errors import ConfigError, Fault
+from pipeline.files import write_text
+from pipeline.inference.class_table import ClassTable, class_targets, read_class_table
+from pipeline.statistics import Estimate
+
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class ClassEvaluation:
+    """What came of it.
+
+    Attributes:
+        figures: Over all cases that have an answer and a reference.
+        num_cases: How many they are.
+        num_reviewed: How many of them were marked for review.
+        faults: Why cases are missing.
+    """
+
+    figures: Mapping[str, Estimate]
+    num_cases: int
+    num_reviewed: int
+    faults: list[Fault]
+
+
+def evaluate_classes(predictions: Path, references: Path, table: Path | None = None) -> ClassEvaluation:
+    """Compares a table of predictions with what is known, and writes the figures if a path for them is given.
+
+    Args:
+        predictions: The `predictions.csv` of `clinseg predict`.
+        references: An `.npz` with labels, a folder with a subfolder per class, or a CSV with `case,class`.
+        table: CSV to write: `figure,value,low,high`.
+
+    Raises:
+        FaultError: If nothing can be compared at all.
+    """
+    found = read_class_table(predictions)
+    is_multi_label = _is_multi_label(predictions, found)
+    known = read_references(references, found.classes, is_multi_label)
+    common = [number for number, case in enumerate(found.cases) if case in known]
+    faults = [
+        *_unpaired(set(found.cases) - known.keys(), "it has a prediction and no reference"),
+        *_unpaired(known.keys() - set(found.cases), "it has a reference and no prediction"),
+    ]
+    if not common:
+        message = (
+            f"no case has both; predictions are of {found.cases[0]!r} and so on, references of "
+            f"{next(iter(known), 'nothing')!r}; name those of the same images"
+        )
+        raise ConfigError(Fault(str(references), "unpaired", message))
+
+    def targets(names: Sequence[Sequence[str]]) -> np.ndarray:
+        return class_targets(names, found.classes, is_multi_label=is_multi_label)
+
+    figures = judge_classes(
+        found.probabilities[common],
+        targets([found.predicted[number] for number in common]),
+        targets([known[found.cases[number]] for number in common]),
+        found.classes,
+        is_multi_label,
+    )
+    if table is not None:
+        lines = [f"{name},{e.value:.6g},{e.low:.6g},{e.high:.6g}\n" for name, e in figures.items()]
+        write_text(table, "figure,value,low,high\n" + "".join(lines))
+    return ClassEvaluation(figures, len(common), int(found.review[common].sum()), faults)
+
+
+def _is_multi_label(predictions: Path, table: ClassTable) -> bool:
+    """As the report beside the table says; without one, by whether probabilities add up to one."""
+    try:
+        report = json.loads((predictions.parent / "report.json").read_text(encoding="utf-8"))
+        return bool(report["calibration"]["multi_label"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return bool(np.abs(table.probabilities.sum(axis=1) - 1).max() > _ROUNDING)
+
+
+def _unpaired(cases: set[str], message: str) -> list[Fault]:
+    return [Fault(case, "unpaired", f"{message}, so it is left out") for case in sorted(cases)]

@@ -1,0 +1,98 @@
+"""`clinseg predict` with a classifier: a table of answers, and a report of every case."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.data.cases import Case
+from pipeline.data.class_inputs import find_class_inputs
+from pipeline.data.pictures import is_picture
+from pipeline.export.nifti import write_map
+from pipeline.files import check_writable
+from pipeline.inference.class_table import write_class_table
+from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor
+from pipeline.inference.explain import Method, map_name
+from pipeline.progress import progress_bar
+from pipeline.report.explanation import draw_explanation
+from pipeline.volume import Volume
+from pipeline.workflows.class_judging import write_class_report
+
+TABLE = "predictions.csv"
+
+
+def classify(
+    checkpoint: Checkpoint,
+    inputs: Sequence[Path],
+    folder: Path,
+    device: torch.device,
+    method: Method | None = None,
+) -> list[ClassReport]:
+    """Classifies every input and writes `folder/predictions.csv` and `folder/report.json`.
+
+    Args:
+        checkpoint: A classifier; everything else comes from it.
+        inputs: NIfTI, PNG or JPEG files, folders of them, DICOM series folders, or an `.npz`.
+        folder: Where the table goes.
+        device: Where to compute.
+        method: How to show what each answer rests on, in `folder/explanations/` on the image's own grid,
+            drawn and as NIfTI; None to show nothing.
+
+    Returns:
+        One report per case; a refused case carries its faults.
+
+    Raises:
+        FaultError: If nothing can be classified at all: no such input, or no place to write.
+    """
+    predictor = load_class_predictor(checkpoint, device)
+    cases = find_class_inputs(inputs, predictor.num_channels)
+    check_writable(folder)
+    with progress_bar("Classifying cases", len(cases)) as advance:
+        reports = predictor.classify(cases, _told(advance))
+    write_class_table(folder / TABLE, reports, predictor.classes)
+    config = json.dumps(checkpoint.job, sort_keys=True).encode()
+    model = {
+        "model_sha256": checkpoint.content_hash,
+        "config_sha256": hashlib.sha256(config).hexdigest(),
+        "run": checkpoint.provenance.get("run"),
+    }
+    write_class_report(folder / "report.json", predictor, reports, model)
+    if method is not None:
+        answered = [(case, report) for case, report in zip(cases, reports, strict=True) if report.predicted]
+        with progress_bar("Explaining answers", len(answered)) as advance:
+            for case, report in answered:
+                _explain(predictor, case, report, method, folder / "explanations")
+                advance()
+    return reports
+
+
+def _explain(
+    predictor: ClassPredictor, case: Case, report: ClassReport, method: Method, folder: Path
+) -> None:
+    """What the first answer rests on."""
+    name = report.predicted[0]
+    image, values = predictor.explain(case, name, method)
+    path = folder / map_name(case.id, name, method)
+    grid = image.grid
+    meaning = {"method": method, "class": name}
+    write_map(path.with_name(f"{path.name}.nii.gz"), np.asfortranarray(values), grid, meaning)
+    draw_explanation(
+        path.with_name(f"{path.name}.png"),
+        image=image,
+        values=Volume(values, grid),
+        method=method,
+        case=case.id,
+        class_name=name,
+        probability=report.probabilities[predictor.classes.index(name)],
+        has_geometry=case.row is None and not is_picture(case.images[0]),
+    )
+
+
+def _told(advance: Callable[[], None]) -> Callable[[ClassReport], None]:
+    return lambda report: advance()

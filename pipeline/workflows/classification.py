@@ -1,0 +1,145 @@
+"""Classification's part in a training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from pipeline.calibration import fit_calibration
+from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
+from pipeline.config import ClassificationJob, job_to_mapping
+from pipeline.data.cases import Case
+from pipeline.data.checks import CheckReport
+from pipeline.data.class_checks import check_class_study
+from pipeline.data.class_images import ClassSampler
+from pipeline.data.class_study import check_split, read_class_study
+from pipeline.data.folds import Split
+from pipeline.environment import code_version, environment
+from pipeline.inference.class_table import class_targets
+from pipeline.inference.classifier import ClassReport, load_class_predictor
+from pipeline.tracking import Record
+from pipeline.training.classification import ClassificationTask
+from pipeline.training.distributed import World
+from pipeline.workflows.class_judging import LOGITS, judge_classifier, tell_classes
+from pipeline.workflows.class_material import ClassMaterial, load_class_material
+from pipeline.workflows.columns import Column, Judgement, Part
+from pipeline.workflows.models import BEST
+from pipeline.workflows.starting import Start
+
+
+class ClassificationColumn(Column[ClassificationJob, ClassMaterial, ClassificationTask]):
+    """See `Column`."""
+
+    def read_cases(self, job: ClassificationJob) -> Sequence[Case]:
+        """See `Column`."""
+        return read_class_study(job.data).cases
+
+    def check(
+        self, job: ClassificationJob, splits: Sequence[Split], on_case: Callable[[], None]
+    ) -> CheckReport:
+        """See `Column`."""
+        study = read_class_study(job.data)
+        for split in splits:
+            check_split(study, split)
+        return check_class_study(study, splits, on_case)
+
+    def load_material(self, job: ClassificationJob) -> ClassMaterial:
+        """See `Column`."""
+        return load_class_material(job)
+
+    def build_task(
+        self,
+        job: ClassificationJob,
+        material: ClassMaterial,
+        device: torch.device,
+        start: Start | None,
+        world: World,
+    ) -> ClassificationTask:
+        """See `Column`."""
+        source = start.source if start is not None else None
+        num_channels = len(material.channels)
+        return ClassificationTask(
+            job,
+            material.study,
+            num_channels,
+            material.training,
+            material.validation,
+            device,
+            source,
+            world,
+        )
+
+    def build_sampler(
+        self, job: ClassificationJob, material: ClassMaterial, task: ClassificationTask
+    ) -> ClassSampler:
+        """See `Column`."""
+        return ClassSampler(
+            material.training,
+            task.augmentation.source_size,
+            job.training.batch_size,
+            is_balanced=job.training.balanced_sampling,
+            seed=job.training.seed,
+            share=(task.world.rank, task.world.size),
+        )
+
+    def judge(
+        self, record: Record, job: ClassificationJob, material: ClassMaterial, device: torch.device
+    ) -> Judgement:
+        """See `Column`."""
+        return Judgement(figures=judge_classifier(record, job, material, device))
+
+    def summarise_fold(self, part: Part) -> dict[str, float]:
+        """See `Column`."""
+        provenance = read_checkpoint(part.run.path / BEST).provenance
+        return {name.replace("validation/", "folds/"): value for name, value in provenance["metrics"].items()}
+
+    def join(self, record: Record, job: ClassificationJob, parts: Sequence[Part]) -> Judgement:
+        """One model of all folds, calibrated on what each said of the cases that it had not seen."""
+        checkpoints = [read_checkpoint(part.run.path / BEST) for part in parts]
+        first = checkpoints[0]
+        classes = tuple(first.structures)
+        logits: dict[str, list[float]] = {}
+        for part in parts:
+            logits |= json.loads((part.run.path / LOGITS).read_text(encoding="utf-8"))
+        cases = [case for case in read_class_study(job.data).cases if case.id in logits]
+        multi_label = job.data.multi_label
+        section = job.inference
+        calibration = fit_calibration(
+            np.array([logits[case.id] for case in cases]),
+            class_targets([case.classes or () for case in cases], classes, is_multi_label=multi_label),
+            multi_label,
+            section.min_sensitivity,
+            section.coverage,
+        )
+        ensemble = Checkpoint(
+            weights={},
+            job=job_to_mapping(job),
+            labels=first.labels,
+            structures=first.structures,
+            channels=first.channels,
+            intensity=None,
+            provenance={
+                "run": record.name,
+                "epoch": None,
+                "metrics": {},
+                "data_hash": first.provenance["data_hash"],
+                "training_cases": sorted(
+                    {case for one in checkpoints for case in one.provenance["training_cases"]}
+                ),
+                "validation_cases": [],
+                "environment": environment() | {"code": code_version() or "unknown"},
+            },
+            calibration=calibration.to_mapping(),
+            members=tuple(Member(one.weights, None, one.provenance) for one in checkpoints),
+        )
+        write_checkpoint(record.folder / BEST, ensemble)
+        record.log_artifact(record.folder / BEST, "model")
+        predictor = load_class_predictor(ensemble, torch.device("cpu"))
+        reports = predictor.answer_again(
+            [ClassReport(case.id, logits=tuple(logits[case.id])) for case in cases]
+        )
+        figures = tell_classes(record, classes, calibration, reports, cases, step=len(parts))
+        return Judgement(figures=figures)
