@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.workflows.columns import Judgement
 
 app = typer.Typer(
-    help="Train, compare and apply segmentation models on clinical volumes.",
+    help="Train, compare and apply segmentation and classification models on clinical images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -228,9 +228,9 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.
     """List the runs on this disk."""
     from pipeline.workflows.records import runs as list_runs
 
-    table = Table("run", "experiment", "status", "started", "minutes", "best Dice", "undelivered", box=None)
+    table = Table("run", "experiment", "status", "started", "minutes", "Dice or AUC", "undelivered", box=None)
     for run in list_runs(limit):
-        best = run.best.get("dice/mean")
+        best = run.best.get("dice/mean", run.best.get("auc"))
         table.add_row(
             run.name,
             run.experiment,

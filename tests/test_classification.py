@@ -90,8 +90,10 @@ def test_train_predict_and_evaluate_tell_the_same(clinseg, archive, here):
     run = latest(here)
     for name in ("cases.csv", "discrimination.png", "calibration.png", "curves.png"):
         assert (run / name).stat().st_size > 0
+    assert len(list((run / "overlays").glob("*.png"))) == 3
     metrics = recorded(run)
     assert metrics["best/auc"] > 0.9
+    assert f"{metrics['best/auc']:.4f}" in clinseg("runs").out
     checkpoint = read_checkpoint(run / "checkpoints/best.safetensors")
     calibration = Calibration.from_mapping(checkpoint.calibration)
     assert calibration.num_cases == 30 and 0 < calibration.thresholds[0] < 1

@@ -274,4 +274,5 @@ class TrackingSection(Section):
     uri: str | None = None
     """MLflow tracking URI; null takes `MLFLOW_TRACKING_URI`, else `sqlite:///mlruns/mlflow.db`."""
     overlays: Annotated[int, Field(ge=0)] = 3
-    """Validation cases drawn at the end: worst, median, best and what lies between."""
+    """Validation cases drawn at the end: worst, median, best and what lies between; of a classifier, what its
+    answers rest on (Grad-CAM)."""

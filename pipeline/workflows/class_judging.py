@@ -27,6 +27,7 @@ from pipeline.report.figures import draw_curves
 from pipeline.statistics import Estimate
 from pipeline.tracking import Record, read_metrics
 from pipeline.workflows.class_material import ClassMaterial
+from pipeline.workflows.explaining import draw_answer
 from pipeline.workflows.models import BEST
 
 TABLE = Path("cases.csv")
@@ -66,7 +67,9 @@ def judge_classifier(
     reports = predictor.answer_again(reports)
     write_text(record.folder / LOGITS, json.dumps({report.case: report.logits for report in reports}) + "\n")
     epoch = checkpoint.provenance["epoch"]
-    return tell_classes(record, predictor.classes, calibration, reports, cases, epoch)
+    figures = tell_classes(record, predictor.classes, calibration, reports, cases, epoch)
+    _draw_cases(record, job.tracking.overlays, predictor, cases, reports)
+    return figures
 
 
 def calibrate(
@@ -147,6 +150,36 @@ def write_class_report(
         ],
     }
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _draw_cases(
+    record: Record,
+    num: int,
+    predictor: ClassPredictor,
+    cases: Sequence[Case],
+    reports: Sequence[ClassReport],
+) -> None:
+    """Explains answers from worst to best at even steps: with three, the worst, the median, the best."""
+    worth = [_agreement(predictor, case, report) for case, report in zip(cases, reports, strict=True)]
+    ranked = np.argsort(worth, kind="stable")
+    picked = sorted({round(p) for p in np.linspace(0, len(ranked) - 1, num)}) if num else []
+    with progress_bar("Drawing validation cases", len(picked)) as advance:
+        for position in picked:
+            case, report = cases[ranked[position]], reports[ranked[position]]
+            if report.predicted:
+                path = record.folder / "overlays" / f"{position + 1:03d}-of-{len(ranked):03d}-{case.id}.png"
+                draw_answer(path, predictor, case, report, report.predicted[0], "grad_cam")
+                record.log_artifact(path, "overlays")
+            advance()
+
+
+def _agreement(predictor: ClassPredictor, case: Case, report: ClassReport) -> float:
+    """The probability given to what is true; of several labels the least."""
+    known = case.classes or ()
+    shares = zip(predictor.classes, report.probabilities, strict=True)
+    if predictor.calibration.multi_label:
+        return min(share if name in known else 1 - share for name, share in shares)
+    return next(share for name, share in shares if name in known)
 
 
 def _flat(figures: Mapping[str, Estimate], calibration: Calibration) -> dict[str, float]:

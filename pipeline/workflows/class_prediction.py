@@ -13,16 +13,14 @@ import torch
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case
 from pipeline.data.class_inputs import find_class_inputs
-from pipeline.data.pictures import is_picture
 from pipeline.export.nifti import write_map
 from pipeline.files import check_writable
 from pipeline.inference.class_table import write_class_table
 from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor
 from pipeline.inference.explain import Method, map_name
 from pipeline.progress import progress_bar
-from pipeline.report.explanation import draw_explanation
-from pipeline.volume import Volume
 from pipeline.workflows.class_judging import write_class_report
+from pipeline.workflows.explaining import draw_answer
 
 TABLE = "predictions.csv"
 
@@ -77,21 +75,10 @@ def _explain(
 ) -> None:
     """What the first answer rests on."""
     name = report.predicted[0]
-    image, values = predictor.explain(case, name, method)
     path = folder / map_name(case.id, name, method)
-    grid = image.grid
+    found = draw_answer(path.with_name(f"{path.name}.png"), predictor, case, report, name, method)
     meaning = {"method": method, "class": name}
-    write_map(path.with_name(f"{path.name}.nii.gz"), np.asfortranarray(values), grid, meaning)
-    draw_explanation(
-        path.with_name(f"{path.name}.png"),
-        image=image,
-        values=Volume(values, grid),
-        method=method,
-        case=case.id,
-        class_name=name,
-        probability=report.probabilities[predictor.classes.index(name)],
-        has_geometry=case.row is None and not is_picture(case.images[0]),
-    )
+    write_map(path.with_name(f"{path.name}.nii.gz"), np.asfortranarray(found.array), found.grid, meaning)
 
 
 def _told(advance: Callable[[], None]) -> Callable[[ClassReport], None]:
