@@ -122,6 +122,10 @@ class ClassificationJob(Section):
         bad = [a for a in self.augmentation.mirror_axes if not 0 <= a < dims]
         if bad:
             raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
+        if self.network.name != "cnn_classifier" and self.training.batch_size < 2:
+            raise ValueError(
+                f"training.batch_size: {self.network.name} normalises over a batch; take 2 or more"
+            )
         if self.augmentation.in_plane:
             raise ValueError("augmentation.in_plane: is for segmentation; set it to false")
         return self

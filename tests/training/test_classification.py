@@ -12,8 +12,10 @@ from pipeline.config import ClassificationJob
 from pipeline.data.cases import Case
 from pipeline.data.class_images import ClassImage, ClassSampler
 from pipeline.data.class_study import ClassStudy
+from pipeline.errors import ConfigError
 from pipeline.training.class_losses import ClassLoss, balance_weights
 from pipeline.training.classification import ClassificationTask
+from pipeline.training.distributed import World
 from pipeline.training.loop import fit
 from transforms.keys import CLASS, IMAGE
 
@@ -179,3 +181,13 @@ def test_frozen_batch_normalisation_stops_counting():
     assert all(torch.equal(before[n], b) for n, b in task.network.encoder.named_buffers())
     averaged = dict(task.fitter.averaged.network.named_buffers())
     assert all(torch.equal(averaged[n], b) for n, b in task.network.named_buffers())
+
+
+def test_what_normalises_over_a_batch_is_trained_in_one_process_with_a_batch():
+    changes = {"network": {"name": "resnet18", "dimensions": 2}, "preprocessing": {"size": (32, 32)}}
+    job = ClassificationJob.model_validate(build_job().model_dump() | changes)
+    study = ClassStudy((), NAMES, ("image",), is_multi_label=False)
+    with pytest.raises(ConfigError, match="one process"):
+        ClassificationTask(job, study, 1, build_images(), [], torch.device("cpu"), world=World(0, 2))
+    with pytest.raises(ValueError, match="2 or more"):
+        ClassificationJob.model_validate(build_job(batch_size=1).model_dump() | changes)

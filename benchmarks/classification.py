@@ -1,0 +1,192 @@
+"""The shipped classification jobs against MONAI's networks in its tutorial's loop, the same minutes.
+
+    python benchmarks/classification.py -o PAGE [--only pneumonia adrenal] [--minutes N]
+
+Ours is `clinseg train` as a user runs it, validations within its budget. The peers, DenseNet121 and
+ResNet-18, are trained as `mednist_tutorial.ipynb` of MONAI's tutorials trains: Adam, cross-entropy, its
+random rotation, flip and zoom by MONAI's DataLoader, the epoch with the best validation AUC kept; their
+validations do not count as time. Figures are of the validation images, AUC with DeLong's interval; accuracy
+of the peers is that of the most probable class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from monai.data import DataLoader, Dataset
+from monai.networks.nets import DenseNet121, resnet18
+from monai.transforms import Compose, EnsureType, RandFlip, RandRotate, RandZoom, ScaleIntensity
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.config import ClassificationJob, classification_job, load_job
+from pipeline.data.class_inputs import read_references
+from pipeline.discrimination import judge_classes
+from pipeline.inference.class_table import class_targets, read_class_table
+from pipeline.statistics import Estimate
+from pipeline.tracking import find_run, read_metrics
+
+ROOT = Path(__file__).parents[1]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+JOBS = ("pneumonia", "adrenal")
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a training reached.
+
+    Attributes:
+        name: Of the method.
+        figures: On the validation images.
+        images_per_second: In training.
+    """
+
+    name: str
+    figures: dict[str, Estimate]
+    images_per_second: float
+
+    def __str__(self) -> str:
+        """A row of the table."""
+        cells = [told(self.figures[name]) for name in ("auc", "accuracy", "balanced_accuracy")]
+        return f"| {self.name} | {' | '.join(cells)} | {self.images_per_second:.0f} |"
+
+
+def told(figure: Estimate) -> str:
+    return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
+
+
+def train_ours(config: Path, job: ClassificationJob, minutes: float) -> Result:
+    """`clinseg train` in a folder of its own."""
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pipeline", "train", str(config)]
+        command += ["--set", f"training.minutes={minutes}", "--set", f"data.manifest={job.data.manifest}"]
+        subprocess.run(command, check=True, cwd=folder)
+        run = find_run("latest", Path(folder) / "mlruns")
+        table = read_class_table(run.path / "cases.csv")
+        rates = [value for _, value in read_metrics(run)["training/patches_per_second"]]
+    known = read_references(Path(f"{job.data.manifest}#val"), table.classes, is_multi_label=False)
+    truth = [known[case.removeprefix("val-")] for case in table.cases]
+    return Result(
+        "clinseg", judge(table.probabilities, table.predicted, truth, table.classes), np.median(rates)
+    )
+
+
+def judge(
+    probabilities: NDArray[np.float64],
+    predicted: Sequence[Sequence[str]],
+    truth: Sequence[Sequence[str]],
+    classes: Sequence[str],
+) -> dict[str, Estimate]:
+    answers, targets = (class_targets(names, classes, is_multi_label=False) for names in (predicted, truth))
+    return judge_classes(probabilities, answers, targets, classes, multi_label=False)
+
+
+def train_peer(
+    name: str, build: Callable[[int], nn.Module], job: ClassificationJob, minutes: float
+) -> Result:
+    """The tutorial's loop."""
+    assert job.data.classes is not None
+    torch.manual_seed(0)
+    with np.load(job.data.manifest, allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    chain = Compose(
+        [
+            ScaleIntensity(),
+            RandRotate(range_x=np.pi / 12, prob=0.5, keep_size=True),
+            RandFlip(spatial_axis=0, prob=0.5),
+            RandZoom(min_zoom=0.9, max_zoom=1.1, prob=0.5),
+            EnsureType(track_meta=False),
+        ]
+    )
+    still = Compose([ScaleIntensity(), EnsureType(track_meta=False)])
+    images = arrays["train_images"][:, None].astype(np.float32)
+    labels = arrays["train_labels"][:, 0].astype(np.int64)
+    pairs = [(image, int(label)) for image, label in zip(images, labels, strict=True)]
+    loader = DataLoader(Dataset(pairs, lambda pair: (chain(pair[0]), pair[1])), _BATCH, shuffle=True)
+    held_out = torch.stack([still(image) for image in arrays["val_images"][:, None].astype(np.float32)])
+    truth = [(job.data.classes[label],) for label in arrays["val_labels"][:, 0]]
+    network = build(job.network.dimensions).to(DEVICE)
+    optimizer, loss = torch.optim.Adam(network.parameters(), 1e-3), nn.CrossEntropyLoss()
+    best: dict[str, Estimate] = {}
+    num_images, seconds = 0, 0.0
+    while seconds < 60 * minutes:
+        network.train()
+        start = time.monotonic()
+        for image, label in loader:
+            optimizer.zero_grad()
+            loss(network(image.to(DEVICE)), label.to(DEVICE)).backward()
+            optimizer.step()
+            num_images += len(image)
+            if seconds + time.monotonic() - start >= 60 * minutes:
+                break
+        seconds += time.monotonic() - start
+        figures = judge_network(network, held_out, truth, job.data.classes)
+        if not best or figures["auc"].value > best["auc"].value:
+            best = figures
+    return Result(name, best, num_images / seconds)
+
+
+@torch.inference_mode()
+def judge_network(
+    network: nn.Module, images: Tensor, truth: Sequence[Sequence[str]], classes: Sequence[str]
+) -> dict[str, Estimate]:
+    network.eval()
+    logits = torch.cat([network(batch.to(DEVICE)).cpu() for batch in images.split(_BATCH)])
+    predicted = [(classes[index],) for index in logits.argmax(1).tolist()]
+    return judge(logits.double().softmax(1).numpy(), predicted, truth, classes)
+
+
+def measure(name: str, minutes: float | None) -> list[str]:
+    config = ROOT / "configs" / f"{name}.yaml"
+    job = classification_job(load_job(config))
+    budget = minutes or job.training.minutes
+    assert budget is not None
+    peers: dict[str, Callable[[int], nn.Module]] = {
+        "MONAI DenseNet121": lambda dims: DenseNet121(spatial_dims=dims, in_channels=1, out_channels=2),
+        "MONAI ResNet-18": lambda dims: resnet18(spatial_dims=dims, n_input_channels=1, num_classes=2),
+    }
+    rows = [train_ours(config, job, budget)]
+    rows += [train_peer(peer, build, job, budget) for peer, build in peers.items()]
+    return [
+        f"`configs/{name}.yaml`, {budget:g} minutes each, one seed:",
+        "",
+        "| method | AUC | accuracy | balanced accuracy | training images/s |",
+        "|---|---|---|---|---|",
+        *map(str, rows),
+        "",
+    ]
+
+
+def main() -> None:
+    """Trains all and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/benchmarks/classification.md"))
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=[*JOBS])
+    parser.add_argument("--minutes", type=float, help="of each training; else those of the config")
+    arguments = parser.parse_args()
+    machine = (
+        torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU cores"
+    )
+    page = [
+        "# Classification against MONAI's networks in its tutorial's loop",
+        "",
+        f"Measured on {machine} with torch {torch.__version__} by `python benchmarks/classification.py`;",
+        "value (95 % interval) on the validation images, by which each method also chose what it kept.",
+        "",
+        *(line for name in arguments.only for line in measure(name, arguments.minutes)),
+    ]
+    arguments.output.write_text("\n".join(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
