@@ -199,7 +199,8 @@ def main() -> None:
     page = [
         "# Classification against MONAI's networks in its tutorial's loop",
         "",
-        f"Measured on {machine} with torch {torch.__version__} by `python benchmarks/classification.py`;",
+        f"Measured on {machine} with torch {torch.__version__} by",
+        f"`python benchmarks/classification.py --only {' '.join(arguments.only)}`;",
         "value (95 % interval) on the validation images, by which each method also chose what it kept.",
         "",
         *(line for name in arguments.only for line in measure(name, arguments.minutes)),

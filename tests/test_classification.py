@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.calibration import Calibration
-from pipeline.checkpoint import read_checkpoint
+from pipeline.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.inference.class_table import read_class_table
 
 SIDE = 16
@@ -211,6 +211,16 @@ def test_answers_are_explained_on_the_images_own_grid(clinseg, here, method):
     image, found = nib.load(one), nib.load(written)
     assert found.shape == image.shape and np.array_equal(found.affine, image.affine)
     assert np.asarray(found.dataobj).std() > 0 and written.with_name(written.name[:-7] + ".png").is_file()
+
+
+def test_a_model_that_answers_no_numbers_is_told(clinseg, archive, here):
+    assert clinseg("train", write_config(here, archive, training={"epochs": 1})).code == 0
+    model = here / "broken.safetensors"
+    checkpoint = read_checkpoint(latest(here) / "checkpoints/best.safetensors")
+    checkpoint.weights["classifier.weight"].fill_(float("nan"))
+    write_checkpoint(model, checkpoint)
+    answer = clinseg("predict", model, f"{archive}#val", "-o", here / "out")
+    assert answer.code == 6 and "not numbers" in answer.err and not (here / "out/predictions.csv").exists()
 
 
 def test_what_is_for_segmentation_is_refused(clinseg, archive, here):

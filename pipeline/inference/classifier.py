@@ -19,7 +19,7 @@ from pipeline.config import ClassificationJob, classification_job, job_from_mapp
 from pipeline.data.case_images import read_case_images, read_case_with_warnings
 from pipeline.data.cases import Case
 from pipeline.data.class_images import bring_to_size, prepare_chain
-from pipeline.errors import Fault, FaultError, ResourceError
+from pipeline.errors import Fault, FaultError, IntegrityError, ResourceError
 from pipeline.files import sha256_of
 from pipeline.inference.classifying import compute_logits
 from pipeline.inference.explain import Method, explain, to_patient_grid
@@ -147,6 +147,7 @@ class ClassPredictor:
 
         Raises:
             ResourceError: If not even one image fits into memory.
+            IntegrityError: If they are not numbers.
         """
         kind, section = self._autocast_type, self.job.inference
         axes = self.job.augmentation.mirror_axes if section.flips else ()
@@ -159,7 +160,11 @@ class ClassPredictor:
         except torch.OutOfMemoryError as error:
             message = "not even one image fits into the memory that is free; end other programs"
             raise ResourceError(Fault("prediction", "out-of-memory", message)) from error
-        return torch.stack(found).mean(0)
+        logits = torch.stack(found).mean(0)
+        if not bool(logits.isfinite().all()):
+            message = "its logits are not numbers; the model is damaged or its precision does not suffice"
+            raise IntegrityError(Fault("prediction", "not-a-number", f"{message}, train it again"))
+        return logits
 
     def _read(
         self, cases: Sequence[Case], files: dict[Path, str]
