@@ -119,9 +119,7 @@ class ClassificationJob(Section):
         dims, size = self.network.dimensions, self.preprocessing.size
         if len(size) != dims or min(size) < 1:
             raise ValueError(f"preprocessing.size: needs {dims} positive numbers, as network.dimensions says")
-        bad = [a for a in self.augmentation.mirror_axes if not 0 <= a < dims]
-        if bad:
-            raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
+        self.augmentation.check_mirror_axes(dims)
         if self.network.name != "cnn_classifier" and self.training.batch_size < 2:
             raise ValueError(
                 f"training.batch_size: {self.network.name} normalises over a batch; take 2 or more"

@@ -143,6 +143,11 @@ class AugmentationSection(Section):
             )
         return self
 
+    def check_mirror_axes(self, dimensions: int) -> None:
+        """Raises a ValueError if an axis is flipped that images of so many dimensions do not have."""
+        if bad := [axis for axis in self.mirror_axes if not 0 <= axis < dimensions]:
+            raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dimensions - 1}, not {bad}")
+
 
 class LevelsSection(Section):
     """The shape of a network that sees an image at several levels of resolution."""

@@ -133,9 +133,7 @@ class SegmentationJob(Section):
                     f"{name}: each axis must be a multiple of the network's total stride {total}, "
                     "and not all of them that stride itself"
                 )
-        bad = [a for a in self.augmentation.mirror_axes if not 0 <= a < dims]
-        if bad:
-            raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
+        self.augmentation.check_mirror_axes(dims)
         if self.augmentation.in_plane:
             spacing = sorted(self.preprocessing.spacing or ())
             if dims == 2 or not spacing or spacing[1] == spacing[2]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ from pipeline.data.cache import cached
 from pipeline.data.case_images import content_hash, read_case_images
 from pipeline.data.cases import Case
 from pipeline.data.class_study import ClassStudy
-from pipeline.data.datasets import Batch, derive_seed, hash_files
+from pipeline.data.datasets import Batch, derive_seed, draw_ahead, hash_files, prepare_all
 from pipeline.errors import Fault, InputError
 from pipeline.volume import Affine, Volume
 from transforms.classification import fit_to_size
@@ -59,21 +58,7 @@ def prepare_class_images(
         InputError: With all faults of all cases.
         ResourceError: If the cache folder cannot be written or the disk is full.
     """
-
-    def prepare(case: Case) -> ClassImage | tuple[Fault, ...]:
-        try:
-            return _prepare(case, study, section, data)
-        except InputError as error:
-            return error.faults
-        finally:
-            on_case()
-
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        results = list(pool.map(prepare, cases))
-    faults = [fault for result in results if isinstance(result, tuple) for fault in result]
-    if faults:
-        raise InputError(faults)
-    return [result for result in results if isinstance(result, ClassImage)]
+    return prepare_all(cases, lambda case: _prepare(case, study, section, data), on_case)
 
 
 def prepare_chain(section: ClassificationPreprocessingSection) -> Preprocessing:
@@ -151,14 +136,7 @@ class ClassSampler:
 
     def iterate(self, first_step: int) -> Generator[Batch]:
         """Batches from `first_step` on, endlessly; the next one is drawn by a thread while one is in use."""
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            upcoming = pool.submit(self.draw, first_step)
-            step = first_step
-            while True:
-                batch = upcoming.result()
-                step += 1
-                upcoming = pool.submit(self.draw, step)
-                yield batch
+        yield from draw_ahead(self.draw, first_step)
 
     def _pick(self, number: int) -> int:
         if self._members:

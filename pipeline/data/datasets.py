@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from transforms.preprocessing import Preprocessing, preprocess
 # Changes whenever the same files and settings would give other voxels than before.
 _CACHE_VERSION = 2
 _COORDINATES_PER_LABEL = 10_000
+
+_Prepared = TypeVar("_Prepared")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,16 +73,36 @@ def prepare_cases(
         ResourceError: If the cache folder cannot be written or the disk is full.
     """
 
-    def prepare(case: Case) -> PreparedCase | tuple[Fault, ...]:
+    def prepare(case: Case) -> PreparedCase:
+        return _prepare_case(case, contract, num_channels, settings, section.cache_dir)
+
+    return prepare_all(cases, prepare, on_case)
+
+
+def prepare_all(
+    cases: Sequence[Case], prepare: Callable[[Case], _Prepared], on_case: Callable[[], None]
+) -> list[_Prepared]:
+    """What `prepare` makes of every case, two at a time, in their order.
+
+    Args:
+        cases: To be prepared.
+        prepare: Raises an InputError if a case is wrong.
+        on_case: Called after each.
+
+    Raises:
+        InputError: With all faults of all cases.
+    """
+
+    def judge(case: Case) -> _Prepared | tuple[Fault, ...]:
         try:
-            return _prepare_case(case, contract, num_channels, settings, section.cache_dir)
+            return prepare(case)
         except InputError as error:
             return error.faults
         finally:
             on_case()
 
     with ThreadPoolExecutor(max_workers=2) as pool:
-        pending = [pool.submit(prepare, case) for case in cases]
+        pending = [pool.submit(judge, case) for case in cases]
         try:
             results = [future.result() for future in pending]
         except BaseException:
@@ -89,7 +112,7 @@ def prepare_cases(
     faults = [fault for result in results if isinstance(result, tuple) for fault in result]
     if faults:
         raise InputError(faults)
-    return [result for result in results if isinstance(result, PreparedCase)]
+    return [result for result in results if not isinstance(result, tuple)]
 
 
 def hash_data(cases: Sequence[PreparedCase]) -> str:
@@ -118,6 +141,18 @@ class Batch:
     tensors: dict[str, Tensor]
     seeds: tuple[int, ...]
     labelled: tuple[tuple[str, ...] | None, ...] = ()
+
+
+def draw_ahead(draw: Callable[[int], Batch], first_step: int) -> Generator[Batch]:
+    """What `draw` gives for each step from the first on, endlessly; a thread draws the next meanwhile."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        upcoming = pool.submit(draw, first_step)
+        step = first_step
+        while True:
+            batch = upcoming.result()
+            step += 1
+            upcoming = pool.submit(draw, step)
+            yield batch
 
 
 class PatchSampler:
@@ -176,14 +211,7 @@ class PatchSampler:
 
     def iterate(self, first_step: int) -> Generator[Batch]:
         """Batches from `first_step` on, endlessly; the next one is drawn by a thread while one is in use."""
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            upcoming = pool.submit(self.draw, first_step)
-            step = first_step
-            while True:
-                batch = upcoming.result()
-                step += 1
-                upcoming = pool.submit(self.draw, step)
-                yield batch
+        yield from draw_ahead(self.draw, first_step)
 
     def _draw_sample(self, number: int) -> tuple[Tensor, Tensor, int, tuple[str, ...] | None]:
         epoch, position = divmod(number, len(self.cases))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
-from pipeline.calibration import fit_calibration
 from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
 from pipeline.config import ClassificationJob, job_to_mapping
 from pipeline.data.cases import Case
@@ -18,12 +16,11 @@ from pipeline.data.class_images import ClassSampler
 from pipeline.data.class_study import check_split, read_class_study
 from pipeline.data.folds import Split
 from pipeline.environment import code_version, environment
-from pipeline.inference.class_table import class_targets
 from pipeline.inference.classifier import ClassReport, load_class_predictor
 from pipeline.tracking import Record
 from pipeline.training.classification import ClassificationTask
 from pipeline.training.distributed import World
-from pipeline.workflows.class_judging import LOGITS, judge_classifier, tell_classes
+from pipeline.workflows.class_judging import LOGITS, calibrate, judge_classifier, tell_classes
 from pipeline.workflows.class_material import ClassMaterial, load_class_material
 from pipeline.workflows.columns import Column, Judgement, Part
 from pipeline.workflows.models import BEST
@@ -105,15 +102,8 @@ class ClassificationColumn(Column[ClassificationJob, ClassMaterial, Classificati
         for part in parts:
             logits |= json.loads((part.run.path / LOGITS).read_text(encoding="utf-8"))
         cases = [case for case in read_class_study(job.data).cases if case.id in logits]
-        multi_label = job.data.multi_label
-        section = job.inference
-        calibration = fit_calibration(
-            np.array([logits[case.id] for case in cases]),
-            class_targets([case.classes or () for case in cases], classes, is_multi_label=multi_label),
-            multi_label,
-            section.min_sensitivity,
-            section.coverage,
-        )
+        said = [ClassReport(case.id, logits=tuple(logits[case.id])) for case in cases]
+        calibration = calibrate(said, cases, job, classes)
         ensemble = Checkpoint(
             weights={},
             job=job_to_mapping(job),
@@ -138,8 +128,6 @@ class ClassificationColumn(Column[ClassificationJob, ClassMaterial, Classificati
         write_checkpoint(record.folder / BEST, ensemble)
         record.log_artifact(record.folder / BEST, "model")
         predictor = load_class_predictor(ensemble, torch.device("cpu"))
-        reports = predictor.answer_again(
-            [ClassReport(case.id, logits=tuple(logits[case.id])) for case in cases]
-        )
+        reports = predictor.answer_again(said)
         figures = tell_classes(record, classes, calibration, reports, cases, step=len(parts))
         return Judgement(figures=figures)
