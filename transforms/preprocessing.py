@@ -46,14 +46,14 @@ class Preprocessing:
     Attributes:
         orientation: Anatomical direction of the array axes, such as `RAS`.
         spacing: Millimetres per voxel along them, or None to keep the image's own.
-        normalisation: `zscore` (per image and channel), `window` or `dataset`.
+        normalisation: `zscore` (per image and channel), `window` or `dataset`; `none` where it is done apart.
         window: Lower and upper bound for `window`.
         statistics: One entry per channel for `dataset`.
     """
 
     orientation: str = "RAS"
     spacing: tuple[float, float, float] | None = None
-    normalisation: Literal["zscore", "window", "dataset"] = "zscore"
+    normalisation: Literal["zscore", "window", "dataset", "none"] = "zscore"
     window: tuple[float, float] | None = None
     statistics: tuple[IntensityStatistics, ...] = ()
 
@@ -116,7 +116,10 @@ def build_chain(settings: Preprocessing, keys: Sequence[str]) -> Compose:
     chain: list[Transform] = [Orientationd(keys, axcodes=settings.orientation, labels=_ANATOMICAL_PAIRS)]
     if settings.spacing is not None:
         chain.append(Spacingd(keys, pixdim=settings.spacing, mode=modes, dtype=np.float32))
-    return Compose([*chain, _MakeContiguous(), _build_normalisation(settings)])
+    chain.append(_MakeContiguous())
+    if settings.normalisation != "none":
+        chain.append(_build_normalisation(settings))
+    return Compose(chain)
 
 
 def _build_normalisation(settings: Preprocessing) -> Transform:

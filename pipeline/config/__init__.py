@@ -1,8 +1,8 @@
 """The typed job: what can be set, how it is loaded and written, and what is said when it is wrong.
 
-`schema` names the kinds of job; `sections`, `segmentation` and `classification` hold every setting and
-`fields` what it can be; `strict_yaml` reads text with the place of every value, `explaining` turns what
-pydantic finds into faults for people, `loading` joins them; `commenting` writes a config for people.
+`schema` names the kinds of job; `sections`, `segmentation`, `classification` and `enhancement` hold every
+setting and `fields` what it can be; `strict_yaml` reads text with the place of every value, `explaining`
+turns what pydantic finds into faults for people, `loading` joins them; `commenting` writes a config for people.
 Imports neither torch nor monai nor mlflow.
 """
 
@@ -15,8 +15,19 @@ from pipeline.config.classification import (
     ClassifierSection,
 )
 from pipeline.config.commenting import commented_yaml
+from pipeline.config.enhancement import (
+    CorruptionSection,
+    EnhancementAugmentationSection,
+    EnhancementDataSection,
+    EnhancementInferenceSection,
+    EnhancementJob,
+    EnhancementPreprocessingSection,
+    EnhancementTrainingSection,
+    GeneratorSection,
+)
 from pipeline.config.loading import (
     classification_job,
+    enhancement_job,
     job_from_mapping,
     job_parameters,
     job_schema,
@@ -32,6 +43,7 @@ from pipeline.config.sections import (
     CasesSection,
     FittingSection,
     LevelsSection,
+    LoopSection,
     PreprocessingSection,
     Section,
     TrackingSection,
@@ -53,11 +65,20 @@ __all__ = [
     "ClassificationPreprocessingSection",
     "ClassificationTrainingSection",
     "ClassifierSection",
+    "CorruptionSection",
     "DataSection",
+    "EnhancementAugmentationSection",
+    "EnhancementDataSection",
+    "EnhancementInferenceSection",
+    "EnhancementJob",
+    "EnhancementPreprocessingSection",
+    "EnhancementTrainingSection",
     "FittingSection",
+    "GeneratorSection",
     "InferenceSection",
     "Job",
     "LevelsSection",
+    "LoopSection",
     "NetworkSection",
     "PreprocessingSection",
     "Section",
@@ -66,6 +87,7 @@ __all__ = [
     "TrainingSection",
     "classification_job",
     "commented_yaml",
+    "enhancement_job",
     "job_from_mapping",
     "job_parameters",
     "job_schema",

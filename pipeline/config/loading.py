@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pipeline.config.classification import ClassificationJob
+from pipeline.config.enhancement import EnhancementJob
 from pipeline.config.explaining import explained, shown
 from pipeline.config.schema import JOBS, Job
 from pipeline.config.sections import Section
@@ -68,6 +69,17 @@ def classification_job(job: Job) -> ClassificationJob:
     if isinstance(job, ClassificationJob):
         return job
     raise ConfigError(Fault("task", "other-task", f"this is for classification, and the job is a {job.task}"))
+
+
+def enhancement_job(job: Job) -> EnhancementJob:
+    """The job, where nothing but an enhancement will do.
+
+    Raises:
+        ConfigError: If it is another.
+    """
+    if isinstance(job, EnhancementJob):
+        return job
+    raise ConfigError(Fault("task", "other-task", f"this is for enhancement, and the job is a {job.task}"))
 
 
 def on_fold(job: Job, fold: int) -> Job:

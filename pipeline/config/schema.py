@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.config.classification import ClassificationJob
+from pipeline.config.enhancement import EnhancementJob
 from pipeline.config.segmentation import SegmentationJob
 
-Job = SegmentationJob | ClassificationJob
+Job = SegmentationJob | ClassificationJob | EnhancementJob
 
-JOBS: Mapping[str, type[Job]] = {"segmentation": SegmentationJob, "classification": ClassificationJob}
+JOBS: Mapping[str, type[Job]] = {
+    "segmentation": SegmentationJob,
+    "classification": ClassificationJob,
+    "enhancement": EnhancementJob,
+}

@@ -201,8 +201,8 @@ class LevelsSection(Section):
         return self
 
 
-class FittingSection(Section):
-    """How a network is fitted. The budget is epochs or minutes; with both, what ends first."""
+class LoopSection(Section):
+    """The budget of a training and how it runs. It is epochs or minutes; with both, what ends first."""
 
     epochs: Annotated[int, Field(ge=1)] | None = None
     """Budget in epochs."""
@@ -212,6 +212,33 @@ class FittingSection(Section):
     """Optimizer steps between two lines of the record."""
     batch_size: Annotated[int, Field(ge=1)] = 2
     """Samples per step, of each process where several train (`torchrun`)."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Validate and keep an exponential moving average of the weights with this decay per step."""
+    validate_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between validations."""
+    mixed_precision: bool = True
+    """bfloat16 or float16 on a GPU; a CPU always computes in float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU if there is one."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Everything random is derived from it."""
+    deterministic: bool = False
+    """Bit-identical repetition and resumption on one kind of machine; needs a budget in epochs."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> LoopSection:
+        if self.epochs is None and self.minutes is None:
+            raise ValueError("epochs: give a budget, `epochs` or `minutes`")
+        if self.deterministic and self.minutes is not None:
+            raise ValueError(
+                "deterministic: a budget in minutes depends on the clock; set `epochs` and `minutes: null`"
+            )
+        return self
+
+
+class FittingSection(LoopSection):
+    """How one network is fitted to what is known of every training case."""
+
     optimizer: Literal["muon", "adamw", "sgd"] = "adamw"
     """Muon for kernels with AdamW for the rest, AdamW, or SGD with Nesterov momentum."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -226,20 +253,8 @@ class FittingSection(Section):
     """Share of the budget over which the learning rate rises linearly."""
     gradient_clip: Annotated[float, Field(gt=0)] | None = 12.0
     """Largest norm of the gradient."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Validate and keep an exponential moving average of the weights with this decay per step."""
     early_stopping: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many validations without a better one."""
-    validate_every: Annotated[int, Field(ge=1)] = 1
-    """Epochs between validations."""
-    mixed_precision: bool = True
-    """bfloat16 or float16 on a GPU; a CPU always computes in float32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes a GPU if there is one."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Everything random is derived from it."""
-    deterministic: bool = False
-    """Bit-identical repetition and resumption on one kind of machine; needs a budget in epochs."""
     compile: bool = False
     """Compile the network for training (`torch.compile`); costs minutes before the budget begins."""
     start_from: ModelField | None = None
@@ -251,16 +266,6 @@ class FittingSection(Section):
     """Set the encoder free level by level, the coarsest first and the finest when that share is over."""
     depth_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor on the learning rate per stage away from the output: encoder levels, decoder levels, heads."""
-
-    @model_validator(mode="after")
-    def _check_budget(self) -> FittingSection:
-        if self.epochs is None and self.minutes is None:
-            raise ValueError("epochs: give a budget, `epochs` or `minutes`")
-        if self.deterministic and self.minutes is not None:
-            raise ValueError(
-                "deterministic: a budget in minutes depends on the clock; set `epochs` and `minutes: null`"
-            )
-        return self
 
     @model_validator(mode="after")
     def _check_start(self) -> FittingSection:

@@ -58,6 +58,7 @@ class ClassificationTask(AbstractTask):
     ) -> None:
         self.job = job
         self.study = study
+        self.patience = job.training.early_stopping
         self.validation = validation
         self.device = device
         self.world = world

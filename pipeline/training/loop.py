@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from pipeline.config import FittingSection
+from pipeline.config import LoopSection
 from pipeline.data.datasets import Batch, derive_seed
 from pipeline.signals import StopSignals
 from pipeline.training.distributed import ALONE, World
@@ -110,7 +110,7 @@ Ending = Literal["finished", "stopped early", "interrupted"]
 def fit(
     task: AbstractTask,
     sampler: Sampler,
-    section: FittingSection,
+    section: LoopSection,
     surroundings: Surroundings,
     state: Mapping[str, Any] | None = None,
     world: World = ALONE,
@@ -120,7 +120,7 @@ def fit(
     Args:
         task: What is trained.
         sampler: Gives the batch of each step.
-        section: Budget, validation and stopping.
+        section: Budget and validation.
         surroundings: Record, checkpoints, progress and signals.
         state: What `save_last` was given, to go on from there.
         world: The processes that train together.
@@ -136,7 +136,7 @@ def fit(
     batches = sampler.iterate(position.step)
     try:
         while _progress(position, section) < 1:
-            if section.early_stopping is not None and position.num_stale >= section.early_stopping:
+            if task.patience is not None and position.num_stale >= task.patience:
                 return "stopped early"
             if any(world.largest([surroundings.is_stop_requested()])):
                 surroundings.save_last(_capture(task, position, world), position.epoch)
@@ -176,7 +176,7 @@ class _Clock:
         self.last = now
 
 
-def _progress(position: Position, section: FittingSection) -> float:
+def _progress(position: Position, section: LoopSection) -> float:
     """Share of the budget used up; with two budgets, of the one that ends first."""
     shares = [0.0]
     if section.epochs is not None:
@@ -197,7 +197,7 @@ def _count_step(position: Position, losses: Mapping[str, Tensor]) -> None:
 def _end_epoch(
     task: AbstractTask,
     position: Position,
-    section: FittingSection,
+    section: LoopSection,
     surroundings: Surroundings,
     world: World,
     *,
@@ -212,10 +212,11 @@ def _end_epoch(
     if validates or position.epoch % section.validate_every == 0:
         validation = task.validate()
         metrics |= validation
-        if validation and validation[task.metric] > position.best:
-            position.best, position.num_stale = validation[task.metric], 0
+        value = validation[task.metric] if validation and task.metric is not None else None
+        if value is not None and value > position.best:
+            position.best, position.num_stale = value, 0
             surroundings.save_best(validation, position.epoch)
-        elif validation:
+        elif value is not None:
             position.num_stale += 1
     surroundings.log_metrics(metrics, position.epoch)
     position.loss_sums, position.epoch_steps, position.epoch_s = {}, 0, 0.0

@@ -54,6 +54,7 @@ class SegmentationTask(AbstractTask):
     ) -> None:
         self.job = job
         self.contract = contract
+        self.patience = job.training.early_stopping
         self.validation = validation
         self.device = device
         self.world = world

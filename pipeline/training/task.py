@@ -15,10 +15,13 @@ class AbstractTask(ABC):
     """A task owns its networks, losses and optimizers; the loop owns time, checkpoints and the record.
 
     Attributes:
-        metric: Name of the validation metric it is judged by; larger is better.
+        metric: Name of the validation metric it is judged by; larger is better. None if nothing tells which
+            weights are best: the last ones are then kept.
+        patience: Validations without a better one after which training stops; None if it goes on.
     """
 
-    metric: str
+    metric: str | None
+    patience: int | None
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from pipeline.config import FittingSection, Job, load_job, on_fold
+from pipeline.config import Job, LoopSection, load_job, on_fold
 from pipeline.data.folds import list_folds
 from pipeline.inference.predictor import select_device
 from pipeline.memory import (
@@ -58,7 +58,7 @@ class Estimate:
     minutes: float
     num_folds: int = 1
 
-    def with_budget(self, section: FittingSection) -> Estimate:
+    def with_budget(self, section: LoopSection) -> Estimate:
         """The same machine with another budget, or other epochs and validations."""
         steps, validations, minutes = _fill_budget(section, self.step_s, self.validation_s)
         return replace(self, num_steps=steps, num_validations=validations, minutes=minutes)
@@ -159,7 +159,7 @@ def _time(action: Callable[[], object]) -> float:
     return time.monotonic() - start
 
 
-def _fill_budget(section: FittingSection, step_s: float, validation_s: float) -> tuple[int, int, float]:
+def _fill_budget(section: LoopSection, step_s: float, validation_s: float) -> tuple[int, int, float]:
     """Steps, validations and minutes, by the rules of the training loop."""
     steps_between = section.steps_per_epoch * section.validate_every
     num_steps = math.inf

@@ -57,6 +57,7 @@ class Keeper:
 
     def save_best(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Keeps the weights as the best so far."""
+        assert self.task.metric is not None, "what is best was judged by it"
         self._best = f", best {metrics[self.task.metric]:.4f}"
         self._write(BEST, metrics, epoch, state=None)
 

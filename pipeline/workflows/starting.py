@@ -14,7 +14,9 @@ from torch import nn
 from pipeline.checkpoint import Checkpoint, is_checkpoint, read_checkpoint, write_checkpoint
 from pipeline.config import (
     ClassificationJob,
+    EnhancementJob,
     Job,
+    SegmentationJob,
     classification_job,
     job_from_mapping,
     job_to_mapping,
@@ -33,6 +35,9 @@ from pipeline.workflows.models import LAST, load_model, pin_model
 
 START: Final = Path("checkpoints/start.safetensors")
 _FOREIGN: Final = "foreign"
+
+FittedJob = SegmentationJob | ClassificationJob
+"""The jobs that may start from another's model."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,9 @@ class Start:
 
 def pin_start(job: Job) -> Job:
     """The job with the model it starts from named for good; see `pin_model`."""
-    model = job.training.start_from
-    if not isinstance(model, str):
+    if isinstance(job, EnhancementJob) or not isinstance(job.training.start_from, str):
         return job
-    section = job.training.model_copy(update={"start_from": pin_model(model)})
+    section = job.training.model_copy(update={"start_from": pin_model(job.training.start_from)})
     return job.model_copy(update={"training": section})
 
 
@@ -84,6 +88,8 @@ def find_start(job: Job, run: RunFolder | None = None) -> Start | None:
         IntegrityError: If its file is damaged.
         ServiceError: If a registered model cannot be fetched.
     """
+    if isinstance(job, EnhancementJob):
+        return None  # it has nothing to start from
     model = job.training.start_from
     if model is None or (run is not None and (run.path / LAST).is_file()):
         return None
@@ -99,7 +105,7 @@ def find_start(job: Job, run: RunFolder | None = None) -> Start | None:
     return start
 
 
-def _load(job: Job, model: Path | str) -> Checkpoint:
+def _load(job: FittedJob, model: Path | str) -> Checkpoint:
     """The model; foreign weights for a classifier in the form of a checkpoint that says so."""
     if not isinstance(job, ClassificationJob) or not isinstance(model, Path) or is_checkpoint(model):
         return load_model(str(model), uri=job.tracking.uri)
@@ -135,7 +141,7 @@ def write_start(record: Record, start: Start) -> None:
     record.set_tags({"clinseg.start_from.sha256": str(start.checkpoint.content_hash)})
 
 
-def _match(job: Job, model: str, checkpoint: Checkpoint) -> Start:
+def _match(job: FittedJob, model: str, checkpoint: Checkpoint) -> Start:
     receiver = _RECEIVERS[job.task](job)
     if checkpoint.provenance.get(_FOREIGN):
         assert isinstance(receiver.network, Classifier)
@@ -144,6 +150,9 @@ def _match(job: Job, model: str, checkpoint: Checkpoint) -> Start:
         labels = dict.fromkeys(receiver.answers.names, False)
         return Start(model, replace(checkpoint, weights=dict(source.weights)), source, transfer, labels, ())
     former = job_from_mapping(checkpoint.job)
+    if isinstance(former, EnhancementJob):
+        message = f"{model} is an enhancer; name a segmentation or classification model, or leave it null"
+        raise ConfigError(Fault("training.start_from", "other-task", message))
     outputs = _match_outputs(receiver.answers, _answers_of(former, checkpoint))
     source = Source(checkpoint.weights, _match_inputs(receiver.channels, checkpoint.channels), outputs)
     transfer = load_pretrained(receiver.network, source)
@@ -186,7 +195,7 @@ class _Receiver:
     network: nn.Module
 
 
-def _segmentation_receiver(job: Job) -> _Receiver:
+def _segmentation_receiver(job: FittedJob) -> _Receiver:
     job = segmentation_job(job)
     study = read_manifest(job.data)
     with torch.device("meta"):
@@ -194,7 +203,7 @@ def _segmentation_receiver(job: Job) -> _Receiver:
     return _Receiver(study.channels, _contract_answers(study.contract), network)
 
 
-def _classification_receiver(job: Job) -> _Receiver:
+def _classification_receiver(job: FittedJob) -> _Receiver:
     job = classification_job(job)
     study = read_class_study(job.data)
     with torch.device("meta"):
@@ -202,7 +211,7 @@ def _classification_receiver(job: Job) -> _Receiver:
     return _Receiver(study.channels, _class_answers(study.classes, job), network)
 
 
-_RECEIVERS: Mapping[str, Callable[[Job], _Receiver]] = {
+_RECEIVERS: Mapping[str, Callable[[FittedJob], _Receiver]] = {
     "segmentation": _segmentation_receiver,
     "classification": _classification_receiver,
 }
@@ -216,7 +225,7 @@ def _contract_answers(contract: LabelContract) -> _Answers:
     return _Answers(contract.channel_names, "classes" if contract.regions is None else "regions")
 
 
-def _answers_of(former: Job, checkpoint: Checkpoint) -> _Answers:
+def _answers_of(former: FittedJob, checkpoint: Checkpoint) -> _Answers:
     if isinstance(former, ClassificationJob):
         return _class_answers(tuple(checkpoint.structures), former)
     return _contract_answers(LabelContract(checkpoint.labels, former.data.regions))
@@ -237,7 +246,7 @@ def _match_outputs(ours: _Answers, theirs: _Answers) -> tuple[int | None, ...]:
     return tuple(names.index(name) if name in names else None for name in ours.names)
 
 
-def _differences(job: Job, former: Job) -> tuple[str, ...]:
+def _differences(job: FittedJob, former: FittedJob) -> tuple[str, ...]:
     then, now = (one.preprocessing.model_dump(mode="json") for one in (former, job))
     return tuple(
         f"preprocessing.{name} was {json.dumps(then[name])} and is {json.dumps(now[name])}"
@@ -246,7 +255,7 @@ def _differences(job: Job, former: Job) -> tuple[str, ...]:
     )
 
 
-def _check(job: Job, start: Start) -> None:
+def _check(job: FittedJob, start: Start) -> None:
     transfer, weights = start.transfer, start.checkpoint.weights
     taken = [name for name in (*transfer.loaded, *transfer.adapted) if name.startswith(ENCODER)]
     if not any(weights[name].ndim > 2 for name in taken):

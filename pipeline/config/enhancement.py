@@ -1,0 +1,205 @@
+"""An enhancement job: what it has beside what all jobs have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.fields import Axes, Integers, PathField
+from pipeline.config.sections import (
+    CasesSection,
+    LevelsSection,
+    LoopSection,
+    PreprocessingSection,
+    Section,
+    TrackingSection,
+)
+
+
+class CorruptionSection(Section):
+    """How good images are made worse, so that the truth is known; see `docs/corruption.md`."""
+
+    name: Literal["rician_noise", "low_dose", "bias_field", "motion", "blur", "thick_slices"]
+    """What happens to them."""
+    severity: Annotated[int, Field(ge=1, le=5)] = 3
+    """How badly, from 1 to 5."""
+
+
+class EnhancementDataSection(CasesSection):
+    """Which images are to be enhanced, and which show what they should look like."""
+
+    manifest: PathField
+    """The images to be enhanced (source): a folder of NIfTI files or of DICOM series, a Decathlon
+    `dataset.json`, an nnU-Net raw folder or a CSV; relative to this file. Label maps are not looked at."""
+    target: PathField | None = None
+    """Images that show what they should look like, of whomever, in the same forms. A case of the same id is
+    the truth of its source, by which validation is measured. Null takes half of the patients of `manifest`
+    and degrades the other half by `corruption`."""
+    corruption: CorruptionSection | None = None
+    """Makes sources of the good images of `manifest`, whose truth is then known."""
+
+    @model_validator(mode="after")
+    def _check_target(self) -> EnhancementDataSection:
+        if (self.target is None) == (self.corruption is None):
+            raise ValueError(
+                "target: give images that show what the sources should look like, or a `corruption` that "
+                "makes sources of good images, and not both"
+            )
+        return self
+
+
+class EnhancementPreprocessingSection(PreprocessingSection):
+    """The deterministic way from the stored image to what the network sees, which can be undone.
+
+    `zscore` measures a blurred copy, so that noise does not count, and `window` does not clip.
+    """
+
+    @model_validator(mode="after")
+    def _check_normalisation(self) -> EnhancementPreprocessingSection:
+        if self.normalisation == "dataset":
+            raise ValueError("normalisation: `dataset` measures labelled structures; take zscore or window")
+        return self
+
+
+class EnhancementAugmentationSection(Section):
+    """Random changes of training patches.
+
+    What interpolates or changes intensities is left out: it would change what is to be learnt.
+    """
+
+    mirror_axes: Integers = ()
+    """Array axes flipped with probability 0.5."""
+
+
+class GeneratorSection(LevelsSection):
+    """The networks' shape: both generators, which are alike, and both discriminators."""
+
+    name: Literal["residual_generator", "attention_unet"] = "residual_generator"
+    """`residual_generator`: down, residual blocks on the coarsest grid, up (Zhu et al. 2017).
+    `attention_unet`: that of segmentation, with skips. See `docs/enhancement.md`."""
+    neighbours: Annotated[int, Field(ge=0, le=8)] = 0
+    """Slices on either side that a network of two dimensions sees as further channels (2.5D)."""
+    num_blocks: Annotated[int, Field(ge=1, le=32)] = 6
+    """Residual blocks on the coarsest grid of `residual_generator`."""
+    norm: Literal["instance", "none"] = "instance"
+    """Of `residual_generator`. Without it intensities do not depend on what else a window shows."""
+    attention_gates: bool = True
+    """Gates on the skips of `attention_unet`."""
+    residual: bool = True
+    """Learn a correction that is added to the image, instead of the image itself."""
+    noise_channels: Annotated[int, Field(ge=0, le=8)] = 0
+    """Channels of random numbers that the way back sees beside the image; for sources that look different
+    each time, such as noisy ones (Almahairi et al. 2018)."""
+    discriminator_features: Annotated[int, Field(ge=1)] = 32
+    """Channels of a discriminator's first level; doubled at each further one."""
+    discriminator_levels: Annotated[int, Field(ge=1, le=5)] = 3
+    """Strided levels of a discriminator; with three it judges patches of 70 voxels a side."""
+    spectral_norm: bool = False
+    """Bound how steep discriminators are (Miyato et al. 2018), instead of instance norm."""
+
+    @model_validator(mode="after")
+    def _check_neighbours(self) -> GeneratorSection:
+        if self.neighbours and self.dimensions == 3:
+            raise ValueError("neighbours: a network of three dimensions sees them already; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_name(self) -> GeneratorSection:
+        others = (
+            ("blocks", "attention_gates") if self.name == "residual_generator" else ("num_blocks", "norm")
+        )
+        if changed := [key for key in others if getattr(self, key) != type(self).model_fields[key].default]:
+            raise ValueError(f"{', '.join(changed)}: {self.name} has no such choice; leave it out")
+        return self
+
+
+class EnhancementTrainingSection(LoopSection):
+    """How the networks are fitted (Adam, as Zhu et al. 2017).
+
+    The last weights are kept: without a truth nobody can say which were best.
+    """
+
+    method: Literal["cyclegan", "supervised"] = "cyclegan"
+    """`cyclegan` learns from unpaired sets. `supervised` needs the truth of every source, and learns from it
+    alone."""
+    patch_size: Axes = (64, 64, 64)
+    """Voxels per axis of a training patch, on the network's grid."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Of generators and discriminators."""
+    constant_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the budget over which it stays; it then falls to zero in a straight line."""
+    adversarial_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Of the discriminators' judgement (least squares) in the generators' loss."""
+    source_cycle_weight: Annotated[float, Field(ge=0)] = 10.0
+    """Of the distance (L1) of a source from itself after it went to the target and back. Where the target
+    cannot know what the source looked like, such as its noise, a small one keeps it from being hidden
+    there."""
+    target_cycle_weight: Annotated[float, Field(ge=0)] = 10.0
+    """Of the distance of a target from itself after it went to the source and back."""
+    identity_weight: Annotated[float, Field(ge=0)] = 5.0
+    """Of what a generator changes in an image that is already as it should be (L1)."""
+    variation_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Of the total variation of what is made of sources."""
+    pool_size: Annotated[int, Field(ge=0)] = 50
+    """Images made earlier that a discriminator is shown besides the new ones; 0 shows new ones alone."""
+
+
+class EnhancementInferenceSection(Section):
+    """How full volumes are enhanced; `clinseg enhance` takes these from the checkpoint."""
+
+    window_size: Axes | None = None
+    """Voxels per axis of a sliding window; null takes the training patch."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a window that its neighbour covers again."""
+    blending: Literal["gaussian", "constant"] = "gaussian"
+    """How overlapping windows are weighted."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Windows per forward pass, mirrored copies counted; null takes what suits the device."""
+    flips: bool = False
+    """Average over all mirrored copies of a window (test-time augmentation)."""
+    skip_empty: bool = False
+    """Compute windows that hold one single value only once; the result stays the same."""
+    grid: Literal["input", "network"] = "input"
+    """The grid of the result: the input's own, or the network's (`preprocessing.spacing`) with the input's
+    order and direction of axes, as super-resolution needs."""
+    intensities: Literal["input", "target"] = "input"
+    """The scale of the result: the input's own, or the median of the training targets, where another contrast
+    is made."""
+
+
+class EnhancementJob(Section):
+    """A training of an enhancer, complete."""
+
+    task: Literal["enhancement"]
+    """What kind of job it is."""
+    data: EnhancementDataSection
+    preprocessing: EnhancementPreprocessingSection = EnhancementPreprocessingSection()
+    augmentation: EnhancementAugmentationSection = EnhancementAugmentationSection()
+    network: GeneratorSection = GeneratorSection()
+    training: EnhancementTrainingSection
+    inference: EnhancementInferenceSection = EnhancementInferenceSection()
+    tracking: TrackingSection = TrackingSection()
+
+    @property
+    def window_size(self) -> tuple[int, ...]:
+        """Voxels per axis of a sliding window."""
+        return self.inference.window_size or self.training.patch_size
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> EnhancementJob:
+        dims, total = self.network.dimensions, self.network.total_stride
+        for name, size in (
+            ("training.patch_size", self.training.patch_size),
+            ("inference.window_size", self.window_size),
+        ):
+            if len(size) != dims:
+                raise ValueError(f"{name}: needs {dims} numbers, as network.dimensions says")
+            if any(n < 2 * t or n % t for n, t in zip(size, total, strict=True)):
+                raise ValueError(
+                    f"{name}: each axis must be a multiple of the network's total stride {total}, at least "
+                    "twice it"
+                )
+        if bad := [axis for axis in self.augmentation.mirror_axes if not 0 <= axis < dims]:
+            raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
+        return self
