@@ -61,7 +61,7 @@ class LowDose:
     """
 
     dose: float
-    full_dose_noise: float = 10.0
+    full_dose_noise: float = 5.0
     electronic: float = 0.005
 
     def __post_init__(self) -> None:

@@ -59,13 +59,14 @@ class RicianNoise:
 class BiasField:
     """A smooth field that multiplies the image, the same for all channels.
 
-    `y = x · exp(p)`, `p` a polynomial of total degree 3 in the coordinates of the image's box, without
-    constant, its coefficients in products of Legendre polynomials drawn from a standard normal
-    distribution, then shifted to mean 0 and scaled to `max |p| = ln(1 + amplitude)`. So the field lies
-    between `1 / (1 + amplitude)` and `1 + amplitude`, reaches one of them, and has the geometric mean 1.
-    The model is that of Van Leemput et al. (*Automated model-based bias field correction of MR images of
-    the brain*, IEEE TMI 1999), used for augmentation by Sudre et al. (*Longitudinal segmentation of
-    age-related white matter hyperintensities*, MedIA 2017).
+    `y = x · exp(p)`, `p` a polynomial of total degree 3 in the coordinates of the image's box, from -1 to 1,
+    its coefficients in products of Legendre polynomials drawn from a standard normal distribution, then
+    shifted to mean 0 and scaled to `max |p| = ln(1 + amplitude)` within the ellipsoid that touches the
+    sides of the box. In the corners beyond, where a polynomial is largest and a patient is not, `p` is held
+    within this bound. So the field lies between `1 / (1 + amplitude)` and `1 + amplitude` and reaches one
+    of them. The model is that of Van Leemput et al. (*Automated model-based bias field correction of MR
+    images of the brain*, IEEE TMI 1999), used for augmentation by Sudre et al. (*Longitudinal segmentation
+    of age-related white matter hyperintensities*, MedIA 2017).
 
     Own code, because MONAI's `RandBiasField` bounds coefficients, not the field, takes none that are
     negative and multiplies by a constant as well.
@@ -89,16 +90,20 @@ class BiasField:
 
     def draw_field(self, shape: Sequence[int], seed: int) -> Tensor:
         """What an image of this shape is multiplied by; float32 on the CPU."""
-        num_axes = len(shape)
-        drawn = torch.randn((_DEGREE + 1,) * num_axes, generator=draw_from(seed), dtype=torch.float64)
-        degrees = torch.stack(torch.meshgrid(*[torch.arange(_DEGREE + 1)] * num_axes, indexing="ij")).sum(0)
-        logarithm = drawn * ((degrees > 0) & (degrees <= _DEGREE))
-        for size in shape:
-            basis = torch.from_numpy(
-                legendre.legvander(torch.linspace(-1, 1, size).double().numpy(), _DEGREE)
-            )
+        drawn = torch.randn((_DEGREE + 1,) * len(shape), generator=draw_from(seed), dtype=torch.float64)
+        logarithm = drawn * (_add_up([torch.arange(_DEGREE + 1)] * len(shape)) <= _DEGREE)
+        lines = [(2 * torch.arange(size, dtype=torch.float64) + 1) / size - 1 for size in shape]
+        for line in lines:
+            basis = torch.from_numpy(legendre.legvander(line.numpy(), _DEGREE))
             # Takes the foremost axis of coefficients away and adds one of voxels at the end.
             logarithm = torch.tensordot(logarithm, basis, dims=([0], [1]))
-        logarithm -= logarithm.mean()
-        largest = logarithm.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-        return logarithm.mul_(math.log1p(self.amplitude) / largest).exp_().float()
+        ellipsoid = _add_up([line**2 for line in lines]) <= 1
+        logarithm -= logarithm[ellipsoid].mean()
+        # Of a single voxel nothing is left to scale.
+        largest = logarithm[ellipsoid].abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+        return logarithm.div_(largest).clamp_(-1, 1).mul_(math.log1p(self.amplitude)).exp_().float()
+
+
+def _add_up(lines: Sequence[Tensor]) -> Tensor:
+    """The sum of one function per axis, on the grid."""
+    return torch.stack(torch.meshgrid(*lines, indexing="ij")).sum(dim=0)

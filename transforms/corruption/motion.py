@@ -64,7 +64,7 @@ class Motion:
 
     degrees: float
     millimetres: float
-    moves: int = 4
+    moves: int = 16
 
     def __post_init__(self) -> None:
         require_between(self.degrees, 0, 180, "The rotation of a motion, in degrees,")
