@@ -77,8 +77,9 @@ class GeneratorSection(LevelsSection):
     """The networks' shape: both generators, which are alike, and both discriminators."""
 
     name: Literal["residual_generator", "attention_unet"] = "residual_generator"
-    """`residual_generator`: down, residual blocks on the coarsest grid, up (Zhu et al. 2017).
-    `attention_unet`: that of segmentation, with skips. See `docs/enhancement.md`."""
+    """`residual_generator`: down, residual blocks on the coarsest grid, up (Zhu et al. 2017), what was found
+    on the way down being added on the way up. `attention_unet`: that of segmentation. See
+    `docs/enhancement.md`."""
     neighbours: Annotated[int, Field(ge=0, le=8)] = 0
     """Slices on either side that a network of two dimensions sees as further channels (2.5D)."""
     num_blocks: Annotated[int, Field(ge=1, le=32)] = 6
@@ -93,11 +94,17 @@ class GeneratorSection(LevelsSection):
     """Channels of random numbers that the way back sees beside the image; for sources that look different
     each time, such as noisy ones (Almahairi et al. 2018)."""
     discriminator_features: Annotated[int, Field(ge=1)] = 32
-    """Channels of a discriminator's first level; doubled at each further one."""
+    """Channels of a discriminator's first level; doubled at each further one, up to eight times as many."""
     discriminator_levels: Annotated[int, Field(ge=1, le=5)] = 3
-    """Strided levels of a discriminator; with three it judges patches of 70 voxels a side."""
+    """Strided levels of a discriminator. With three it judges patches of 70 voxels a side and needs training
+    patches of 24, with two 34 and 12, with one 16 and 6."""
     spectral_norm: bool = False
     """Bound how steep discriminators are (Miyato et al. 2018), instead of instance norm."""
+
+    @property
+    def smallest_judged(self) -> int:
+        """Voxels per axis that a discriminator needs of an image: three are left by its strides."""
+        return 3 << self.discriminator_levels
 
     @model_validator(mode="after")
     def _check_neighbours(self) -> GeneratorSection:
@@ -189,6 +196,13 @@ class EnhancementJob(Section):
                     f"{name}: each axis must be a multiple of the network's total stride {total}, at least "
                     "twice it"
                 )
+        smallest = self.network.smallest_judged
+        if self.training.method == "cyclegan" and min(self.training.patch_size) < smallest:
+            raise ValueError(
+                f"training.patch_size: each axis needs {smallest} voxels for "
+                f"{self.network.discriminator_levels} discriminator levels; take a larger patch, or fewer "
+                "network.discriminator_levels"
+            )
         if bad := [axis for axis in self.augmentation.mirror_axes if not 0 <= axis < dims]:
             raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
         return self

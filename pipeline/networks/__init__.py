@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pipeline.config.classification import ClassifierSection
+from pipeline.config.enhancement import GeneratorSection
 from pipeline.config.segmentation import NetworkSection
 from pipeline.networks.attention_unet import AttentionUNet
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.cnn_classifier import CNNClassifier
+from pipeline.networks.discriminator import Discriminator
+from pipeline.networks.generators import Generator, ResidualEncoderDecoder, generating_unet
 from pipeline.networks.monai_classifier import densenet121, efficientnet_b0, resnet18, resnet50
 
 __all__ = [
     "CLASSIFIERS",
+    "GENERATORS",
     "NETWORKS",
     "AttentionUNet",
     "CNNClassifier",
     "Classifier",
+    "Discriminator",
+    "Generator",
     "build_classifier",
+    "build_discriminator",
+    "build_generator",
     "build_network",
 ]
 
@@ -31,6 +39,11 @@ CLASSIFIERS: dict[str, Callable[[ClassifierSection, int, int], Classifier]] = {
     "resnet50": resnet50,
     "densenet121": densenet121,
     "efficientnet_b0": efficientnet_b0,
+}
+
+GENERATORS: dict[str, Callable[[GeneratorSection, int, int], ResidualEncoderDecoder | AttentionUNet]] = {
+    "residual_generator": ResidualEncoderDecoder,
+    "attention_unet": generating_unet,
 }
 
 
@@ -54,3 +67,25 @@ def build_classifier(section: ClassifierSection, in_channels: int, out_channels:
         out_channels: Logits per image.
     """
     return CLASSIFIERS[section.name](section, in_channels, out_channels)
+
+
+def build_generator(section: GeneratorSection, channels: int, noise_channels: int = 0) -> Generator:
+    """A generator around the network that `section` names, with fresh weights from torch's global generator.
+
+    Args:
+        section: Name and shape of the network.
+        channels: Of an image, without neighbours.
+        noise_channels: Channels of random numbers that it sees behind the image.
+    """
+    stacked = channels * (2 * section.neighbours + 1) + noise_channels
+    return Generator(GENERATORS[section.name](section, stacked, channels), section, channels)
+
+
+def build_discriminator(section: GeneratorSection, channels: int) -> Discriminator:
+    """The discriminator that `section` shapes, with fresh weights from torch's global generator.
+
+    Args:
+        section: Its width, levels and norm.
+        channels: Of an image, without neighbours.
+    """
+    return Discriminator(section, channels)

@@ -20,6 +20,7 @@ from pipeline.networks.blocks import (
     Axes,
     Pointwise,
     ResidualBlock,
+    check_size,
     initialise,
 )
 from pipeline.networks.encoder import build_encoder
@@ -128,7 +129,7 @@ class AttentionUNet(nn.Module):
 
     def _decode(self, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Decoder features and attention of all levels, finest first."""
-        self._check_size(image)
+        check_size(image, self.total_stride)
         features, skips = image, []
         for block in self.encoder:
             features = block(features)
@@ -143,22 +144,6 @@ class AttentionUNet(nn.Module):
             features = self.decoder[level](torch.cat((skip, self.ups[level](features)), dim=1))
             decoded.append(features)
         return decoded[::-1], attention[::-1]
-
-    def _check_size(self, image: Tensor) -> None:
-        size, total = tuple(image.shape[2:]), self.total_stride
-        if len(size) != len(total):
-            raise ValueError(
-                f"this network takes (batch, channel) and {len(total)} spatial axes, not {tuple(image.shape)}"
-            )
-        if any(n < 1 or n % t for n, t in zip(size, total, strict=True)):
-            raise ValueError(
-                f"every axis must be a multiple of the total stride {total}; the image has {size}"
-            )
-        if size == total:
-            raise ValueError(
-                f"an image of {size} leaves a single voxel on the coarsest grid (total stride {total}), "
-                "which instance norm turns to zero; take a larger patch, or fewer levels"
-            )
 
 
 _Span = tuple[int, int]  # first and last voxel, both included

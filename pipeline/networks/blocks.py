@@ -20,8 +20,8 @@ NEGATIVE_SLOPE: Final = 0.01
 _ByDimensions = dict[int, Callable[..., nn.Module]]
 CONVOLUTION: Final[_ByDimensions] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: Final[_ByDimensions] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_NORM: Final[_ByDimensions] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-_DROPOUT: Final[_ByDimensions] = {2: nn.Dropout2d, 3: nn.Dropout3d}
+NORM: Final[_ByDimensions] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+DROPOUT: Final[_ByDimensions] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 
 
 class Pointwise(nn.Module):
@@ -120,6 +120,34 @@ def upsample_linear(image: Tensor, factors: Axes) -> Tensor:
     return image
 
 
+def check_size(image: Tensor, total_stride: Axes) -> None:
+    """Refuses an image that a network with an encoder and a decoder cannot see.
+
+    Args:
+        image: (B, C, …).
+        total_stride: Voxels of the finest grid per voxel of the coarsest, per axis.
+
+    Raises:
+        ValueError: If it has another rank, a size that is no multiple of `total_stride`, or so few voxels
+            that the coarsest grid has only one.
+    """
+    size = tuple(image.shape[2:])
+    if len(size) != len(total_stride):
+        raise ValueError(
+            f"this network takes (batch, channel) and {len(total_stride)} spatial axes, not "
+            f"{tuple(image.shape)}"
+        )
+    if any(n < 1 or n % t for n, t in zip(size, total_stride, strict=True)):
+        raise ValueError(
+            f"every axis must be a multiple of the total stride {total_stride}; the image has {size}"
+        )
+    if size == total_stride:
+        raise ValueError(
+            f"an image of {size} leaves a single voxel on the coarsest grid (total stride {total_stride}), "
+            "which instance norm turns to zero; take a larger patch, or fewer levels"
+        )
+
+
 def initialise(module: nn.Module) -> None:
     """Draws convolution weights for leaky ReLUs (He et al. 2015, arXiv:1502.01852) and zeroes the biases.
 
@@ -148,14 +176,14 @@ def _two_convolutions(
         convolution(in_channels, features, kernel, stride, padding, bias=False),
         _norm(features, dimensions),
         _activation(),
-        _DROPOUT[dimensions](dropout),
+        DROPOUT[dimensions](dropout),
         convolution(features, features, kernel, 1, padding, bias=False),
         _norm(features, dimensions),
     ]
 
 
 def _norm(features: int, dimensions: int) -> nn.Module:
-    return _NORM[dimensions](features, affine=True)
+    return NORM[dimensions](features, affine=True)
 
 
 def _activation() -> nn.Module:
