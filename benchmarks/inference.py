@@ -40,7 +40,8 @@ from pipeline.config import InferenceSection, NetworkSection, load_job, segmenta
 from pipeline.data.cases import Case
 from pipeline.inference.budget import Plan
 from pipeline.inference.cohort import predict_cohort
-from pipeline.inference.labelling import Labeller, LabelMap, autocast_type
+from pipeline.inference.engine import autocast_type
+from pipeline.inference.labelling import Labeller, LabelMap
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.windows import lay_windows
 from pipeline.labels import LabelContract

@@ -107,6 +107,11 @@ def test_a_tensor_of_any_type_and_shape_comes_back_exactly(path, dtype, shape):
     assert_same(read.state, [values])
 
 
+def test_a_model_that_makes_images_has_no_labels(path):
+    write_checkpoint(path, make_checkpoint(labels={}, structures={}))
+    assert (read_checkpoint(path).labels, read_checkpoint(path).structures) == ({}, {})
+
+
 def make_ensemble(**changes) -> Checkpoint:
     members = []
     for n in range(12):
@@ -293,6 +298,7 @@ def test_what_cannot_be_stored_is_named_and_the_old_file_stays(path):
         {"labels": {"background": 0, "a": 1, "b": 1, "c": 2}},
         {"labels": {"background": False, "a": 1, "b": 2}},
         {"structures": {}},
+        {"labels": {}},
         {"structures": {"none": ()}},
         {"structures": {"unknown": (1, 9)}},
         {"channels": ()},

@@ -15,13 +15,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from transforms.resampling import Line, Shape, match_axes
+from transforms.resampling import BlockResampler, Shape, Slices
 
-CHUNK_VOXELS = 2**17
-"""Voxels decided together: few enough for the processor's cache, many enough for its vector units."""
 _CLASSES_AT_ONCE = 8
 
-Slices = tuple[slice, slice, slice]
 ProbabilitySink = Callable[[Slices, Tensor], None]
 """Takes a place on the patient's grid and its `(K, …)` probabilities."""
 
@@ -76,19 +73,19 @@ class LabelMapBuilder:
     ) -> None:
         self._decision = decision
         self._sink = sink
-        self._axes, positions = match_axes(affine, shape, target_affine)
-        sizes = [source_shape[axis] for axis in self._axes]
-        self._lines = [Line.at(p, size) for p, size in zip(positions, sizes, strict=True)]
-        # The axis that shrinks most goes first: the fewest voxels are then touched by the others.
-        self._order = sorted(range(3), key=lambda axis: shape[axis] / sizes[axis])
+        self._resampler = BlockResampler(source_shape, affine, shape, target_affine)
+        self.overlap = self._resampler.overlap
         self.label_map = np.zeros(shape, dtype=np.min_scalar_type(max(decision.values)), order="F")
-        shared = {self._axes[k]: int(self._lines[k].is_interpolated) for k in range(3)}
-        self.overlap = shared[0], shared[1], shared[2]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the label map takes."""
+        return self.label_map.nbytes
 
     @property
     def is_resampling(self) -> bool:
         """Whether a voxel's label depends on the scores of its neighbours."""
-        return any(self.overlap)
+        return self._resampler.is_resampling
 
     def add(self, scores: Tensor, origin: Shape) -> None:
         """Decides every voxel whose scores depend on nothing outside of a block.
@@ -100,35 +97,18 @@ class LabelMapBuilder:
         Raises:
             FloatingPointError: If scores are not numbers.
         """
-        # In memory order, so that a chunk of the block is read in one go.
-        block = scores.permute(0, *(axis + 1 for axis in self._axes))
-        starts = [origin[axis] for axis in self._axes]
-        ready = [
-            line.within(start, start + size)
-            for line, start, size in zip(self._lines, starts, block.shape[1:], strict=True)
-        ]
-        # Read along the source's last axis and written along the target's first, it is cut along another one.
-        cut = next(axis for axis in (self._axes.index(0), self._axes.index(1)) if axis != 0)
-        for chunk in _cut(ready, cut):
-            labels = self._decide(block, starts, chunk)
-            self.label_map[chunk] = labels.cpu().numpy()
+        for chunk, resampled in self._resampler.resample(scores.unbind(), origin):
+            self.label_map[chunk] = self._decide(chunk, resampled).cpu().numpy()
 
-    def _decide(self, block: Tensor, starts: Sequence[int], chunk: Slices) -> Tensor:
-        resampled = (self._resample(channel, starts, chunk) for channel in block)
+    def _decide(self, chunk: Slices, logits: Iterator[Tensor]) -> Tensor:
         decision = self._decision
-        logits: Iterator[Tensor] = resampled
         if decision.weight is not None and decision.bias is not None:
-            logits = _apply_linearly(torch.stack(tuple(resampled)), decision.weight, decision.bias)
+            logits = _apply_linearly(torch.stack(tuple(logits)), decision.weight, decision.bias)
         if self._sink is not None:
             together = torch.stack(tuple(logits))
             self._sink(chunk, together.sigmoid() if decision.is_regions else together.softmax(0))
             logits = iter(together)
         return _decide(logits, decision)
-
-    def _resample(self, channel: Tensor, starts: Sequence[int], chunk: Slices) -> Tensor:
-        for axis in self._order:
-            channel = self._lines[axis].resample(channel, axis, starts[axis], chunk[axis])
-        return channel
 
 
 def label_map_on_grid(
@@ -172,18 +152,6 @@ def keep_largest_component(
     result = label_map.copy(order="K")
     result[box][mask[box] & (components != largest)] = 0
     return result
-
-
-def _cut(ready: Sequence[slice], axis: int) -> Iterator[Slices]:
-    """Cuts a box of target voxels into chunks along one axis."""
-    sizes = [part.stop - part.start for part in ready]
-    if not all(sizes):
-        return
-    step = max(1, CHUNK_VOXELS * sizes[axis] // (sizes[0] * sizes[1] * sizes[2]))
-    for start in range(ready[axis].start, ready[axis].stop, step):
-        chunk = [*ready]
-        chunk[axis] = slice(start, min(start + step, ready[axis].stop))
-        yield chunk[0], chunk[1], chunk[2]
 
 
 def _apply_linearly(scores: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:

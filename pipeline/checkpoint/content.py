@@ -30,10 +30,12 @@ class Checkpoint:
     Attributes:
         weights: The network's state dict; empty in an ensemble.
         job: The complete configuration of the training job.
-        labels: Label name → value in a label map, background (0) included.
-        structures: Structure → the label values it unites, in the order of the network's output channels.
+        labels: Label name → value in a label map, background (0) included; empty if images come out.
+        structures: Structure → the label values it unites, in the order of the network's output channels;
+            empty together with `labels`.
         channels: Names of the input channels, in order.
-        intensity: Dataset statistics that normalisation `dataset` needs, or None, as in an ensemble.
+        intensity: Statistics of the training cases, for normalisation `dataset` and for enhancers; else None,
+            as in an ensemble.
         provenance: Where it comes from: versions, hashes of data and code, run, epoch, metrics, cases.
         calibration: What a classifier's logits mean, as `Calibration.to_mapping` gives it; else None.
         state: Optimizer, schedule, random states, whatever a resumption needs; None in a finished model.
@@ -58,15 +60,20 @@ class Checkpoint:
     members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
-        values = set(self.labels.values())
-        if 0 not in values or len(values) != len(self.labels) or {type(v) for v in values} != {int}:
-            raise ValueError(f"labels give each name its own whole number, one of them 0, not {self.labels}")
-        united = list(self.structures.values())
-        if not united or not all(united) or not values.issuperset(v for values in united for v in values):
-            raise ValueError(f"structures unite values of labels, not {self.structures}")
+        self._check_labels()
         if not self.channels or not all(isinstance(name, str) for name in self.channels):
             raise ValueError(f"there is at least one input channel and all have names, not {self.channels}")
         if any(name.startswith((STATE, "__metadata__")) for name in self.weights):
             raise ValueError(f"names of weights beginning with {STATE!r} or '__metadata__' are reserved")
         if self.members and (self.weights or self.intensity is not None or self.state is not None):
             raise ValueError("weights, intensity and state of an ensemble are those of its members")
+
+    def _check_labels(self) -> None:
+        if not self.labels and not self.structures:
+            return
+        values = set(self.labels.values())
+        if 0 not in values or len(values) != len(self.labels) or {type(v) for v in values} != {int}:
+            raise ValueError(f"labels give each name its own whole number, one of them 0, not {self.labels}")
+        united = list(self.structures.values())
+        if not united or not all(united) or not values.issuperset(v for values in united for v in values):
+            raise ValueError(f"structures unite values of labels, not {self.structures}")

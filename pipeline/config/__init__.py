@@ -2,7 +2,7 @@
 
 `schema` names the kinds of job; `sections`, `segmentation`, `classification` and `enhancement` hold every
 setting and `fields` what it can be; `strict_yaml` reads text with the place of every value, `explaining`
-turns what pydantic finds into faults for people, `loading` joins them; `commenting` writes a config for people.
+turns what pydantic finds into faults, `loading` joins them; `commenting` writes a config for people.
 Imports neither torch nor monai nor mlflow.
 """
 
@@ -46,6 +46,7 @@ from pipeline.config.sections import (
     LoopSection,
     PreprocessingSection,
     Section,
+    SlidingSection,
     TrackingSection,
 )
 from pipeline.config.segmentation import (
@@ -83,6 +84,7 @@ __all__ = [
     "PreprocessingSection",
     "Section",
     "SegmentationJob",
+    "SlidingSection",
     "TrackingSection",
     "TrainingSection",
     "classification_job",

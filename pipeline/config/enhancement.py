@@ -13,6 +13,7 @@ from pipeline.config.sections import (
     LoopSection,
     PreprocessingSection,
     Section,
+    SlidingSection,
     TrackingSection,
 )
 
@@ -152,21 +153,9 @@ class EnhancementTrainingSection(LoopSection):
     """Images made earlier that a discriminator is shown besides the new ones; 0 shows new ones alone."""
 
 
-class EnhancementInferenceSection(Section):
+class EnhancementInferenceSection(SlidingSection):
     """How full volumes are enhanced; `clinseg enhance` takes these from the checkpoint."""
 
-    window_size: Axes | None = None
-    """Voxels per axis of a sliding window; null takes the training patch."""
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of a window that its neighbour covers again."""
-    blending: Literal["gaussian", "constant"] = "gaussian"
-    """How overlapping windows are weighted."""
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Windows per forward pass, mirrored copies counted; null takes what suits the device."""
-    flips: bool = False
-    """Average over all mirrored copies of a window (test-time augmentation)."""
-    skip_empty: bool = False
-    """Compute windows that hold one single value only once; the result stays the same."""
     grid: Literal["input", "network"] = "input"
     """The grid of the result: the input's own, or the network's (`preprocessing.spacing`) with the input's
     order and direction of axes, as super-resolution needs."""

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.config.fields import (
+    Axes,
     Factors,
     Integers,
     Interval,
@@ -274,6 +275,23 @@ class FittingSection(LoopSection):
         if self.gradual_unfreezing and not self.freeze_encoder:
             raise ValueError("gradual_unfreezing: nothing is frozen; give `freeze_encoder` a share, or false")
         return self
+
+
+class SlidingSection(Section):
+    """How a window slides over full volumes; what is applied takes it from its checkpoint."""
+
+    window_size: Axes | None = None
+    """Voxels per axis of a sliding window; null takes the training patch."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a window that its neighbour covers again."""
+    blending: Literal["gaussian", "constant"] = "gaussian"
+    """How overlapping windows are weighted."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Windows per forward pass, mirrored copies counted; null takes what suits the device."""
+    flips: bool = False
+    """Average over all mirrored copies of a window (test-time augmentation)."""
+    skip_empty: bool = False
+    """Compute windows that hold one single value only once; the result stays the same."""
 
 
 class TrackingSection(Section):

@@ -14,6 +14,7 @@ from pipeline.config.sections import (
     LevelsSection,
     PreprocessingSection,
     Section,
+    SlidingSection,
     TrackingSection,
 )
 
@@ -84,21 +85,9 @@ class TrainingSection(FittingSection):
     """Share of patches centred on a random voxel of a random structure."""
 
 
-class InferenceSection(Section):
+class InferenceSection(SlidingSection):
     """How full volumes are predicted; a prediction takes these from its checkpoint."""
 
-    window_size: Axes | None = None
-    """Voxels per axis of a sliding window; null takes the training patch."""
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of a window that its neighbour covers again."""
-    blending: Literal["gaussian", "constant"] = "gaussian"
-    """How the scores of overlapping windows are weighted."""
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Windows per forward pass, mirrored copies counted; null takes what suits the device."""
-    flips: bool = False
-    """Average over all mirrored copies of a window (test-time augmentation)."""
-    skip_empty: bool = False
-    """Compute windows that hold one single value only once; the result stays the same."""
     largest_component: Names = ()
     """Structures of which only the largest connected component is kept; a cross-validation (`data.fold: all`)
     adds those for which its own predictions become better by it."""

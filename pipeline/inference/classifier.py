@@ -22,8 +22,8 @@ from pipeline.data.class_images import bring_to_size, prepare_chain
 from pipeline.errors import Fault, FaultError, IntegrityError, ResourceError
 from pipeline.files import sha256_of
 from pipeline.inference.classifying import compute_logits
+from pipeline.inference.engine import autocast_type
 from pipeline.inference.explain import Method, explain, to_patient_grid
-from pipeline.inference.labelling import autocast_type
 from pipeline.networks import Classifier, build_classifier
 from pipeline.volume import Volume
 

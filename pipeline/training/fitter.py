@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config import FittingSection
-from pipeline.inference.labelling import autocast_type
+from pipeline.inference.engine import autocast_type
 from pipeline.networks.footprint import saved_bytes
 from pipeline.training.distributed import World
 from pipeline.training.optim import (
