@@ -81,7 +81,7 @@ def train(
         return
     _show_judgement(result.judgement)
     _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
-    _out.print(f"Apply it:   clinseg predict {result.run} INPUT -o predictions")
+    _out.print(f"Apply it:   clinseg {result.command} {result.run} INPUT -o results")
     _out.print("Look at it: clinseg ui")
     for delivery in result.deliveries:
         _show_delivery(delivery)

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import ClassificationJob, SegmentationJob, job_to_mapping, load_job
+from pipeline.config import ClassificationJob, EnhancementJob, SegmentationJob, job_to_mapping, load_job
 from pipeline.data.cases import Case
 from pipeline.data.class_images import ClassImage
 from pipeline.data.class_study import ClassStudy
 from pipeline.data.datasets import Batch
 from pipeline.labels import LabelContract
 from pipeline.training.classification import ClassificationTask
+from pipeline.training.enhancement import CycleGANTask
 from pipeline.training.segmentation import SegmentationTask
-from transforms.keys import CLASS, IMAGE, LABEL
+from transforms.keys import CLASS, IMAGE, LABEL, SOURCE, TARGET
 
 ROOT = Path(__file__).parents[1] / "configs"
 CONFIGS = sorted(ROOT.rglob("*.yaml"))
@@ -42,6 +43,9 @@ def test_it_builds_and_takes_a_step(path):
     if isinstance(job, ClassificationJob):
         check_classification(job)
         return
+    if isinstance(job, EnhancementJob):
+        check_enhancement(job)
+        return
     # The network as it is, on the smallest patch that it takes: a step of the full size takes seconds.
     small = tuple(2 * stride for stride in job.network.total_stride)
     job = SegmentationJob(**(dict(job) | {"training": job.training.model_copy(update={"patch_size": small})}))
@@ -52,6 +56,20 @@ def test_it_builds_and_takes_a_step(path):
     tensors = {IMAGE: torch.randn(2, 1, *size), LABEL: torch.randint(0, 2, (2, *size), dtype=torch.uint8)}
     before = {name: weight.clone() for name, weight in task.weights().items()}
     losses = task.training_step(Batch(tensors, (1, 2)), progress=0.0)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert any(not torch.equal(before[name], weight) for name, weight in task.weights().items())
+
+
+def check_enhancement(job):
+    # The smallest patch that generators and discriminators take.
+    stride, judged = job.network.total_stride, job.network.smallest_judged
+    small = tuple(-(-max(2 * s, judged) // s) * s for s in stride)
+    training = job.training.model_copy(update={"patch_size": small})
+    task = CycleGANTask(EnhancementJob(**(dict(job) | {"training": training})), 1, [], torch.device("cpu"))
+    shape = (2, 2 * job.network.neighbours + 1, *small)
+    tensors = {SOURCE: torch.randn(shape), TARGET: torch.randn(shape)}
+    before = {name: weight.clone() for name, weight in task.weights().items()}
+    losses = task.training_step(Batch(tensors, (1, 2)), progress=0.1)
     assert all(loss.isfinite() for loss in losses.values())
     assert any(not torch.equal(before[name], weight) for name, weight in task.weights().items())
 

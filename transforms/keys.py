@@ -8,3 +8,5 @@ superior); nothing here is ever `(D, H, W)`. Two-dimensional jobs keep the order
 IMAGE = "image"
 LABEL = "label"
 CLASS = "class"
+SOURCE = "source"
+TARGET = "target"

@@ -30,6 +30,8 @@ from pipeline.workflows.starting import Start
 class ClassificationColumn(Column[ClassificationJob, ClassMaterial, ClassificationTask]):
     """See `Column`."""
 
+    command = "predict"
+
     def read_cases(self, job: ClassificationJob) -> Sequence[Case]:
         """See `Column`."""
         return read_class_study(job.data).cases
@@ -81,6 +83,16 @@ class ClassificationColumn(Column[ClassificationJob, ClassMaterial, Classificati
             seed=job.training.seed,
             share=(task.world.rank, task.world.size),
         )
+
+    def illustrate(
+        self,
+        record: Record,
+        job: ClassificationJob,
+        material: ClassMaterial,
+        task: ClassificationTask,
+        epoch: int,
+    ) -> None:
+        """Nothing: its metrics tell."""
 
     def judge(
         self, record: Record, job: ClassificationJob, material: ClassMaterial, device: torch.device

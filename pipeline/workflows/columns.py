@@ -24,6 +24,7 @@ from pipeline.training.distributed import World
 from pipeline.training.loop import Sampler
 from pipeline.training.task import AbstractTask
 from pipeline.workflows.starting import Start
+from transforms.enhancement import Scale
 from transforms.preprocessing import IntensityStatistics
 
 
@@ -32,12 +33,12 @@ class AbstractMaterial(ABC):
 
     Attributes:
         split: Who trains and who validates.
-        statistics: Intensities of the training cases, if the normalisation needs them.
+        statistics: Intensities of the training cases, if anything needs them.
         data_hash: One hash of the content of all cases.
     """
 
     split: Split
-    statistics: tuple[IntensityStatistics, ...]
+    statistics: tuple[IntensityStatistics | Scale, ...]
     data_hash: str
 
     @property
@@ -114,7 +115,13 @@ AnyTask = TypeVar("AnyTask", bound=AbstractTask)
 
 
 class Column(ABC, Generic[AnyJob, AnyMaterial, AnyTask]):
-    """A task's part in every step of a training."""
+    """A task's part in every step of a training.
+
+    Attributes:
+        command: What applies a model of the task.
+    """
+
+    command: str
 
     @abstractmethod
     def read_cases(self, job: AnyJob) -> Sequence[Case]:
@@ -141,6 +148,12 @@ class Column(ABC, Generic[AnyJob, AnyMaterial, AnyTask]):
     @abstractmethod
     def build_sampler(self, job: AnyJob, material: AnyMaterial, task: AnyTask) -> Sampler:
         """Gives the batches of the job's steps."""
+
+    @abstractmethod
+    def illustrate(
+        self, record: Record, job: AnyJob, material: AnyMaterial, task: AnyTask, epoch: int
+    ) -> None:
+        """Draws what a task makes of images so far, where metrics would not tell; called every epoch."""
 
     @abstractmethod
     def judge(self, record: Record, job: AnyJob, material: AnyMaterial, device: torch.device) -> Judgement:

@@ -59,7 +59,7 @@ def train_folds(
         deliveries = [record.close("FINISHED")]
         if deliveries[0].is_complete:
             deliveries += _deliver(parts)
-        return TrainingResult(record.name, record.folder, "finished", judgement, deliveries)
+        return TrainingResult(record.name, column.command, record.folder, "finished", judgement, deliveries)
 
 
 def _deliver(parts: Sequence[Part]) -> list[Delivery]:

@@ -28,6 +28,7 @@ class Keeper:
         job: What is trained.
         material: On what.
         task: Whose weights are kept.
+        illustrate: Called after every epoch with its number.
         show: Told the share of the budget used up and a word.
         signals: Whether to stop.
     """
@@ -38,6 +39,7 @@ class Keeper:
         job: Job,
         material: AbstractMaterial,
         task: AbstractTask,
+        illustrate: Callable[[int], None],
         show: Callable[[float, str], None],
         signals: StopSignals,
     ) -> None:
@@ -45,6 +47,7 @@ class Keeper:
         self.job = job
         self.material = material
         self.task = task
+        self.illustrate = illustrate
         self.show = show
         self.signals = signals
         self._process = psutil.Process()
@@ -54,6 +57,7 @@ class Keeper:
     def log_metrics(self, values: Mapping[str, float], epoch: int) -> None:
         """Records an epoch, with what it took of the machine."""
         self.record.log_metrics({**values, **self._measure_system()}, epoch)
+        self.illustrate(epoch)
 
     def save_best(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Keeps the weights as the best so far."""

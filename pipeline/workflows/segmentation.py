@@ -36,6 +36,8 @@ from pipeline.workflows.starting import Start
 class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, SegmentationTask]):
     """See `Column`."""
 
+    command = "predict"
+
     def read_cases(self, job: SegmentationJob) -> Sequence[Case]:
         """See `Column`."""
         return _read_study(job).cases
@@ -84,6 +86,16 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
             section.seed,
             share=(task.world.rank, task.world.size),
         )
+
+    def illustrate(
+        self,
+        record: Record,
+        job: SegmentationJob,
+        material: SegmentationMaterial,
+        task: SegmentationTask,
+        epoch: int,
+    ) -> None:
+        """Nothing: its metrics tell."""
 
     def judge(
         self, record: Record, job: SegmentationJob, material: SegmentationMaterial, device: torch.device

@@ -47,6 +47,7 @@ class TrainingResult:
 
     Attributes:
         run: Its name.
+        command: What applies its model.
         folder: Where everything of it lies.
         ending: How the training ended.
         judgement: What came of the validation cases with the kept checkpoint.
@@ -55,6 +56,7 @@ class TrainingResult:
     """
 
     run: str
+    command: str
     folder: Path
     ending: Ending
     judgement: Judgement
@@ -114,11 +116,20 @@ def train(
         on_needs(measure_needs(task, sampler, material.result_bytes, record.folder, device))
         with freed_memory_kept():
             with budget_bar(f"Training {record.name}") as show, signals.deferred():
-                keeper = Keeper(record, job, material, task, show, signals)
+                keeper = Keeper(
+                    record,
+                    job,
+                    material,
+                    task,
+                    lambda epoch: column.illustrate(record, job, material, task, epoch),
+                    show,
+                    signals,
+                )
                 ending = _fit(job, task, sampler, keeper, state, world)
             keeper.keep_something()
             judgement = column.judge(record, job, material, device)
-    return TrainingResult(record.name, record.folder, ending, judgement, (record.close("FINISHED"),))
+    deliveries = (record.close("FINISHED"),)
+    return TrainingResult(record.name, column.command, record.folder, ending, judgement, deliveries)
 
 
 def begin(job: Job, parent: RunFolder | None = None, start: Start | None = None) -> Record:

@@ -1,0 +1,161 @@
+"""Enhancement's part in a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
+from pipeline.config import EnhancementJob, job_to_mapping
+from pipeline.data.case_images import draft_images
+from pipeline.data.cases import Case
+from pipeline.data.checks import CheckReport
+from pipeline.data.enhancement_images import PairSampler
+from pipeline.data.enhancement_study import read_enhancement_study
+from pipeline.data.folds import Split
+from pipeline.environment import code_version, environment
+from pipeline.errors import ConfigError, Fault
+from pipeline.report.enhancement import draw_sheet
+from pipeline.tracking import Record
+from pipeline.training.distributed import World
+from pipeline.training.enhancement import CycleGANTask, SupervisedEnhancementTask
+from pipeline.workflows.columns import Column, Judgement, Part
+from pipeline.workflows.enhancement_judging import gather_figures, judge_enhancer
+from pipeline.workflows.enhancement_material import EnhancementMaterial, load_enhancement_material
+from pipeline.workflows.models import BEST
+from pipeline.workflows.starting import Start
+
+EnhancementTask = CycleGANTask | SupervisedEnhancementTask
+_TASKS: Mapping[str, type[EnhancementTask]] = {
+    "cyclegan": CycleGANTask,
+    "supervised": SupervisedEnhancementTask,
+}
+
+
+class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementTask]):
+    """See `Column`."""
+
+    command = "enhance"
+
+    def read_cases(self, job: EnhancementJob) -> Sequence[Case]:
+        """See `Column`."""
+        return read_enhancement_study(job.data).cases
+
+    def check(self, job: EnhancementJob, splits: Sequence[Split], on_case: Callable[[], None]) -> CheckReport:
+        """See `Column`."""
+        study = read_enhancement_study(job.data)
+        errors: list[Fault] = []
+        warnings: list[Fault] = []
+        for case in study.cases:
+            draft = draft_images(case, len(study.channels))
+            errors += draft.errors
+            warnings += draft.warnings
+            on_case()
+        return CheckReport(tuple(errors), tuple(warnings), len(study.cases), {})
+
+    def load_material(self, job: EnhancementJob) -> EnhancementMaterial:
+        """See `Column`."""
+        return load_enhancement_material(job)
+
+    def build_task(
+        self,
+        job: EnhancementJob,
+        material: EnhancementMaterial,
+        device: torch.device,
+        start: Start | None,
+        world: World,
+    ) -> EnhancementTask:
+        """See `Column`."""
+        if world.size > 1:
+            message = "an enhancer is trained in one process; leave torchrun out"
+            raise ConfigError(Fault("task", "one-process", message))
+        return _TASKS[job.training.method](job, len(material.channels), material.validation, device)
+
+    def build_sampler(
+        self, job: EnhancementJob, material: EnhancementMaterial, task: EnhancementTask
+    ) -> PairSampler:
+        """See `Column`."""
+        return _build_sampler(job, material, job.training.batch_size)
+
+    def illustrate(
+        self,
+        record: Record,
+        job: EnhancementJob,
+        material: EnhancementMaterial,
+        task: EnhancementTask,
+        epoch: int,
+    ) -> None:
+        """The same patches whenever it validates: what is made of them, and of that again."""
+        num = job.tracking.overlays
+        if not num or epoch % job.training.validate_every:
+            return
+        batch = _build_sampler(job, material, num).draw(0)
+        pictures = task.render(batch)
+        rows = [
+            {name: _middle_slice(image[sample]) for name, image in pictures.items()} for sample in range(num)
+        ]
+        path = record.folder / "samples" / f"epoch-{epoch:05d}.png"
+        note = "Patches of training cases, their middle slice. Change: red is brighter, blue darker."
+        draw_sheet(path, rows, f"{record.name}, epoch {epoch}", note)
+        record.log_artifact(path, "samples")
+
+    def judge(
+        self, record: Record, job: EnhancementJob, material: EnhancementMaterial, device: torch.device
+    ) -> Judgement:
+        """See `Column`."""
+        return Judgement(figures=judge_enhancer(record, job, material, device))
+
+    def summarise_fold(self, part: Part) -> dict[str, float]:
+        """See `Column`."""
+        figures = gather_figures([part.run])
+        return {f"folds/{name}": figure.value for name, figure in figures.items()}
+
+    def join(self, record: Record, job: EnhancementJob, parts: Sequence[Part]) -> Judgement:
+        """One model of all folds; its figures are what each said of the cases that it had not seen."""
+        checkpoints = [read_checkpoint(part.run.path / BEST) for part in parts]
+        first = checkpoints[0]
+        training = {case for one in checkpoints for case in one.provenance["training_cases"]}
+        ensemble = Checkpoint(
+            weights={},
+            job=job_to_mapping(job),
+            labels=first.labels,
+            structures=first.structures,
+            channels=first.channels,
+            intensity=None,
+            provenance={
+                "run": record.name,
+                "epoch": None,
+                "metrics": {},
+                "data_hash": first.provenance["data_hash"],
+                "training_cases": sorted(training),
+                "validation_cases": [],
+                "environment": environment() | {"code": code_version() or "unknown"},
+            },
+            members=tuple(Member(one.weights, one.intensity, one.provenance) for one in checkpoints),
+        )
+        write_checkpoint(record.folder / BEST, ensemble)
+        record.log_artifact(record.folder / BEST, "model")
+        figures = gather_figures([part.run for part in parts])
+        record.log_metrics({f"best/{name}": f.value for name, f in figures.items()}, step=len(parts))
+        return Judgement(figures=figures)
+
+
+def _build_sampler(job: EnhancementJob, material: EnhancementMaterial, batch_size: int) -> PairSampler:
+    return PairSampler(
+        material.sources,
+        material.targets,
+        job.training.patch_size,
+        neighbours=job.network.neighbours,
+        mirror_axes=job.augmentation.mirror_axes,
+        batch_size=batch_size,
+        seed=job.training.seed,
+        is_paired=job.training.method == "supervised",
+    )
+
+
+def _middle_slice(image: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Of the first channel of `(C, H, W)` or `(C, H, W, D)`, upright."""
+    plane = image[0] if image.ndim == 3 else image[0, ..., image.shape[-1] // 2]
+    return plane.float().cpu().numpy().T[::-1]

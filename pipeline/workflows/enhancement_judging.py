@@ -1,0 +1,166 @@
+"""A trained enhancer on the validation cases: applied as to any image, then held against the truth."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from nibabel.orientations import apply_orientation, io_orientation
+from numpy.typing import NDArray
+
+from pipeline.checkpoint import read_checkpoint
+from pipeline.config import EnhancementJob
+from pipeline.data.case_images import read_case_images
+from pipeline.data.cases import Case
+from pipeline.data.corrupting import corrupt
+from pipeline.data.enhancement_study import find_truths
+from pipeline.data.images import read_image
+from pipeline.errors import InputError
+from pipeline.export.nifti import write_image
+from pipeline.files import atomic_path
+from pipeline.inference.enhancer import load_enhancer
+from pipeline.inference.enhancing import EnhancementReport, enhance_cohort
+from pipeline.inference.grids import on_grid
+from pipeline.progress import progress_bar
+from pipeline.report.enhancement import draw_sheet
+from pipeline.report.figures import draw_curves
+from pipeline.statistics import Estimate, summarise
+from pipeline.tracking import Record, RunFolder, read_metrics
+from pipeline.workflows.enhancement_material import EnhancementMaterial
+from pipeline.workflows.models import BEST
+
+INPUTS, ENHANCED = Path("validation/inputs"), Path("validation/enhanced")
+TABLE = Path("cases.csv")
+"""What validation cases looked like, what was made of them, and figures per case, in a run's folder."""
+
+
+def judge_enhancer(
+    record: Record, job: EnhancementJob, material: EnhancementMaterial, device: torch.device
+) -> dict[str, Estimate]:
+    """Enhances, compares, draws and records the validation cases with the kept checkpoint.
+
+    This is the path of `clinseg enhance --truth`, so its numbers are that one's.
+
+    Returns:
+        Means of PSNR and SSIM, before and after, over the cases whose truth is known; none if there is none.
+    """
+    folder = record.folder
+    record.log_artifact(folder / BEST, "model")
+    draw_curves(folder / "curves.png", read_metrics(record.run), record.name)
+    record.log_artifact(folder / "curves.png")
+    if not material.split.validation:
+        return {}
+    cases = [_write_source(case, job, material, folder) for case in material.split.validation]
+    truths = find_truths(material.study, job.data)
+    checkpoint = read_checkpoint(folder / BEST)
+    enhancer = load_enhancer(checkpoint, device)
+    with progress_bar("Enhancing validation cases", len(cases)) as advance:
+        reports = enhance_cohort(
+            enhancer,
+            cases,
+            folder / ENHANCED,
+            model=str(checkpoint.content_hash),
+            truths=truths,
+            on_case=lambda report: advance(),
+        )
+    if faults := [fault for report in reports for fault in report.faults]:
+        raise InputError(faults)
+    figures = _write_table(folder / TABLE, reports)
+    record.log_artifact(folder / TABLE)
+    values = {f"best/{name}": figure.value for name, figure in figures.items()}
+    values |= {f"best_low/{name}": figure.low for name, figure in figures.items()}
+    values |= {f"best_high/{name}": figure.high for name, figure in figures.items()}
+    record.log_metrics(values, step=checkpoint.provenance["epoch"] or 0)
+    _draw_cases(record, job.tracking.overlays, cases, reports, truths)
+    return figures
+
+
+def gather_figures(runs: Sequence[RunFolder]) -> dict[str, Estimate]:
+    """Means over all cases that runs judged, each by those that it was not trained on."""
+    rows: list[dict[str, str]] = []
+    for run in runs:
+        if (run.path / TABLE).is_file():
+            with (run.path / TABLE).open(encoding="utf-8", newline="") as file:
+                rows += csv.DictReader(file)
+    names = [name for name in (rows[0] if rows else {}) if name != "case"]
+    found = {name: [float(row[name]) for row in rows if row[name]] for name in names}
+    return {name: _estimate(values) for name, values in found.items() if values}
+
+
+def _write_source(case: Case, job: EnhancementJob, material: EnhancementMaterial, folder: Path) -> Case:
+    """The case as it is to be enhanced: where a corruption makes it, in files of its own."""
+    if job.data.corruption is None:
+        return case
+    volumes = corrupt(read_case_images(case, len(material.channels)), job.data.corruption, case.id)
+    stems = [case.id] if len(volumes) == 1 else [f"{case.id}_{k:04d}" for k in range(len(volumes))]
+    paths = tuple(folder / INPUTS / f"{stem}.nii.gz" for stem in stems)
+    for path, volume in zip(paths, volumes, strict=True):
+        write_image(path, volume.array, volume.grid, {"corrupted_by": job.data.corruption.name})
+    return replace(case, images=paths)
+
+
+def _write_table(path: Path, reports: Sequence[EnhancementReport]) -> dict[str, Estimate]:
+    """A line per case; empty where an image equals its truth, whose PSNR is infinite."""
+    names = list(next((report.figures for report in reports if report.figures), {}))
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["case", *names, "mean_change", "largest_change"])
+        for report in reports:
+            known = report.figures or {}
+            shown = [*(known.get(name) for name in names), report.mean_change, report.largest_change]
+            texts = ["" if value is None else f"{value:.6g}" for value in shown]
+            writer.writerow([report.case, *texts])
+    found = {
+        name: [value for report in reports if (value := (report.figures or {}).get(name)) is not None]
+        for name in names
+    }
+    return {name: _estimate(values) for name, values in found.items() if values}
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    summary = summarise(values)
+    return Estimate(summary.mean, summary.low, summary.high)
+
+
+def _draw_cases(
+    record: Record,
+    num: int,
+    cases: Sequence[Case],
+    reports: Sequence[EnhancementReport],
+    truths: dict[str, Case],
+) -> None:
+    """Cases from worst to best SSIM at even steps: with three, the worst, the median and the best."""
+    order = np.argsort([(report.figures or {}).get("ssim_after") or 0.0 for report in reports], kind="stable")
+    picked = sorted({round(p) for p in np.linspace(0, len(order) - 1, num)}) if num else []
+    if not picked:
+        return
+    rows = [_slices(cases[order[place]], record.folder, truths) for place in picked]
+    path = record.folder / "overlays" / "enhanced.png"
+    named = ", ".join(cases[order[place]].id for place in picked)
+    note = f"From worst to best SSIM: {named}. The middle axial slice. Change: red is brighter, blue darker."
+    draw_sheet(path, rows, record.name, note)
+    record.log_artifact(path, "overlays")
+
+
+def _slices(case: Case, folder: Path, truths: dict[str, Case]) -> dict[str, NDArray[np.generic]]:
+    """Middle axial slices of a case's first channel, upright, all on the grid of the enhanced image."""
+    given = read_image(case.images[0])[0]
+    stem = case.id if len(case.images) == 1 else f"{case.id}_0000"
+    enhanced = read_image(folder / ENHANCED / f"{stem}.nii.gz")[0]
+    before, after = on_grid(given, enhanced.grid), enhanced.array
+    shown = {"input": before, "enhanced": after}
+    if case.id in truths:
+        truth = read_image(truths[case.id].images[0])[0]
+        shown["truth"] = on_grid(truth, enhanced.grid)
+    shown["change"] = np.subtract(after, before, dtype=np.float32)
+    turn = io_orientation(enhanced.grid.affine)
+    return {name: _middle(apply_orientation(array, turn)) for name, array in shown.items()}
+
+
+def _middle(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Of an array in RAS order the axial slice, the patient's right on the left."""
+    return array[:, :, array.shape[2] // 2].T[::-1, ::-1]
