@@ -1,11 +1,9 @@
-"""Many cases: while one is predicted the next is read and the last written; a broken one harms no other."""
+"""Many cases: each is checked, predicted and written, or refused; `relay` has them side by side."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +12,14 @@ from numpy.typing import NDArray
 
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
-from pipeline.errors import Fault, FaultError, ResourceError
+from pipeline.errors import Fault, ResourceError
 from pipeline.export.nifti import write_label_map
 from pipeline.export.probabilities import write_probabilities
 from pipeline.files import sha256_of
 from pipeline.inference.budget import Plan
 from pipeline.inference.labelling import LabelMap
 from pipeline.inference.predictor import Predictor
+from pipeline.inference.relay import Steps, relay
 from pipeline.memory import format_size, resident_bytes
 from pipeline.volume import Grid
 from transforms.preprocessing import Prepared
@@ -93,38 +92,18 @@ def predict_cohort(
     Raises:
         ResourceError: If a mask cannot be written; what was finished stays.
     """
-    reports: list[CaseReport] = []
-    is_sequential = predictor.max_memory is not None
-    with ThreadPoolExecutor(max_workers=1) as reader, ThreadPoolExecutor(max_workers=1) as writer:
-        unfinished: deque[Future[CaseReport]] = deque()
-        try:
-            for case, loading in _read_ahead(reader, predictor, cases, num_ahead=0 if is_sequential else 1):
-                probabilities = probabilities_path(folder, case.id) if with_probabilities else None
-                predicted = _predict(predictor, case, loading, probabilities, on_plan)
-                unfinished.append(_write_beside(writer, predictor, predicted, folder))
-                # The next case is read into the memory that this one leaves.
-                del loading, predicted
-                while len(unfinished) > (0 if is_sequential else 1):
-                    _finish(unfinished, reports, on_case)
-            while unfinished:
-                _finish(unfinished, reports, on_case)
-        except BaseException:
-            # Who stops does not wait for a case that has not begun.
-            reader.shutdown(wait=False, cancel_futures=True)
-            raise
-    return reports
-
-
-def _read_ahead(
-    reader: Executor, predictor: Predictor, cases: Sequence[Case], num_ahead: int
-) -> Iterator[tuple[Case, Future[_Loaded]]]:
-    """Each case with its loading, which began while the case before was predicted."""
-    started: deque[tuple[Case, Future[_Loaded]]] = deque()
-    for case in cases:
-        started.append((case, reader.submit(_load, predictor, case)))
-        if len(started) > num_ahead:
-            yield started.popleft()
-    yield from started
+    steps = Steps[_Loaded, _Predicted, CaseReport](
+        load=lambda case: _load(predictor, case),
+        make=lambda loaded: _label(
+            predictor,
+            loaded,
+            probabilities_path(folder, loaded.report.case) if with_probabilities else None,
+            on_plan,
+        ),
+        write=lambda predicted: _write(predictor, predicted, folder),
+        refuse=lambda case, faults: CaseReport(case.id, faults=faults),
+    )
+    return relay(steps, cases, on_case, is_sequential=predictor.max_memory is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,42 +115,6 @@ class _Predicted:
     report: CaseReport
 
 
-def _predict(
-    predictor: Predictor,
-    case: Case,
-    loading: Future[_Loaded],
-    probabilities: Path | None,
-    on_plan: Callable[[str, Plan], None],
-) -> _Predicted | CaseReport:
-    """Predicts a case, or tells why not."""
-    try:
-        return _label(predictor, loading.result(), probabilities, on_plan)
-    except FaultError as error:
-        # A full disk stops the next case as well.
-        if any(fault.rule in ("disk-full", "not-writable") for fault in error.faults):
-            raise
-        return CaseReport(case.id, faults=error.faults)
-
-
-def _write_beside(
-    writer: Executor, predictor: Predictor, predicted: _Predicted | CaseReport, folder: Path
-) -> Future[CaseReport]:
-    if isinstance(predicted, _Predicted):
-        return writer.submit(_write, predictor, predicted, folder)
-    refused: Future[CaseReport] = Future()
-    refused.set_result(predicted)
-    return refused
-
-
-def _finish(
-    unfinished: deque[Future[CaseReport]],
-    reports: list[CaseReport],
-    on_case: Callable[[CaseReport], None],
-) -> None:
-    reports.append(unfinished.popleft().result())
-    on_case(reports[-1])
-
-
 def _load(predictor: Predictor, case: Case) -> _Loaded:
     start = time.monotonic()
     image_only = Case(case.id, case.patient, case.images)
@@ -181,17 +124,17 @@ def _load(predictor: Predictor, case: Case) -> _Loaded:
         input_hashes=hash_inputs(case),
         warnings=tuple(str(warning) for warning in checked.warnings),
     )
-    _check_preparing(predictor, case, checked.images[0].grid)
+    check_preparing(case, predictor.preparing_bytes(checked.images[0].grid), predictor.max_memory)
     prepared = predictor.prepare(checked.images)
     return _Loaded(prepared, checked.images[0].grid, replace(report, seconds=time.monotonic() - start))
 
 
-def _check_preparing(predictor: Predictor, case: Case, grid: Grid) -> None:
+def check_preparing(case: Case, num_bytes: int, max_memory: int | None) -> None:
     """Refuses an image that cannot even be brought to the network's grid within the budget."""
-    needed = resident_bytes() + predictor.preparing_bytes(grid)
-    if predictor.max_memory is not None and needed > predictor.max_memory:
+    needed = resident_bytes() + num_bytes
+    if max_memory is not None and needed > max_memory:
         message = (
-            f"it cannot be prepared within {format_size(predictor.max_memory)}; the least that would do is "
+            f"it cannot be prepared within {format_size(max_memory)}; the least that would do is "
             f"{format_size(needed)}"
         )
         raise ResourceError(Fault(case.id, "budget-too-small", message))

@@ -86,12 +86,7 @@ class Predictor:
 
     def preparing_bytes(self, grid: Grid) -> int:
         """Bytes that `prepare` takes at its peak for a case on `grid`."""
-        num_voxels = math.prod(grid.shape)
-        spacing = self._preprocessing.spacing
-        num_resampled = num_voxels * math.prod(grid.spacing) / math.prod(spacing) if spacing else 0.0
-        num_channels = self.num_channels * self._num_seen
-        turned, resampled = _TURNING_BYTES * num_channels, _RESAMPLING_BYTES + 8 * num_channels
-        return int(turned * num_voxels + resampled * num_resampled)
+        return preparing_bytes(self._preprocessing, self.num_channels * self._num_seen, grid)
 
     def predict(
         self,
@@ -133,6 +128,19 @@ def build_preprocessing(
         window=section.window,
         statistics=tuple(statistics),
     )
+
+
+def preparing_bytes(settings: Preprocessing, num_channels: int, grid: Grid) -> int:
+    """Bytes that `preprocess` takes at its peak for a case on `grid`."""
+    num_resampled = count_voxels(settings, grid) if settings.spacing else 0
+    turned, resampled = _TURNING_BYTES * num_channels, _RESAMPLING_BYTES + 8 * num_channels
+    return turned * math.prod(grid.shape) + resampled * num_resampled
+
+
+def count_voxels(settings: Preprocessing, grid: Grid) -> int:
+    """About how many voxels the network's grid has for a case on `grid`."""
+    share = math.prod(grid.spacing) / math.prod(settings.spacing) if settings.spacing else 1.0
+    return int(math.prod(grid.shape) * share)
 
 
 def select_device(name: str) -> torch.device:

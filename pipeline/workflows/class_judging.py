@@ -15,7 +15,6 @@ from pipeline.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.config import ClassificationJob
 from pipeline.data.cases import Case
 from pipeline.discrimination import judge_classes
-from pipeline.environment import environment
 from pipeline.errors import InputError
 from pipeline.files import write_text
 from pipeline.inference.class_table import class_targets, write_class_table
@@ -136,8 +135,6 @@ def write_class_report(
     """Writes what was classified with what, as JSON."""
     content = {
         **model,
-        "device": str(predictor.device),
-        "environment": environment(),
         "classes": list(predictor.classes),
         "calibration": predictor.calibration.to_mapping(),
         "cases": [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from pipeline.inference.class_table import write_class_table
 from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor
 from pipeline.inference.explain import Method, map_name
 from pipeline.progress import progress_bar
+from pipeline.workflows.case_reports import describe_model
 from pipeline.workflows.class_judging import write_class_report
 from pipeline.workflows.explaining import draw_answer
 
@@ -54,13 +53,9 @@ def classify(
     with progress_bar("Classifying cases", len(cases)) as advance:
         reports = predictor.classify(cases, _told(advance))
     write_class_table(folder / TABLE, reports, predictor.classes)
-    config = json.dumps(checkpoint.job, sort_keys=True).encode()
-    model = {
-        "model_sha256": checkpoint.content_hash,
-        "config_sha256": hashlib.sha256(config).hexdigest(),
-        "run": checkpoint.provenance.get("run"),
-    }
-    write_class_report(folder / "report.json", predictor, reports, model)
+    write_class_report(
+        folder / "report.json", predictor, reports, describe_model(checkpoint, predictor.device)
+    )
     if method is not None:
         answered = [(case, report) for case, report in zip(cases, reports, strict=True) if report.predicted]
         with progress_bar("Explaining answers", len(answered)) as advance:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.data.cases import Case
 from pipeline.data.images import find_inputs
-from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault
-from pipeline.files import check_writable, sha256_of, write_text
+from pipeline.files import check_writable, write_text
 from pipeline.inference.budget import Plan
 from pipeline.inference.classifier import ClassReport
-from pipeline.inference.cohort import CaseReport, hash_inputs, predict_cohort, probabilities_path
+from pipeline.inference.cohort import CaseReport, predict_cohort, probabilities_path
 from pipeline.inference.explain import Method
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
+from pipeline.workflows.case_reports import describe_model, find_finished, parse_report, refuse_overwriting
 from pipeline.workflows.class_prediction import classify
 from pipeline.workflows.models import load_model
 
@@ -67,26 +65,26 @@ def predict(
     """
     limit = parse_size(max_memory) if max_memory is not None else None
     checkpoint = load_model(model)
+    asked = {
+        "--max-memory": limit is not None,
+        "--resume": resume,
+        "--probabilities": with_probabilities,
+        "--compile": compiles,
+    }
+    _refuse_task(checkpoint, asked, method)
     if checkpoint.job.get("task") == "classification":
-        asked = {
-            "--max-memory": limit is not None,
-            "--resume": resume,
-            "--probabilities": with_probabilities,
-            "--compile": compiles,
-        }
-        if wrong := [option for option, is_asked in asked.items() if is_asked]:
-            message = "is for segmentation, and this model is a classifier; leave it out"
-            raise ConfigError(Fault(option, "other-task", message) for option in wrong)
         return classify(checkpoint, inputs, folder, select_device(device), method)
-    if method is not None:
-        message = "explains a classifier's answers, and this model is none; leave it out"
-        raise ConfigError(Fault("--explain", "other-task", message))
     predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
     cases = find_inputs(inputs, predictor.num_channels)
-    _refuse_overwriting(cases, folder)
+    refuse_overwriting(
+        cases,
+        lambda case: (folder / f"{case.id}.nii.gz", probabilities_path(folder, case.id)),
+        "mask",
+    )
     check_writable(folder)
     path = folder / "report.json"
-    finished = _find_finished(path, checkpoint, cases) if resume else {}
+    expected = {"model_sha256": checkpoint.content_hash}
+    finished = find_finished(path, expected, cases, _parse, _files) if resume else {}
     if with_probabilities:
         finished = {
             name: report for name, report in finished.items() if probabilities_path(folder, name).is_file()
@@ -110,13 +108,8 @@ def write_report(
     path: Path, checkpoint: Checkpoint, predictor: Predictor, reports: Sequence[CaseReport]
 ) -> None:
     """Writes what was predicted with what, as JSON."""
-    config = json.dumps(checkpoint.job, sort_keys=True).encode()
     content = {
-        "model_sha256": checkpoint.content_hash,
-        "config_sha256": hashlib.sha256(config).hexdigest(),
-        "run": checkpoint.provenance.get("run"),
-        "device": str(predictor.device),
-        "environment": environment(),
+        **describe_model(checkpoint, predictor.device),
         "labels": dict(predictor.contract.labels),
         "structures": {name: list(values) for name, values in predictor.contract.structures.items()},
         "cases": [_describe(report) for report in reports],
@@ -131,50 +124,24 @@ def _describe(report: CaseReport) -> dict[str, object]:
     return content
 
 
-def _find_finished(path: Path, checkpoint: Checkpoint, cases: Sequence[Case]) -> dict[str, CaseReport]:
-    """Reports of the cases whose mask this model made of these files and that is still what was written."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["model_sha256"] != checkpoint.content_hash:
-            return {}
-        told = {entry["case"]: entry for entry in content["cases"] if entry["status"] == "predicted"}
-        known = {case.id: _parse_report(told[case.id]) for case in cases if case.id in told}
-    except (LookupError, TypeError, ValueError, OSError) as error:
-        message = "this report cannot be read, so nothing can be resumed; leave --resume out to start anew"
-        raise ConfigError(Fault(str(path), "report-unreadable", message)) from error
-    return {
-        case.id: known[case.id]
-        for case in cases
-        if case.id in known and _is_finished(known[case.id], case, path.parent)
-    }
+def _parse(entry: Mapping[str, Any]) -> CaseReport | None:
+    return parse_report(CaseReport, entry) if entry["status"] == "predicted" else None
 
 
-def _parse_report(entry: Mapping[str, Any]) -> CaseReport:
-    content = {field.name: entry[field.name] for field in fields(CaseReport)}
-    content |= {name: tuple(content[name]) for name in ("input_hashes", "warnings", "faults")}
-    return CaseReport(**content)
+def _files(report: CaseReport) -> dict[str, str]:
+    return {f"{report.case}.nii.gz": report.mask_hash or ""}
 
 
-def _is_finished(report: CaseReport, case: Case, folder: Path) -> bool:
-    mask = folder / f"{case.id}.nii.gz"
-    try:
-        is_same = mask.is_file() and sha256_of(mask) == report.mask_hash
-        return is_same and hash_inputs(case) == report.input_hashes
-    except OSError:
-        return False  # what cannot be read now is told when it is predicted
-
-
-def _refuse_overwriting(cases: Sequence[Case], folder: Path) -> None:
-    """A mask never takes the place of the image it was made from."""
-    faults = [
-        Fault(
-            case.id, "would-overwrite", "the mask would replace its own image; choose another folder with -o"
-        )
-        for case in cases
-        if {(folder / f"{case.id}.nii.gz").resolve(), probabilities_path(folder, case.id).resolve()}
-        & {path.resolve() for path in case.images}
-    ]
-    if faults:
-        raise ConfigError(faults)
+def _refuse_task(checkpoint: Checkpoint, asked: Mapping[str, bool], method: Method | None) -> None:
+    """Refuses options and models that are for other tasks."""
+    task = checkpoint.job.get("task")
+    if task == "enhancement":
+        message = "this model enhances images; use `clinseg enhance`"
+        raise ConfigError(Fault("model", "other-task", message))
+    if task == "classification":
+        if wrong := [option for option, is_asked in asked.items() if is_asked]:
+            message = "is for segmentation, and this model is a classifier; leave it out"
+            raise ConfigError(Fault(option, "other-task", message) for option in wrong)
+    elif method is not None:
+        message = "explains a classifier's answers, and this model is none; leave it out"
+        raise ConfigError(Fault("--explain", "other-task", message))

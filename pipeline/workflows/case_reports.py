@@ -1,0 +1,122 @@
+"""What the reports of applied models have in common, and which of their cases are finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.data.cases import Case
+from pipeline.environment import environment
+from pipeline.errors import ConfigError, Fault
+from pipeline.files import sha256_of
+from pipeline.inference.cohort import hash_inputs
+
+
+class Report(Protocol):
+    """What every case's report tells."""
+
+    @property
+    def case(self) -> str:
+        """Its id."""
+
+    @property
+    def input_hashes(self) -> tuple[str, ...]:
+        """SHA-256 of each input file."""
+
+
+_Report = TypeVar("_Report", bound=Report)
+
+
+def describe_model(checkpoint: Checkpoint, device: torch.device) -> dict[str, object]:
+    """By what, and where, something was made."""
+    config = json.dumps(checkpoint.job, sort_keys=True).encode()
+    return {
+        "model_sha256": checkpoint.content_hash,
+        "config_sha256": hashlib.sha256(config).hexdigest(),
+        "run": checkpoint.provenance.get("run"),
+        "device": str(device),
+        "environment": environment(),
+    }
+
+
+def find_finished(
+    path: Path,
+    expected: Mapping[str, object],
+    cases: Sequence[Case],
+    parse: Callable[[Mapping[str, Any]], _Report | None],
+    files_of: Callable[[_Report], Mapping[str, str]],
+) -> dict[str, _Report]:
+    """Reports of the cases that were made in the same way of the same files, and still are what was written.
+
+    Args:
+        path: The report of the time before.
+        expected: What it must say; otherwise nothing is finished.
+        cases: To be made now.
+        parse: The report of a case that was made, or None.
+        files_of: SHA-256 of each of its files, by path in the folder.
+
+    Raises:
+        ConfigError: If the report cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if any(content[name] != value for name, value in expected.items()):
+            return {}
+        told = {entry["case"]: parse(entry) for entry in content["cases"]}
+    except (LookupError, TypeError, ValueError, OSError) as error:
+        message = "this report cannot be read, so nothing can be resumed; leave --resume out to start anew"
+        raise ConfigError(Fault(str(path), "report-unreadable", message)) from error
+    finished = {}
+    for case in cases:
+        report = told.get(case.id)
+        if report is not None and _is_finished(report, files_of(report), case, path.parent):
+            finished[case.id] = report
+    return finished
+
+
+def parse_report(kind: type[_Report], entry: Mapping[str, Any]) -> _Report:
+    """A report of the class `kind`, as `asdict` and JSON left it."""
+    content = {field.name: entry[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
+
+
+def refuse_overwriting(
+    cases: Iterable[Case], outputs_of: Callable[[Case], Collection[Path]], what: str
+) -> None:
+    """Nothing takes the place of what it was made from.
+
+    Args:
+        cases: What is read.
+        outputs_of: Files to be written for a case.
+        what: They are, in words.
+
+    Raises:
+        ConfigError: With the cases whose files would.
+    """
+    message = f"the {what} would replace its own image; choose another folder with -o"
+    faults = [
+        Fault(case.id, "would-overwrite", message)
+        for case in cases
+        if {path.resolve() for path in outputs_of(case)} & {path.resolve() for path in case.images}
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
+def _is_finished(report: Report, files: Mapping[str, str], case: Case, folder: Path) -> bool:
+    try:
+        is_same = all(
+            (folder / name).is_file() and sha256_of(folder / name) == known for name, known in files.items()
+        )
+        return is_same and hash_inputs(case) == report.input_hashes
+    except OSError:
+        return False  # what cannot be read now is told when it is made
