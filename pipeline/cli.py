@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from pipeline.inference.budget import Plan
     from pipeline.inference.components import Components
     from pipeline.inference.evaluation import CaseMetrics
-    from pipeline.statistics import Estimate
+    from pipeline.statistics import Estimate, Summary
     from pipeline.tracking import Delivery
     from pipeline.workflows.columns import Judgement
 
 app = typer.Typer(
-    help="Train, compare and apply segmentation and classification models on clinical images.",
+    help="Train, compare and apply segmentation, classification and enhancement models on clinical images.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -133,10 +133,6 @@ def predict(
     """Predict masks on the images' own grids, or classes."""
     from pipeline.workflows.prediction import predict as run_prediction
 
-    def show_plan(case: str, plan: Plan) -> None:
-        if verbose:
-            _err.print(f"{case}: {plan}", markup=False)
-
     reports = run_prediction(
         model,
         inputs,
@@ -147,7 +143,7 @@ def predict(
         with_probabilities=probabilities,
         compiles=compiles,
         method=explain.value if explain is not None else None,
-        on_plan=show_plan,
+        on_plan=_plan_shower(verbose),
     )
     _show_faults("warning", (warning for report in reports for warning in report.warnings))
     refused = [fault for report in reports for fault in report.faults]
@@ -155,6 +151,47 @@ def predict(
     _out.print(f"{num_predicted} of {len(reports)} cases predicted. What came of each lies in {output}")
     if refused:
         raise InputError(refused)
+
+
+@app.command()
+def enhance(
+    model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(help="NIfTI files, folders of them, or DICOM series folders.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for images and report.json.")],
+    *,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    max_memory: Annotated[
+        str | None, typer.Option(help="Memory to keep within, such as 2GiB; else what is free.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep the images made before.")] = False,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Go from the target to the source.")] = False,
+    truth: Annotated[
+        Path | None, typer.Option(help="What they should look like: a file, or a folder by the same names.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show each case's plan.")] = False,
+) -> None:
+    """Enhance images, show what was changed in them, and compare them with the truth if there is one."""
+    from pipeline.workflows.enhancing import enhance as run_enhancement
+
+    result = run_enhancement(
+        model,
+        inputs,
+        output,
+        device,
+        max_memory,
+        resume=resume,
+        reverse=reverse,
+        truth=truth,
+        on_plan=_plan_shower(verbose),
+    )
+    _show_faults("warning", (warning for report in result.reports for warning in report.warnings))
+    _show_image_figures(result.figures)
+    num_enhanced = sum(report.files is not None for report in result.reports)
+    _out.print(f"{num_enhanced} of {len(result.reports)} cases enhanced. What came of each lies in {output}")
+    if result.faults:
+        raise InputError(result.faults)
 
 
 @app.command()
@@ -333,6 +370,14 @@ def _parse_labels(text: str) -> dict[str, int]:
     return labels
 
 
+def _plan_shower(verbose: bool) -> Callable[[str, Plan], None]:
+    def show(case: str, plan: Plan) -> None:
+        if verbose:
+            _err.print(f"{case}: {plan}", markup=False)
+
+    return show
+
+
 def _show_faults(kind: str, faults: Iterable[object]) -> None:
     for fault in faults:
         _err.print(f"{kind}: {fault}", markup=False)
@@ -354,6 +399,19 @@ def _show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         table.add_row(structure, str(dice.num), *cells)
     _out.print(table)
     _out.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
+
+
+def _show_image_figures(figures: Mapping[str, Summary]) -> None:
+    if not figures:
+        return
+    table = Table(
+        "figure", "cases", "mean", "95 %", title="Against the truth", title_justify="left", box=None
+    )
+    for name, figure in figures.items():
+        digits = 2 if name.startswith("psnr") else 4
+        mean, low, high = (f"{value:.{digits}f}" for value in (figure.mean, figure.low, figure.high))
+        table.add_row(name, str(figure.num), mean, f"{low} to {high}")
+    _out.print(table)
 
 
 def _show_judgement(judgement: Judgement) -> None:

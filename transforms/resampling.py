@@ -91,6 +91,29 @@ class BlockResampler:
         return channel
 
 
+def resample(
+    volume: Tensor, affine: NDArray[np.float64], shape: Shape, target_affine: NDArray[np.float64]
+) -> Tensor:
+    """Resamples a volume linearly to a grid; beyond its outermost voxels their value holds.
+
+    Args:
+        volume: `(h, w, d)` float32.
+        affine: 4x4 voxel → world of `volume`.
+        shape: `(I, J, K)` of the target grid.
+        target_affine: Its 4x4 voxel → world; its axes are those of `affine` up to order, direction and
+            spacing.
+
+    Returns:
+        `(I, J, K)` float32.
+    """
+    height, width, depth = volume.shape
+    resampled = volume.new_empty(shape)
+    resampler = BlockResampler((height, width, depth), affine, shape, target_affine)
+    for chunk, channels in resampler.resample([volume], (0, 0, 0)):
+        resampled[chunk] = next(channels)
+    return resampled
+
+
 def resample_within(
     volume: Tensor, affine: NDArray[np.float64], shape: Shape, target_affine: NDArray[np.float64]
 ) -> Tensor:
@@ -169,18 +192,29 @@ def match_axes(
     affine: NDArray[np.float64], shape: Shape, target_affine: NDArray[np.float64]
 ) -> tuple[Shape, list[NDArray[np.float64]]]:
     """The source axis of each target axis, and where its voxels lie on it, in source voxels."""
+    assert are_parallel(affine, target_affine), "the network's grid must be parallel to the image's"
     to_source = np.linalg.inv(affine) @ target_affine
-    linear = to_source[:3, :3]
-    axes = np.abs(linear / np.linalg.norm(linear, axis=0)).argmax(axis=0)
-    aligned = np.zeros((3, 3))
-    aligned[axes, range(3)] = linear[axes, range(3)]
-    assert (
-        sorted(axes) == [0, 1, 2] and np.abs(linear - aligned).max() < _AXIS_TOLERANCE * np.abs(linear).max()
-    ), "the network's grid must be parallel to the image's"
+    linear, axes = to_source[:3, :3], _nearest_axes(to_source)
     positions = [
         to_source[axes[k], 3] + linear[axes[k], k] * np.arange(shape[k], dtype=np.float64) for k in range(3)
     ]
     return (int(axes[0]), int(axes[1]), int(axes[2])), positions
+
+
+def are_parallel(affine: NDArray[np.float64], target_affine: NDArray[np.float64]) -> bool:
+    """Whether two 4x4 voxel → world have the same axes up to order, direction and spacing."""
+    to_source = np.linalg.inv(affine) @ target_affine
+    linear, axes = to_source[:3, :3], _nearest_axes(to_source)
+    aligned = np.zeros((3, 3))
+    aligned[axes, range(3)] = linear[axes, range(3)]
+    is_aligned = np.abs(linear - aligned).max() < _AXIS_TOLERANCE * np.abs(linear).max()
+    return sorted(axes) == [0, 1, 2] and bool(is_aligned)
+
+
+def _nearest_axes(to_source: NDArray[np.float64]) -> NDArray[np.intp]:
+    linear = to_source[:3, :3]
+    axes: NDArray[np.intp] = np.abs(linear / np.linalg.norm(linear, axis=0)).argmax(axis=0)
+    return axes
 
 
 def _take(volume: Tensor, axis: int, index: NDArray[np.int64]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Label maps, and maps of numbers, as NIfTI files that lie exactly on their image and say what they mean."""
+"""Label maps, images and maps of numbers as NIfTI files that lie exactly in place and say what they are."""
 
 from __future__ import annotations
 
@@ -76,14 +76,28 @@ def write_map(
         ResourceError: If the disk is full or the folder cannot be written.
         IntegrityError: If the file read back differs from what was written; there is no file then.
     """
-    _check_form(path, grid)
-    if values.shape != grid.shape or values.dtype.kind != "f" or not np.isfinite(values).all():
-        raise ValueError(
-            f"a map on this grid has finite numbers of shape {grid.shape}, "
-            f"not {values.dtype} of {values.shape}"
-        )
+    _check_numbers(path, values, grid, "f")
     array = np.asfortranarray(values, dtype=np.float32)
     _write_verified(path, array, build_header(grid, array.dtype, {"map": dict(meaning)}))
+
+
+def write_image(path: Path, values: NDArray[Any], grid: Grid, meaning: Mapping[str, str]) -> None:
+    """Writes an image in its own type, with a geometry and verified as a label map is.
+
+    Args:
+        path: Ends in `.nii` or `.nii.gz`.
+        values: `(I, J, K)` finite numbers, whole or real; fastest in Fortran order.
+        grid: Where they lie.
+        meaning: Where the image comes from; goes into a header extension under `image`.
+
+    Raises:
+        ValueError: As of `write_map`.
+        ResourceError: If the disk is full or the folder cannot be written.
+        IntegrityError: If the file read back differs from what was written; there is no file then.
+    """
+    _check_numbers(path, values, grid, "fui")
+    array = np.asfortranarray(values)
+    _write_verified(path, array, build_header(grid, array.dtype, {"image": dict(meaning)}))
 
 
 def read_label_names(path: Path) -> dict[str, int] | None:
@@ -130,6 +144,15 @@ def _check(path: Path, array: NDArray[np.integer[Any]], grid: Grid, labels: Mapp
     ):
         undeclared = sorted(set(np.unique(array).tolist()) - set(values))
         raise ValueError(f"the array holds values that no label declares: {undeclared[:10]}")
+
+
+def _check_numbers(path: Path, values: NDArray[Any], grid: Grid, kinds: str) -> None:
+    _check_form(path, grid)
+    if values.shape != grid.shape or values.dtype.kind not in kinds or not np.isfinite(values).all():
+        raise ValueError(
+            f"a map on this grid has finite numbers of shape {grid.shape}, "
+            f"not {values.dtype} of {values.shape}"
+        )
 
 
 def _check_form(path: Path, grid: Grid) -> None:

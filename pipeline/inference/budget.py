@@ -25,7 +25,6 @@ class Work:
         overlap: Planes that neighbouring parts share, per axis.
         normalises: Whether weights are summed up beside the scores.
         num_copies: Scores that are taken together per window: of mirrored copies and of several networks.
-        num_derived: Channels that are made of finished scores beside them.
     """
 
     windows: Windows
@@ -33,7 +32,6 @@ class Work:
     overlap: Axes
     normalises: bool
     num_copies: int = 1
-    num_derived: int = 0
 
     @property
     def axis(self) -> int:
@@ -55,8 +53,7 @@ class Work:
         """Bytes of the scores that are worked on at a time."""
         sizes = [stop - first for first, stop in box]
         sizes[self.axis] = min(self.windows.size[self.axis] + self.overlap[self.axis], sizes[self.axis])
-        num_channels = self.num_scores + self.normalises + self.num_derived
-        return _FLOAT_BYTES * num_channels * sizes[0] * sizes[1] * sizes[2]
+        return _FLOAT_BYTES * (self.num_scores + self.normalises) * sizes[0] * sizes[1] * sizes[2]
 
     @property
     def window_bytes(self) -> int:

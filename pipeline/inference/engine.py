@@ -69,6 +69,7 @@ class Engine:
         mixed_precision: Whether the networks may compute in 16 bits on a GPU. Scores are summed in 32.
         laterality: Channels of the scores that change places in a copy that is mirrored from left to right.
         joins: Whether the networks' scores stand side by side; else their mean is blended.
+        conclude: What becomes of a window's mean scores before they are blended.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Engine:
         mixed_precision: bool,
         laterality: Laterality | None = None,
         joins: bool = False,
+        conclude: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.networks = list(networks)
         self.section = section
@@ -88,6 +90,7 @@ class Engine:
         self.device = device
         self._laterality = laterality
         self._joins = joins
+        self._conclude = conclude
         self._autocast_type = autocast_type(device) if mixed_precision else None
         self._weights = weigh_voxels(self.window_size, section.blending, device)
         num_mirrored = 2 ** len(self.window_size) if section.flips else 1
@@ -101,7 +104,6 @@ class Engine:
         num_scores: int,
         *,
         normalises: bool,
-        num_derived: int = 0,
         beside_bytes: int = 0,
         max_memory: int | None = None,
         on_plan: Callable[[Plan], None] = lambda plan: None,
@@ -111,9 +113,9 @@ class Engine:
         Args:
             image: `(channels, H, W, D)` float32, on the network's grid.
             consumer: Is given all of the volume, block by block.
-            num_scores: Channels of the scores that are blended.
+            num_scores: Channels of the scores of a window, and no fewer than what is blended and what the
+                consumer makes of a block take together.
             normalises: Whether scores are divided by the sum of the windows' weights.
-            num_derived: Channels that the consumer makes of a block beside its scores.
             beside_bytes: What else it takes on the device meanwhile.
             max_memory: Bytes that this process, and on a GPU its tensors, may take at their peak. If None,
                 what is free.
@@ -125,7 +127,7 @@ class Engine:
         """
         height, width, depth = image.shape[1:]
         windows = lay_windows((height, width, depth), self.window_size, self.section.overlap)
-        work = Work(windows, num_scores, consumer.overlap, normalises, self._num_copies, num_derived)
+        work = Work(windows, num_scores, consumer.overlap, normalises, self._num_copies)
         if self.section.skip_empty:
             beside_bytes += work.window_bytes  # the scores of an empty window are kept
         try:
@@ -174,6 +176,7 @@ class Engine:
             axis=work.axis,
             keep=work.overlap[work.axis],
             normalises=work.normalises,
+            conclude=self._conclude,
         )
         for block in blocks:
             consumer.add(block.scores, block.origin)

@@ -1,11 +1,13 @@
-"""Which predicted label map belongs to which reference: the same case has the same file name."""
+"""What belongs to which reference or truth: the same case has the same file name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.data.cases import Case
+from pipeline.data.images import find_inputs
 from pipeline.data.nifti import is_nifti, nifti_stem
 from pipeline.errors import Fault, InputError
 
@@ -82,3 +84,29 @@ def _doubled(*folders: dict[str, list[Path]]) -> Iterator[Fault]:
             names = " and ".join(path.name for path in paths)
             message = f"{names} in {paths[0].parent} claim the same case, which was not evaluated; keep one"
             yield Fault(case, "duplicate-case", message)
+
+
+def pair_truths(cases: Sequence[Case], truth: Path, num_channels: int) -> tuple[dict[str, Case], list[Fault]]:
+    """What each case should look like: the case of the same id, or a single one whatever its name.
+
+    Args:
+        cases: Images.
+        truth: A file, a folder or a DICOM series, as an input of the same model is given.
+        num_channels: Channels of the images.
+
+    Returns:
+        The true images by id, and a fault for each case that has none.
+
+    Raises:
+        InputError: If `truth` is no input.
+    """
+    found = find_inputs([truth], num_channels)
+    if len(cases) == 1 and [case.images for case in found] == [(truth,)]:
+        return {cases[0].id: found[0]}, []
+    known = {case.id: case for case in found}
+    faults = [
+        Fault(case.id, "truth-missing", f"its truth is not in {truth}; it was enhanced but not compared")
+        for case in cases
+        if case.id not in known
+    ]
+    return {case.id: known[case.id] for case in cases if case.id in known}, faults

@@ -6,7 +6,7 @@ scores never exist. `docs/inference.md` counts the bytes and operations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,7 @@ def sweep(
     axis: int,
     keep: int,
     normalises: bool,
+    conclude: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Block]:
     """Blends the windows' scores over a part of a volume, and hands it out slab by slab.
 
@@ -52,12 +53,15 @@ def sweep(
         keep: Planes of a slab that the next one begins with again.
         normalises: Whether to divide by the sum of weights. Without it scores are right up to a positive
             factor per voxel, which does not change a decision.
+        conclude: What becomes of a window's scores before they are blended; gives them anew.
 
     Yields:
         Slabs in rising order, until they cover `box`.
     """
     buffer: _Buffer | None = None
-    for start, scores in runner.run(image, windows, windows.along(axis, box)):
+    for start, mean in runner.run(image, windows, windows.along(axis, box)):
+        scores = mean if conclude is None else conclude(mean)
+        del mean
         if buffer is None:
             buffer = _Buffer(len(scores), windows.size[axis], box, axis, keep, normalises, scores.device)
         if start[axis] > buffer.done:

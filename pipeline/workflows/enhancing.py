@@ -1,0 +1,168 @@
+"""`clinseg enhance`: enhanced images, what was changed in them, and a report of every case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.cases import Case
+from pipeline.data.images import find_inputs
+from pipeline.errors import ConfigError, Fault
+from pipeline.files import check_writable, write_text
+from pipeline.inference.budget import Plan
+from pipeline.inference.cohort import hash_inputs
+from pipeline.inference.enhancer import load_enhancer
+from pipeline.inference.enhancing import EnhancementReport, enhance_cohort, output_names
+from pipeline.inference.pairing import pair_truths
+from pipeline.inference.predictor import select_device
+from pipeline.memory import freed_memory_kept, parse_size
+from pipeline.progress import progress_bar
+from pipeline.statistics import Summary, summarise
+from pipeline.workflows.case_reports import describe_model, find_finished, parse_report, refuse_overwriting
+from pipeline.workflows.models import load_model
+
+
+@dataclass(frozen=True, slots=True)
+class Enhancement:
+    """What came of it.
+
+    Attributes:
+        reports: One per case.
+        figures: PSNR and SSIM over the cases that have a truth; see `EnhancementReport.figures`.
+        faults: Why cases are missing from the images or from the figures.
+    """
+
+    reports: list[EnhancementReport]
+    figures: dict[str, Summary]
+    faults: list[Fault]
+
+
+def enhance(
+    model: str,
+    inputs: Sequence[Path],
+    folder: Path,
+    device: str = "auto",
+    max_memory: str | None = None,
+    *,
+    resume: bool = False,
+    reverse: bool = False,
+    truth: Path | None = None,
+    on_plan: Callable[[str, Plan], None] = lambda case, plan: None,
+) -> Enhancement:
+    """Enhances every input with a trained model; writes images, changes and `folder/report.json`.
+
+    The report is written anew after each case, so that an interrupted enhancement can go on.
+
+    Args:
+        model: A run, `latest`, a checkpoint file or `models:/name@alias`; everything else comes from it.
+        inputs: NIfTI files, folders of them, or DICOM series folders.
+        folder: Where images go.
+        device: `auto`, `cpu` or `cuda`.
+        max_memory: A size such as `2GiB` that the enhancement keeps within; None for what is free.
+        resume: Whether to keep the images that this model made of these very files before.
+        reverse: Whether to go from the target to the source.
+        truth: What the images should look like, in the form of the inputs; None to compare with nothing.
+        on_plan: Is told each case's plan before its first window.
+
+    Raises:
+        FaultError: If nothing can be enhanced at all: no such model or input, or no place to write.
+    """
+    limit = parse_size(max_memory) if max_memory is not None else None
+    checkpoint = load_model(model)
+    if checkpoint.job.get("task") != "enhancement":
+        message = "this model does not enhance images; use `clinseg predict`"
+        raise ConfigError(Fault("model", "other-task", message))
+    enhancer = load_enhancer(checkpoint, select_device(device), limit, reverse=reverse)
+    num_channels = len(enhancer.channels)
+    cases = find_inputs(inputs, num_channels)
+    truths, faults = pair_truths(cases, truth, num_channels) if truth is not None else ({}, [])
+    refuse_overwriting(
+        cases, lambda case: [folder / name for name in output_names(case.id, num_channels)], "enhanced image"
+    )
+    check_writable(folder)
+    path = folder / "report.json"
+    made_by = {"model_sha256": checkpoint.content_hash, "reverse": reverse}
+    finished = _find_finished(path, made_by, cases, truths) if resume else {}
+    reports = dict(finished)
+    pending = [case for case in cases if case.id not in finished]
+    about = {
+        **describe_model(checkpoint, enhancer.device),
+        "reverse": reverse,
+        "channels": list(enhancer.channels),
+        "truth": None if truth is None else str(truth),
+    }
+    memory = freed_memory_kept() if limit is None else nullcontext()
+    with memory, progress_bar("Enhancing cases", len(pending)) as advance:
+
+        def keep(report: EnhancementReport) -> None:
+            reports[report.case] = report
+            _write_report(path, about, list(reports.values()))
+            advance()
+
+        enhance_cohort(
+            enhancer,
+            pending,
+            folder,
+            model=str(checkpoint.content_hash),
+            truths=truths,
+            on_case=keep,
+            on_plan=on_plan,
+        )
+    ordered = [reports[case.id] for case in cases]
+    _write_report(path, about, ordered)
+    return Enhancement(
+        ordered, _summarise(ordered), [*(f for report in ordered for f in report.faults), *faults]
+    )
+
+
+def _summarise(reports: Sequence[EnhancementReport]) -> dict[str, Summary]:
+    """Each figure over the cases that have it; where nothing differs PSNR is infinite and left out."""
+    found: dict[str, list[float]] = {}
+    for report in reports:
+        for name, value in (report.figures or {}).items():
+            if value is not None:
+                found.setdefault(name, []).append(value)
+    return {name: summarise(values) for name, values in found.items()}
+
+
+def _write_report(path: Path, about: Mapping[str, object], reports: Sequence[EnhancementReport]) -> None:
+    """Writes what was enhanced with what, as JSON."""
+    content = {
+        **about,
+        "figures": {name: asdict(summary) for name, summary in _summarise(reports).items()},
+        "cases": [_describe(report) for report in reports],
+    }
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _describe(report: EnhancementReport) -> dict[str, object]:
+    content = asdict(report)
+    content["faults"] = [str(fault) for fault in report.faults]
+    content["status"] = "refused" if report.files is None else "enhanced"
+    return content
+
+
+def _find_finished(
+    path: Path, made_by: Mapping[str, object], cases: Sequence[Case], truths: Mapping[str, Case]
+) -> dict[str, EnhancementReport]:
+    """Those whose images are finished, and compared with the very truth that is given."""
+    finished = find_finished(path, made_by, cases, _parse, _files)
+    return {
+        name: report
+        for name, report in finished.items()
+        if report.truth_hashes == (hash_inputs(truths[name]) if name in truths else ())
+    }
+
+
+def _parse(entry: Mapping[str, Any]) -> EnhancementReport | None:
+    # One that could not be compared is made again.
+    is_finished = entry["status"] == "enhanced" and not entry["faults"]
+    return parse_report(EnhancementReport, entry) if is_finished else None
+
+
+def _files(report: EnhancementReport) -> dict[str, str]:
+    return report.files or {}
