@@ -46,7 +46,7 @@ def ssim(image: Image, truth: Image, data_range: float) -> float:
 
     A Gaussian window of 11 voxels a side (sigma 1.5), placed wherever it lies inside of the image; along an
     axis with fewer voxels, the widest odd window that fits, so that a single slice is compared in its plane.
-    MONAI's `compute_ssim_and_cs` gives the same number in thirty times the time, not separating the axes.
+    MONAI's `compute_ssim_and_cs` gives the same number in ten times the time, not separating the axes.
 
     Args:
         image: `(I, J, K)`.

@@ -17,12 +17,12 @@ from pipeline.config import EnhancementJob, enhancement_job, job_from_mapping
 from pipeline.errors import ConfigError, Fault, IntegrityError
 from pipeline.inference.budget import Plan
 from pipeline.inference.engine import Engine
+from pipeline.inference.grids import in_axes_of
 from pipeline.inference.predictor import build_preprocessing, count_voxels, preparing_bytes
 from pipeline.inference.window_runner import Network
 from pipeline.networks import build_generator
 from pipeline.volume import Grid, Volume
 from transforms.enhancement import Scale, Scaled, prepare_image, stack_neighbours
-from transforms.resampling import match_axes
 from transforms.restoring import ImageBuilder, measure_spread
 
 _BLURRING_BYTES = 8  # a voxel while a channel's scale is measured
@@ -203,24 +203,6 @@ def load_enhancer(
         if job.inference.intensities == "target":
             scales.append(_learnt_scales(member.intensity, num, reverse=reverse))
     return Enhancer(job, checkpoint.channels, networks, scales, device, max_memory, num_noise=num_noise)
-
-
-def in_axes_of(grid: Grid, shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Grid:
-    """A grid of the voxels of another one, with order and direction of the axes of `grid`.
-
-    Args:
-        grid: The input's.
-        shape: `(h, w, d)` of the network's grid.
-        affine: Its 4x4 voxel → world; its axes are those of `grid` up to order, direction and spacing.
-    """
-    axes, positions = match_axes(affine, (2, 2, 2), grid.affine)
-    turned = np.zeros((4, 4))
-    turned[3, 3] = 1
-    for k, (axis, (first, second)) in enumerate(zip(axes, positions, strict=True)):
-        turned[axis, k] = 1 if second > first else -1
-        turned[axis, 3] = 0 if second > first else shape[axis] - 1
-    sizes = shape[axes[0]], shape[axes[1]], shape[axes[2]]
-    return Grid(sizes, affine @ turned, sform_code=grid.sform_code or grid.qform_code or 1)
 
 
 def _learnt_scales(intensity: Mapping[str, Any] | None, num: int, *, reverse: bool) -> tuple[Scale, ...]:

@@ -18,7 +18,8 @@ from pipeline.files import sha256_of
 from pipeline.inference.budget import Plan
 from pipeline.inference.cohort import check_preparing, hash_inputs
 from pipeline.inference.enhancer import Enhanced, Enhancer
-from pipeline.inference.image_evaluation import compare_images, on_grid
+from pipeline.inference.grids import on_grid
+from pipeline.inference.image_evaluation import compare_images
 from pipeline.inference.relay import Steps, relay
 from pipeline.volume import Volume
 from transforms.enhancement import Scaled

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from pipeline.errors import Fault, InputError
 from pipeline.image_metrics import data_range, psnr, ssim
+from pipeline.inference.grids import on_grid
 from pipeline.volume import Grid, Volume
-from transforms.resampling import Slices, are_parallel, match_axes, resample
+from transforms.resampling import Slices, are_parallel, match_axes
 
 _VOXEL_TOLERANCE = 1e-3
 
@@ -51,15 +50,6 @@ def compare_images(
             found.append((psnr(values, true, peak), ssim(values, true, peak)))
         figures[f"psnr_{name}"], figures[f"ssim_{name}"] = map(float, np.mean(found, axis=0))
     return figures
-
-
-def on_grid(volume: Volume, grid: Grid) -> NDArray[np.generic]:
-    """The voxels of a volume on a parallel grid: as they are if it is its own, else linearly in float32."""
-    if volume.grid.is_close(grid):
-        return volume.array
-    stored = torch.from_numpy(np.asarray(volume.array, dtype=np.float32))
-    resampled: NDArray[np.float32] = resample(stored, volume.grid.affine, grid.shape, grid.affine).numpy()
-    return resampled
 
 
 def _common_place(case: str, grid: Grid, others: Sequence[Grid]) -> Slices:

@@ -11,7 +11,8 @@ from torch import nn
 
 from pipeline.config import EnhancementJob
 from pipeline.errors import IntegrityError, ResourceError
-from pipeline.inference.enhancer import Enhancer, in_axes_of
+from pipeline.inference.enhancer import Enhancer
+from pipeline.inference.grids import in_axes_of
 from pipeline.memory import measure_peak, resident_bytes
 from pipeline.volume import Grid, Volume
 from transforms.enhancement import Scale
