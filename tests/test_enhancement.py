@@ -249,7 +249,7 @@ def test_resume_keeps_what_is_finished_and_was_made_in_the_same_way(clinseg, mod
     compared = [image.stat().st_mtime_ns for image in images]
     assert clinseg(*command, "--resume", "--truth", tmp_path / "in").code == 0
     assert compared == [image.stat().st_mtime_ns for image in images]
-    assert clinseg(*command, "--resume", "--reverse").code == 0
+    assert clinseg(*command, "--resume", "--truth", tmp_path / "in", "--reverse").code == 0
     assert all(image.stat().st_mtime_ns > old for image, old in zip(images, compared, strict=True))
 
 
