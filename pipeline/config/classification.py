@@ -66,8 +66,8 @@ class ClassificationPreprocessingSection(PreprocessingSection):
     fit: Literal["resize", "crop"] = "resize"
     """`resize`: the whole image is resampled to `size`. `crop`: its middle is cut out, or padded with 0."""
     region: Literal["crop", "channel", "both"] | None = None
-    """What becomes of the region that `data.region_from` tells. `crop`: of the image only a box round it is
-    brought to `size`. `channel`: it is shown beside the image, as 1 within and 0 elsewhere. `both` does both."""
+    """How the region of `data.region_from` is used. `crop`: of the image only a box round it is brought to
+    `size`. `channel`: it is shown beside the image, as 1 within and 0 elsewhere. `both` does both."""
     region_margin: Annotated[float, Field(ge=0)] = 0.0
     """Millimetres that the box is larger than the region on every side, as far as the image goes."""
 

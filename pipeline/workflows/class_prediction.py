@@ -59,6 +59,7 @@ def classify(
         "model_sha256": checkpoint.content_hash,
         "config_sha256": hashlib.sha256(config).hexdigest(),
         "run": checkpoint.provenance.get("run"),
+        "segmenter_sha256": checkpoint.segmenter.content_hash if checkpoint.segmenter else None,
     }
     write_class_report(folder / "report.json", predictor, reports, model)
     if method is not None:

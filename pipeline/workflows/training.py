@@ -97,7 +97,7 @@ def train(
         if start is not None and world.is_first:
             on_start(start)
         column = COLUMNS[job.task]
-        material = column.load_material(job)
+        material = column.load_material(job, run)
         for other in read_children(parent) if parent is not None else []:
             if (other.path / BEST).is_file():
                 check_data(material, read_checkpoint(other.path / BEST), other)
