@@ -36,9 +36,10 @@ def find_class_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
 
     A path is a NIfTI, PNG or JPEG file, the folder of a DICOM series, a folder of these (and one level of
     sub-folders, such as one per class), a CSV with the columns `case`, `image` (or several `image_…`) and,
-    where a label map tells the region, `label`, or an `.npz`. Of the last, the rows of its only array of images are
-    taken, or those of `test_images`, or with `FILE.npz#val` those of `val_images`; their ids are their
-    numbers from 0. Other ids are the names of files; of those that are alike, the folder's name goes before.
+    where a label map tells the region, `label`, or an `.npz`. Of the last, the rows of its only array of
+    images are taken, or those of `test_images`, or with `FILE.npz#val` those of `val_images`; their ids are
+    their numbers from 0. Ids not listed are the names of files; of those that are alike, the folder's name
+    goes before.
     With several channels, NIfTI files `<case>_0000.nii.gz`, `<case>_0001.nii.gz` … make a case.
 
     Raises:
