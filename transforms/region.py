@@ -44,9 +44,7 @@ def crop_to_region(
     # A voxel reaches half its size to either side of its centre.
     first = np.floor(placed.min(axis=0) + 0.5 + _VOXEL_TOLERANCE).astype(int)
     stop = np.ceil(placed.max(axis=0) + 0.5 - _VOXEL_TOLERANCE).astype(int)
-    size = np.array(prepared.image.shape[1:])
-    first = np.clip(first, 0, size - 1)
-    stop = np.clip(stop, first + 1, size)
+    first = np.maximum(first, 0)
     moved = prepared.affine.copy()
     moved[:3, 3] += prepared.affine[:3, :3] @ first
     box = tuple(slice(int(low), int(high)) for low, high in zip(first, stop, strict=True))

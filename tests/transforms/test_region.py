@@ -47,9 +47,23 @@ def test_a_margin_that_ends_within_a_voxel_takes_all_of_it_in():
     assert see(image, region, affine, 1.5).image.shape[1:] == (5, 5, 5)
 
 
+def test_rounding_takes_in_no_voxel_more():
+    image, _, _ = scene()
+    random = np.random.default_rng(1)
+    for _ in range(20):
+        affine = np.eye(4)
+        turn = np.linalg.qr(random.normal(size=(3, 3)))[0]
+        affine[:3] = np.c_[turn * random.uniform(0.3, 3, 3), random.uniform(-500, 500, 3)]
+        region = np.zeros(SHAPE, dtype=bool)
+        region[tuple(slice(low, low + 3) for low in random.integers(0, 5, 3))] = True
+        assert see(image, region, affine).image.shape[1:] == (3, 3, 3)
+
+
 def test_the_box_ends_where_the_image_does():
     image, region, affine = scene()
-    assert see(image, region, affine, 1000).image.shape[1:] == SHAPE
+    for margin in (12, 1000):
+        seen = see(image, region, affine, margin)
+        assert seen.image.shape[1:] == SHAPE and np.array_equal(seen.affine, affine)
 
 
 @pytest.mark.parametrize("spacing", [None, (2.0, 2.0, 2.0), (1.0, 3.0, 4.0)])
