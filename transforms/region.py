@@ -48,8 +48,7 @@ def crop_to_region(
     moved = prepared.affine.copy()
     moved[:3, 3] += prepared.affine[:3, :3] @ first
     box = tuple(slice(int(low), int(high)) for low, high in zip(first, stop, strict=True))
-    label = None if prepared.label is None else prepared.label[box].contiguous()
-    return Prepared(prepared.image[:, *box].contiguous(), moved, label)
+    return Prepared(prepared.image[:, *box].contiguous(), moved)
 
 
 def _bounds(

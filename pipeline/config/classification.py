@@ -68,7 +68,7 @@ class ClassificationPreprocessingSection(PreprocessingSection):
     region: Literal["crop", "channel", "both"] | None = None
     """How the region of `data.region_from` is used. `crop`: of the image only a box round it is brought to
     `size`. `channel`: it is shown beside the image, as 1 within and 0 elsewhere. `both` does both."""
-    region_margin: Annotated[float, Field(ge=0)] = 0.0
+    region_margin: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Millimetres that the box is larger than the region on every side, as far as the image goes."""
 
     @property

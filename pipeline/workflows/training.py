@@ -205,6 +205,8 @@ def _describe(
     record: Record, job: Job, material: AbstractMaterial, device: torch.device, world: World
 ) -> None:
     record.log_parameters(job_parameters(job))
+    if material.segmenter is not None:
+        record.set_tags({"clinseg.segmenter.sha256": str(material.segmenter.content_hash)})
     record.set_tags(
         {
             "clinseg.data_hash": material.data_hash,

@@ -8,7 +8,7 @@ import torch
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 from scipy import ndimage
 
-from transforms.preprocessing import Prepared, Preprocessing, preprocess
+from transforms.preprocessing import Preprocessing, preprocess
 from transforms.region import crop_to_region, show_region
 
 SHAPE = (12, 10, 8)
@@ -103,10 +103,3 @@ def test_a_region_that_vanishes_between_coarse_voxels_still_has_a_box():
         centre = np.linalg.inv(seen.affine) @ affine @ [*place, 1]
         size = np.array(seen.image.shape[1:])
         assert (centre[:3] > -1).all() and (centre[:3] < size).all()  # the grid may end before the image
-
-
-def test_a_label_map_is_cut_with_the_image():
-    image, region, affine = scene()
-    prepared = Prepared(torch.from_numpy(image)[None], affine, torch.from_numpy(region).int())
-    cut = crop_to_region(prepared, region, affine, 0.0)
-    assert cut.label.sum() == region.sum() and cut.label.shape == cut.image.shape[1:]
