@@ -139,6 +139,27 @@ def test_only_an_ensemble_asks_an_older_clinseg_for_an_update(path):
         assert version in path.read_bytes()
 
 
+@pytest.mark.parametrize("segmenter", ["single", "ensemble"])
+@pytest.mark.parametrize("outer", ["single", "ensemble"])
+def test_a_segmenter_travels_inside_with_its_own_hash(path, tmp_path, outer, segmenter):
+    build = {"single": make_checkpoint, "ensemble": make_ensemble}
+    write_checkpoint(tmp_path / "own.safetensors", build[segmenter](channels=("CT",)))
+    inner = read_checkpoint(tmp_path / "own.safetensors")
+    write_checkpoint(path, build[outer](segmenter=inner))
+    read = read_checkpoint(path)
+    assert read.segmenter.content_hash == inner.content_hash != read.content_hash
+    write_checkpoint(tmp_path / "again.safetensors", read.segmenter)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "own.safetensors").read_bytes()
+    assert not [name for name in read.weights if name.startswith("segmenter")]
+    assert b'"version":"3"' in path.read_bytes()
+
+
+def test_a_segmenters_training_state_is_left_behind(path):
+    write_checkpoint(path, make_checkpoint(segmenter=make_checkpoint(state=[torch.ones(3)])))
+    assert read_checkpoint(path, with_state=True).segmenter.state is None
+    assert not [name for name in load_file(path) if "state" in name]
+
+
 def test_weights_and_state_of_an_ensemble_are_its_members():
     for wrong in ({"weights": {"w": torch.ones(1)}}, {"state": [1]}, {"intensity": {"mean": 1.0}}):
         with pytest.raises(ValueError, match="of its members"):
@@ -405,8 +426,8 @@ def test_a_missing_file_a_folder_and_a_pipe_are_usage_errors(tmp_path):
 
 def test_a_newer_format_asks_for_an_update(path):
     write_checkpoint(path, make_checkpoint())
-    with pytest.raises(ConfigError, match=r"format 3.*update clinseg"):
-        read_checkpoint(forged(path, version="3", content="something else"))
+    with pytest.raises(ConfigError, match=r"format 4.*update clinseg"):
+        read_checkpoint(forged(path, version="4", content="something else"))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Checkpoints: one file that carries weights with all that is needed to use them or to train on.
 
-`content` says what is in one, `files` writes and reads it, `packing` turns nested values into JSON and back.
-Reading a file runs nothing. `docs/checkpoint-format.md` describes the format.
+`content` says what is in one, `layout` names its parts, `packing` turns nested values into JSON and back,
+`files` writes and reads the file. Reading a file runs nothing. `docs/checkpoint-format.md` has the format.
 """
 
 from pipeline.checkpoint.content import Checkpoint, Member

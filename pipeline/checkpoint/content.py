@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.checkpoint.packing import STATE
+from pipeline.checkpoint.packing import SEGMENTER, STATE
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +41,8 @@ class Checkpoint:
         state: Optimizer, schedule, random states, whatever a resumption needs; None in a finished model.
         content_hash: SHA-256 (64 hexadecimal digits) of the file it was read from; None before that.
         members: The networks of an ensemble, the mean of whose logits decides; else empty.
+        segmenter: The segmentation model that tells a classifier which region to look at, with the hash of
+            the file that it was read from; None where there is none.
 
     Raises:
         ValueError: If labels, structures and channels contradict each other, or an ensemble has weights or a
@@ -58,13 +60,15 @@ class Checkpoint:
     state: Any = field(default=None, repr=False)
     content_hash: str | None = None
     members: tuple[Member, ...] = ()
+    segmenter: Checkpoint | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self._check_labels()
         if not self.channels or not all(isinstance(name, str) for name in self.channels):
             raise ValueError(f"there is at least one input channel and all have names, not {self.channels}")
-        if any(name.startswith((STATE, "__metadata__")) for name in self.weights):
-            raise ValueError(f"names of weights beginning with {STATE!r} or '__metadata__' are reserved")
+        reserved = (STATE, SEGMENTER, "__metadata__")
+        if any(name.startswith(reserved) for name in self.weights):
+            raise ValueError(f"names of weights beginning with one of {reserved} are reserved")
         if self.members and (self.weights or self.intensity is not None or self.state is not None):
             raise ValueError("weights, intensity and state of an ensemble are those of its members")
 

@@ -17,16 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.checkpoint.content import Checkpoint, Member
-from pipeline.checkpoint.packing import STATE, pack, unpack
+from pipeline.checkpoint.content import Checkpoint
+from pipeline.checkpoint.layout import NEWEST_VERSION, gather, lay_out, version_of
 from pipeline.errors import ConfigError, Fault, FaultError, IntegrityError
 from pipeline.files import atomic_path
 
-_VERSION = 1
-_ENSEMBLE_VERSION = 2  # of files with members, which a clinseg of before cannot know
-_FIELDS = ("job", "labels", "structures", "channels", "intensity", "provenance")
-_MEMBER_FIELDS = ("intensity", "provenance")
-_MEMBER = "member/"
 _MAGIC = b'{"__metadata__":{"format":"clinseg-checkpoint","sha256":"'
 _HASH_START = 8 + len(_MAGIC)  # behind the eight bytes with the header's length
 _NO_HASH = b"0" * 64
@@ -72,20 +67,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
         TypeError: If something is no tensor, dict, list, tuple, number, string, boolean or None.
         ResourceError: If the disk is full or the folder cannot be written; an older file then stays.
     """
-    state: dict[str, Tensor] = {}
-    content = {name: pack(getattr(checkpoint, name), state, name) for name in _FIELDS}
-    if checkpoint.calibration is not None:
-        content["calibration"] = pack(checkpoint.calibration, state, "calibration")
-    if checkpoint.members:
-        facts = [{name: getattr(member, name) for name in _MEMBER_FIELDS} for member in checkpoint.members]
-        content["members"] = pack(facts, state, "members")
-    if state:
-        raise TypeError("tensors belong into a checkpoint's weights or its state")
-    if checkpoint.state is not None:
-        content["state"] = pack(checkpoint.state, state, "state")
-    named = checkpoint.weights | state
-    for number, member in enumerate(checkpoint.members):
-        named |= {f"{_MEMBER}{number}/{name}": tensor for name, tensor in member.weights.items()}
+    content, named = lay_out(checkpoint)
     # Readers map tensors in place, so each must be aligned to its own item: the widest items come first.
     tensors = sorted(named.items(), key=lambda item: (-item[1].itemsize, item[0]))
     header = _header(tensors, content)
@@ -148,7 +130,7 @@ def _header(tensors: list[tuple[str, Tensor]], content: dict[str, Any]) -> bytes
     metadata = {
         "format": "clinseg-checkpoint",
         "sha256": _NO_HASH.decode(),
-        "version": str(_ENSEMBLE_VERSION if "members" in content else _VERSION),
+        "version": str(version_of(content)),
         "content": json.dumps(content, allow_nan=False),
     }
     entries: dict[str, Any] = {"__metadata__": metadata}
@@ -187,8 +169,8 @@ def _verified_hash(path: Path, file: FileIO) -> str:
 
 def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: bool) -> Checkpoint:  # noqa: ANN401 - untyped
     metadata = archive.metadata()
-    if int(metadata["version"]) > _ENSEMBLE_VERSION:
-        found, newest = metadata["version"], _ENSEMBLE_VERSION
+    if int(metadata["version"]) > NEWEST_VERSION:
+        found, newest = metadata["version"], NEWEST_VERSION
         message = f"it has checkpoint format {found}, this clinseg reads up to {newest}; update clinseg"
         raise ConfigError(Fault(str(path), "checkpoint-too-new", message))
 
@@ -197,23 +179,5 @@ def _checkpoint_of(path: Path, archive: Any, content_hash: str, *, with_state: b
         copied: Tensor = archive.get_tensor(name).clone()
         return copied
 
-    content = json.loads(metadata["content"])
-    fields = {name: unpack(content[name], tensor) for name in _FIELDS}
-    state = unpack(content["state"], tensor) if with_state and "state" in content else None
-    facts = unpack(content.get("members", []), tensor)
-    calibration = unpack(content.get("calibration"), tensor)
-
-    def weights(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor(name) for name in names if name.startswith(prefix)}
-
-    names = [name for name in archive.keys() if not name.startswith(STATE)]  # noqa: SIM118 - no dict
-    members = tuple(Member(weights(f"{_MEMBER}{number}/"), **own) for number, own in enumerate(facts))
-    own_weights = {} if members else weights("")
-    return Checkpoint(
-        own_weights,
-        calibration=calibration,
-        state=state,
-        content_hash=content_hash,
-        members=members,
-        **fields,
-    )
+    names = list(archive.keys())
+    return gather(json.loads(metadata["content"]), names, tensor, content_hash, with_state=with_state)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
-STATE = "state/"
+STATE: Final = "state/"
 """What the names of a state's tensors begin with in the file."""
+SEGMENTER: Final = "segmenter/"
+"""The same of a segmenter's."""
 
 
 def pack(value: Any, tensors: dict[str, Tensor], where: str) -> Any:  # noqa: ANN401, PLR0911 - one return per kind

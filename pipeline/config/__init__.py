@@ -7,6 +7,7 @@ Imports neither torch nor monai nor mlflow.
 """
 
 from pipeline.config.classification import (
+    LABEL_MAP,
     ClassificationDataSection,
     ClassificationInferenceSection,
     ClassificationJob,
@@ -58,6 +59,7 @@ from pipeline.config.segmentation import (
 )
 
 __all__ = [
+    "LABEL_MAP",
     "AugmentationSection",
     "CasesSection",
     "ClassificationDataSection",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Axes, Names, PathField, Probability
+from pipeline.config.fields import Axes, ModelField, Names, PathField, Probability, Structures
 from pipeline.config.sections import (
     AugmentationSection,
     CasesSection,
@@ -16,6 +17,11 @@ from pipeline.config.sections import (
     Section,
     TrackingSection,
 )
+
+LABEL_MAP: Final = "label_map"
+"""What `data.region_from` says where label maps of the manifest tell the region."""
+REGION: Final = "region"
+"""Name of the channel that shows it."""
 
 
 class ClassificationDataSection(CasesSection):
@@ -32,6 +38,24 @@ class ClassificationDataSection(CasesSection):
     split: Literal["given", "new"] = "given"
     """`given`: what the manifest keeps for validation (an `.npz`'s `val_images`) is fold 0, or its column
     `fold` counts. `new`: divide all cases into `num_folds` folds."""
+    region_from: ModelField | None = None
+    """Where the organ lies that is to be classified: a segmentation model, named as in `training.start_from`,
+    which then travels with the classifier; or `label_map`, the column `label` of the CSV. Null: the whole
+    image. See `docs/classification.md`."""
+    region_labels: Structures | None = None
+    """What makes up the region: names of the model's structures, or values in the label maps; null takes
+    everything but the background."""
+
+    @model_validator(mode="after")
+    def _check_region(self) -> ClassificationDataSection:
+        if self.region_labels is None:
+            return self
+        if self.region_from is None:
+            raise ValueError("region_labels: there is no region; give `region_from`, or leave it out")
+        kind, told = (int, "values") if self.region_from == LABEL_MAP else (str, "names of structures")
+        if not all(isinstance(label, kind) for label in self.region_labels):
+            raise ValueError(f"region_labels: a region from {self.region_from} is told by {told}")
+        return self
 
 
 class ClassificationPreprocessingSection(PreprocessingSection):
@@ -41,6 +65,31 @@ class ClassificationPreprocessingSection(PreprocessingSection):
     """Voxels per axis that the network sees, after orientation and spacing."""
     fit: Literal["resize", "crop"] = "resize"
     """`resize`: the whole image is resampled to `size`. `crop`: its middle is cut out, or padded with 0."""
+    region: Literal["crop", "channel", "both"] | None = None
+    """How the region of `data.region_from` is used. `crop`: of the image only a box round it is brought to
+    `size`. `channel`: it is shown beside the image, as 1 within and 0 elsewhere. `both` does both."""
+    region_margin: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Millimetres that the box is larger than the region on every side, as far as the image goes."""
+
+    @property
+    def crops(self) -> bool:
+        """Whether only a box round the region is seen."""
+        return self.region in ("crop", "both")
+
+    @property
+    def shows_region(self) -> bool:
+        """Whether the region is a channel of its own, the last one."""
+        return self.region in ("channel", "both")
+
+    def seen_channels(self, channels: Sequence[str]) -> tuple[str, ...]:
+        """Names of the network's input channels, of those of the image."""
+        return (*channels, *([REGION] if self.shows_region else []))
+
+    @model_validator(mode="after")
+    def _check_margin(self) -> ClassificationPreprocessingSection:
+        if self.region_margin and not self.crops:
+            raise ValueError("region_margin: nothing is cropped; set it to 0, or `region` to crop or both")
+        return self
 
     @model_validator(mode="after")
     def _check_normalisation(self) -> ClassificationPreprocessingSection:
@@ -126,4 +175,10 @@ class ClassificationJob(Section):
             )
         if self.augmentation.in_plane:
             raise ValueError("augmentation.in_plane: is for segmentation; set it to false")
+        return self
+
+    @model_validator(mode="after")
+    def _check_region(self) -> ClassificationJob:
+        if (self.data.region_from is None) != (self.preprocessing.region is None):
+            raise ValueError("preprocessing.region: is given exactly when data.region_from is")
         return self

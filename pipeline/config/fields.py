@@ -52,6 +52,9 @@ Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_
 Region = Annotated[tuple[int, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(_as_tuple)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Structures = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=65535)] | str, ...], BeforeValidator(_as_tuple), Field(min_length=1)
+]
 Interval = Annotated[tuple[float, float], BeforeValidator(_as_tuple), AfterValidator(_check_order)]
 Factors = Annotated[
     tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]],

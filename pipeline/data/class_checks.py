@@ -10,11 +10,15 @@ from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
 from pipeline.data.class_study import ClassStudy
 from pipeline.data.folds import Split
-from pipeline.errors import Fault
+from pipeline.data.regions import Regions
+from pipeline.errors import Fault, FaultError
 
 
 def check_class_study(
-    study: ClassStudy, splits: Sequence[Split], on_case: Callable[[], None] = lambda: None
+    study: ClassStudy,
+    splits: Sequence[Split],
+    on_case: Callable[[], None] = lambda: None,
+    regions: Regions | None = None,
 ) -> CheckReport:
     """Reads every image of a study once and tells all that is wrong with it.
 
@@ -22,6 +26,7 @@ def check_class_study(
         study: The cases and what is declared about them.
         splits: What is to be trained on and validated with, one for each fold that is held out.
         on_case: Called after each case, to show progress.
+        regions: Where to look. Label maps are read for it; a model is not asked, which could take hours.
 
     Returns:
         With copies among the warnings, as `find_duplicates` tells them; `labelled` is empty.
@@ -31,6 +36,11 @@ def check_class_study(
     hashes: dict[str, bytes] = {}
     for case in study.cases:
         draft = draft_images(case, len(study.channels))
+        if regions is not None and regions.model_hash is None and not draft.errors:
+            try:
+                regions.find(case, draft.images)
+            except FaultError as error:
+                draft.errors += error.faults
         errors += draft.errors
         warnings += draft.warnings
         if not draft.errors:

@@ -16,11 +16,13 @@ from pipeline.data.case_images import content_hash, read_case_images
 from pipeline.data.cases import Case
 from pipeline.data.class_study import ClassStudy
 from pipeline.data.datasets import Batch, derive_seed, draw_ahead, hash_files, prepare_all
+from pipeline.data.regions import Regions
 from pipeline.errors import Fault, InputError
 from pipeline.volume import Affine, Volume
 from transforms.classification import fit_to_size
 from transforms.keys import CLASS, IMAGE
 from transforms.preprocessing import Prepared, Preprocessing, preprocess
+from transforms.region import crop_to_region, show_region
 
 # Changes whenever the same files and settings would give other voxels than before.
 _CACHE_VERSION = 1
@@ -35,7 +37,8 @@ class ClassImage:
         image: `(C, *size)` float32; two axes for a two-dimensional network.
         target: `(K,)` float32, 1 for each class that it is of, else 0.
         affine: 4x4, voxel of `image` → world, RAS millimetres.
-        content_hash: SHA-256 over the files, or the row of a file, that it was read from.
+        content_hash: SHA-256 over the files, or the row of a file, that it was read from; its label map, if
+            that tells the region, is one of them.
     """
 
     case: Case
@@ -50,31 +53,44 @@ def prepare_class_images(
     study: ClassStudy,
     section: ClassificationPreprocessingSection,
     data: ClassificationDataSection,
+    regions: Regions | None = None,
     on_case: Callable[[], None] = lambda: None,
 ) -> list[ClassImage]:
-    """Reads and prepares every case; what comes from files of its own is cached.
+    """Reads and prepares every case, and caches it if it has files of its own or a model was asked for it.
 
     Raises:
         InputError: With all faults of all cases.
         ResourceError: If the cache folder cannot be written or the disk is full.
     """
-    return prepare_all(cases, lambda case: _prepare(case, study, section, data), on_case)
-
-
-def prepare_chain(section: ClassificationPreprocessingSection) -> Preprocessing:
-    """The chain's settings from the config."""
-    return Preprocessing(section.orientation, section.spacing, section.normalisation, section.window)
+    return prepare_all(cases, lambda case: _prepare(case, study, section, data, regions), on_case)
 
 
 def bring_to_size(
-    case: Case, volumes: Sequence[Volume], chain: Preprocessing, section: ClassificationPreprocessingSection
+    case: Case,
+    volumes: Sequence[Volume],
+    section: ClassificationPreprocessingSection,
+    regions: Regions | None = None,
 ) -> Prepared:
     """What the network sees of an image, `(C, H, W, D)`; with two axes, D is 1.
 
+    Args:
+        case: Whose image it is.
+        volumes: One per channel, all on one grid.
+        section: The chain's settings.
+        regions: Tells where to look; None for the whole image.
+
     Raises:
-        InputError: If it has several slices and the network takes one.
+        InputError: If it has several slices and the network takes one, or the region is not found.
     """
-    prepared = preprocess(chain, [volume.array for volume in volumes], volumes[0].grid.affine)
+    affine = volumes[0].grid.affine
+    region = None if regions is None else regions.find(case, volumes)
+    shown = region if section.shows_region else None
+    prepared = preprocess(_chain(section), [volume.array for volume in volumes], affine, shown)
+    if section.shows_region:
+        prepared = show_region(prepared)
+    if section.crops:
+        assert region is not None, "the job says where it comes from"
+        prepared = crop_to_region(prepared, region, affine, section.region_margin)
     try:
         return fit_to_size(prepared, section.size, section.fit)
     except ValueError as error:
@@ -156,16 +172,20 @@ class ClassSampler:
         return F.pad(images, flat, mode="replicate") if any(flat) else images
 
 
+def _chain(section: ClassificationPreprocessingSection) -> Preprocessing:
+    """The chain's settings from the config."""
+    return Preprocessing(section.orientation, section.spacing, section.normalisation, section.window)
+
+
 def _prepare(
     case: Case,
     study: ClassStudy,
     section: ClassificationPreprocessingSection,
     data: ClassificationDataSection,
+    regions: Regions | None,
 ) -> ClassImage:
-    chain = prepare_chain(section)
-
     def build(volumes: Sequence[Volume]) -> dict[str, Tensor]:
-        prepared = bring_to_size(case, volumes, chain, section)
+        prepared = bring_to_size(case, volumes, section, regions)
         image = prepared.image if len(section.size) == 3 else prepared.image[..., 0]
         return {IMAGE: image.contiguous(), "affine": torch.from_numpy(prepared.affine)}
 
@@ -173,13 +193,24 @@ def _prepare(
         return read_case_images(case, len(study.channels))
 
     if case.row is None:
-        hashed = hash_files(case.id, case.images)
-        key = ["class image", _CACHE_VERSION, hashed, asdict(chain), section.size, section.fit]
-        tensors = cached(data.cache_dir, key, lambda: build(read()))
-    else:  # thousands in one file, each prepared sooner than found again
+        hashed = hash_files(case.id, [*case.images, *(regions.files(case) if regions is not None else ())])
+        tensors = cached(data.cache_dir, _cache_key(hashed, section, regions), lambda: build(read()))
+    else:
         volumes = read()
         hashed = content_hash(volumes).hex()
-        tensors = build(volumes)
+        if regions is not None:  # a model needs longer than a look into the cache
+            tensors = cached(data.cache_dir, _cache_key(hashed, section, regions), lambda: build(volumes))
+        else:  # thousands in one file, each prepared sooner than found again
+            tensors = build(volumes)
     known = case.classes or ()
     target = torch.tensor([float(name in known) for name in study.classes])
     return ClassImage(case, tensors[IMAGE], target, tensors["affine"].numpy(), hashed)
+
+
+def _cache_key(
+    hashed: str, section: ClassificationPreprocessingSection, regions: Regions | None
+) -> list[object]:
+    key = ["class image", _CACHE_VERSION, hashed, asdict(_chain(section)), section.size, section.fit]
+    if regions is not None:
+        key += [section.region, section.region_margin, regions.values, regions.model_hash]
+    return key

@@ -10,7 +10,7 @@ from pipeline.data.class_folders import find_images, is_image_file, name_images
 from pipeline.data.class_manifests import read_class_folder
 from pipeline.data.class_study import class_faults
 from pipeline.data.images import group_channels, id_faults
-from pipeline.data.manifests import Entry
+from pipeline.data.manifests import Entry, parse_csv
 from pipeline.data.medmnist import (
     IMAGES,
     LABELS,
@@ -35,9 +35,11 @@ def find_class_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
     """Finds the cases behind paths given by hand.
 
     A path is a NIfTI, PNG or JPEG file, the folder of a DICOM series, a folder of these (and one level of
-    sub-folders, such as one per class), or an `.npz`. Of the last, the rows of its only array of images are
-    taken, or those of `test_images`, or with `FILE.npz#val` those of `val_images`; their ids are their
-    numbers from 0. Other ids are the names of files; of those that are alike, the folder's name goes before.
+    sub-folders, such as one per class), a CSV with the columns `case`, `image` (or several `image_…`) and,
+    where a label map tells the region, `label`, or an `.npz`. Of the last, the rows of its only array of
+    images are taken, or those of `test_images`, or with `FILE.npz#val` those of `val_images`; their ids are
+    their numbers from 0. Ids not listed are the names of files; of those that are alike, the folder's name
+    goes before.
     With several channels, NIfTI files `<case>_0000.nii.gz`, `<case>_0001.nii.gz` … make a case.
 
     Raises:
@@ -52,12 +54,16 @@ def find_class_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
         return _find_rows(*split_part(paths[0]), num_channels)
     faults: list[Fault] = []
     images: list[Path] = []
+    listed: list[Case] = []
     for path in paths:
         try:
-            images += _search(path)
+            if path.suffix.lower() == ".csv":
+                listed += _read_manifest(path)
+            else:
+                images += _search(path)
         except InputError as error:
             faults += error.faults
-    cases = _build_cases(list(dict.fromkeys(images)), num_channels, faults)
+    cases = listed + _build_cases(list(dict.fromkeys(images)), num_channels, faults)
     faults += id_faults(cases)
     if faults:
         raise InputError(faults)
@@ -103,13 +109,24 @@ def _search(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         message = (
-            "an input is a .nii, .nii.gz, .png, .jpg or .npz file, or a folder of images or of a DICOM series"
+            "an input is a .nii, .nii.gz, .png, .jpg, .csv or .npz file, or a folder of images or of a DICOM "
+            "series"
         )
         raise InputError(Fault(where, "file-type", message))
     if found := find_images(path, 1):
         return found
     message = "no image lies in this folder, nor in those inside it (they are searched one level deep)"
     raise InputError(Fault(where, "no-images", message))
+
+
+def _read_manifest(path: Path) -> list[Case]:
+    manifest = parse_csv(path)
+    faults = [*manifest.faults, *entry_faults(manifest.entries)]
+    if not manifest.entries and not faults:
+        faults.append(Fault(str(path), "no-cases", "it lists no case; check the path"))
+    if faults:
+        raise InputError(faults)
+    return [Case(entry.id, entry.patient, entry.images, entry.label) for entry in manifest.entries]
 
 
 def _build_cases(images: Sequence[Path], num_channels: int, faults: list[Fault]) -> list[Case]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.config import ClassificationDataSection
+from pipeline.config import LABEL_MAP, ClassificationDataSection
 from pipeline.data.cases import Case, entry_faults
 from pipeline.data.class_manifests import COLOURS, parse_class_manifest
 from pipeline.data.folds import Split
@@ -52,6 +52,7 @@ def read_class_study(section: ClassificationDataSection) -> ClassStudy:
         *manifest.faults,
         *entry_faults(entries),
         *class_faults(entries, classes, section.multi_label),
+        *(_label_faults(section, entries) if section.region_from == LABEL_MAP else ()),
     ]
     if not entries and not case_faults:
         case_faults.append(Fault(str(section.manifest), "no-cases", "the manifest names no case"))
@@ -110,6 +111,18 @@ def class_faults(entries: Sequence[Entry], classes: Sequence[str], is_multi_labe
         elif not is_multi_label and len(named) > 1:
             message = f"{len(named)} classes are named; name one, or set data.multi_label: true"
             yield Fault(entry.where, "several-classes", message)
+
+
+def _label_faults(section: ClassificationDataSection, entries: Sequence[Entry]) -> Iterator[Fault]:
+    """Faults of cases without the label map that is to tell the region."""
+    without = [entry for entry in entries if entry.label is None]
+    if without and len(without) == len(entries):
+        message = f"no case of {section.manifest} has a label map; give a CSV with a column label"
+        yield Fault("data.region_from", "missing-label", message)
+        return
+    for entry in without:
+        message = "no label map tells where to look in it; name one in the column label, or take the case out"
+        yield Fault(entry.where, "missing-label", message)
 
 
 def _name_faults(classes: Sequence[str], is_multi_label: bool) -> Iterator[Fault]:

@@ -18,12 +18,14 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import ClassificationJob, classification_job, job_from_mapping
 from pipeline.data.case_images import read_case_images, read_case_with_warnings
 from pipeline.data.cases import Case
-from pipeline.data.class_images import bring_to_size, prepare_chain
+from pipeline.data.class_images import bring_to_size
+from pipeline.data.regions import Regions
 from pipeline.errors import Fault, FaultError, IntegrityError, ResourceError
 from pipeline.files import sha256_of
 from pipeline.inference.classifying import compute_logits
 from pipeline.inference.engine import autocast_type
 from pipeline.inference.explain import Method, explain, to_patient_grid
+from pipeline.inference.regions import build_regions
 from pipeline.networks import Classifier, build_classifier
 from pipeline.volume import Volume
 
@@ -39,7 +41,7 @@ class ClassReport:
         predicted: Names of the classes it is of; of exclusive ones just one.
         confidence: See `Calibration.confidence`.
         review: Whether a person should look.
-        input_hashes: SHA-256 of each input file.
+        input_hashes: SHA-256 of each input file, that of the label map behind those of the images.
         warnings: What was odd about the input.
         faults: Why there is no prediction.
     """
@@ -65,6 +67,7 @@ class ClassPredictor:
         networks: With trained weights; of several the mean of the logits counts.
         calibration: From logits to answers.
         device: Where to compute.
+        regions: Tells where in an image to look; None for the whole of it.
     """
 
     def __init__(
@@ -75,12 +78,14 @@ class ClassPredictor:
         networks: Sequence[Classifier],
         calibration: Calibration,
         device: torch.device,
+        regions: Regions | None = None,
     ) -> None:
         self.job = job
         self.classes = tuple(classes)
         self.num_channels = len(channels)
         self.calibration = calibration
         self.device = device
+        self.regions = regions
         self.networks = [network.to(device).eval() for network in networks]
         self._autocast_type = autocast_type(device) if job.training.mixed_precision else None
 
@@ -90,7 +95,7 @@ class ClassPredictor:
         """Classifies every case; while some are computed, others are read. A broken case costs only itself.
 
         Args:
-            cases: Their classes and label maps are not looked at.
+            cases: Their classes are not looked at, their label maps only if these tell the region.
             on_case: Is told each report.
 
         Returns:
@@ -123,11 +128,11 @@ class ClassPredictor:
             The first channel of the image as stored, and the map on its grid.
 
         Raises:
-            InputError: If the image cannot be read.
+            InputError: If the image cannot be read, or its region is not found.
         """
         volumes = read_case_images(case, self.num_channels)
         section = self.job.preprocessing
-        prepared = bring_to_size(case, volumes, prepare_chain(section), section)
+        prepared = bring_to_size(case, volumes, section, self.regions)
         image = prepared.image if len(section.size) == 3 else prepared.image[..., 0]
         target, known = self.classes.index(name), self.calibration
 
@@ -175,12 +180,13 @@ class ClassPredictor:
         try:
             reading = read_case_with_warnings(case, self.num_channels)
             section = self.job.preprocessing
-            prepared = bring_to_size(case, reading.volumes, prepare_chain(section), section)
+            prepared = bring_to_size(case, reading.volumes, section, self.regions)
         except FaultError as error:
             return case, None, ClassReport(case.id, faults=error.faults)
         image = prepared.image if len(section.size) == 3 else prepared.image[..., 0]
         warnings = tuple(str(warning) for warning in reading.warnings)
-        hashes = tuple(_hash_once(path, files) for path in case.images)
+        told = () if self.regions is None else self.regions.files(case)
+        hashes = tuple(_hash_once(path, files) for path in (*case.images, *told))
         return case, image, ClassReport(case.id, input_hashes=hashes, warnings=warnings)
 
     def _answer(self, read: Sequence[tuple[Case, Tensor | None, ClassReport]]) -> list[ClassReport]:
@@ -222,7 +228,9 @@ def load_class_predictor(checkpoint: Checkpoint, device: torch.device) -> ClassP
         networks.append(network)
     calibration = _read_calibration(checkpoint.calibration, job, num_classes)
     classes = tuple(checkpoint.structures)
-    return ClassPredictor(job, classes, checkpoint.channels, networks, calibration, device)
+    shown = checkpoint.channels[: num_channels - job.preprocessing.shows_region]
+    regions = build_regions(job.data, checkpoint.segmenter, len(shown), device)
+    return ClassPredictor(job, classes, shown, networks, calibration, device, regions)
 
 
 def _read_calibration(

@@ -160,15 +160,21 @@ class ClassificationTask(AbstractTask):
 
     def _compute_loss(self, batch: Batch) -> Tensor:
         image, target = (batch.tensors[key].to(self.device, non_blocking=True) for key in (IMAGE, CLASS))
-        # The chain moves a label map with the image; there is none, so an empty one goes along.
-        nothing = torch.zeros(len(image), *image.shape[2:], dtype=torch.uint8, device=self.device)
-        image, _ = self.augmentation(image, nothing, batch.seeds)
+        image = self._augment(image, batch.seeds)
         if self.job.training.mixup:
             image, target = self._mix(image, target, batch.seeds)
         with self.fitter.autocast():
             logits = self.forward(image)
         loss: Tensor = self.loss(logits, target)
         return loss
+
+    def _augment(self, image: Tensor, seeds: Sequence[int]) -> Tensor:
+        """The region is moved with the image as a label map is: no noise and no contrast change it."""
+        if self.job.preprocessing.shows_region:
+            image, region = self.augmentation(image[:, :-1], image[:, -1], seeds)
+            return torch.cat([image, region[:, None]], 1)
+        nothing = torch.zeros(len(image), *image.shape[2:], dtype=torch.uint8, device=self.device)
+        return self.augmentation(image, nothing, seeds)[0]
 
     def _mix(self, image: Tensor, target: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Each sample with its neighbour, in shares of its own (Zhang et al. 2018, arXiv:1710.09412)."""

@@ -7,15 +7,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pipeline.config import ClassificationJob
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import ClassificationJob, ClassificationPreprocessingSection
 from pipeline.data.class_images import ClassImage, prepare_class_images
 from pipeline.data.class_study import ClassStudy, check_split, read_class_study
 from pipeline.data.datasets import hash_contents
 from pipeline.data.folds import Split, split_cases
 from pipeline.errors import ConfigError, Fault
+from pipeline.inference.predictor import select_device
+from pipeline.inference.regions import build_regions
 from pipeline.networks import build_classifier
 from pipeline.progress import progress_bar
+from pipeline.tracking import RunFolder
 from pipeline.workflows.columns import AbstractMaterial
+from pipeline.workflows.regions import find_segmenter
 from transforms.preprocessing import IntensityStatistics
 
 
@@ -25,18 +30,22 @@ class ClassMaterial(AbstractMaterial):
 
     Attributes:
         study: Cases, classes and channels as declared.
+        preprocessing: How images come to what the network sees.
         split: Who trains and who validates.
         training: Prepared images to train on.
         validation: Prepared images held out, possibly none.
-        data_hash: One hash of the content of all of them and of their classes.
+        data_hash: One hash of the content of all of them, of their classes and of the segmenter.
+        segmenter: Finds the region that is looked at, if a model does.
         statistics: None are needed.
     """
 
     study: ClassStudy
+    preprocessing: ClassificationPreprocessingSection
     split: Split
     training: list[ClassImage]
     validation: list[ClassImage]
     data_hash: str
+    segmenter: Checkpoint | None = None
     statistics: tuple[IntensityStatistics, ...] = ()
 
     @property
@@ -51,8 +60,8 @@ class ClassMaterial(AbstractMaterial):
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Names of the image channels."""
-        return self.study.channels
+        """Names of the network's input channels: those of the image, and the region if it is shown."""
+        return self.preprocessing.seen_channels(self.study.channels)
 
     @property
     def cache_bytes(self) -> int:
@@ -86,8 +95,12 @@ def check_network_size(job: ClassificationJob) -> None:
         raise ConfigError(Fault("preprocessing.size", "too-small", message)) from error
 
 
-def load_class_material(job: ClassificationJob) -> ClassMaterial:
+def load_class_material(job: ClassificationJob, run: RunFolder | None = None) -> ClassMaterial:
     """Reads the manifest, divides the cases and prepares every one of them.
+
+    Args:
+        job: What is trained.
+        run: The run to go on with, which keeps the segmenter that it was begun with; None for a new one.
 
     Raises:
         FaultError: With all faults of manifest and cases together.
@@ -96,9 +109,22 @@ def load_class_material(job: ClassificationJob) -> ClassMaterial:
     check_network_size(job)
     split = split_cases(study.cases, job.data, job.training.seed)
     check_split(study, split)
+    segmenter = find_segmenter(job, run)
+    device = select_device(job.training.device)
+    regions = build_regions(job.data, segmenter, len(study.channels), device)
     cases = [*split.training, *split.validation]
     with progress_bar("Preparing cases", len(cases)) as advance:
-        images = prepare_class_images(cases, study, job.preprocessing, job.data, advance)
+        images = prepare_class_images(cases, study, job.preprocessing, job.data, regions, advance)
     lines = [" ".join((one.case.id, one.content_hash, *(one.case.classes or ()))) for one in images]
+    if segmenter is not None:
+        lines.append(f"segmenter {segmenter.content_hash}")
     num_training = len(split.training)
-    return ClassMaterial(study, split, images[:num_training], images[num_training:], hash_contents(lines))
+    return ClassMaterial(
+        study=study,
+        preprocessing=job.preprocessing,
+        split=split,
+        training=images[:num_training],
+        validation=images[num_training:],
+        data_hash=hash_contents(lines),
+        segmenter=segmenter,
+    )

@@ -53,9 +53,11 @@ def classify(
     with progress_bar("Classifying cases", len(cases)) as advance:
         reports = predictor.classify(cases, _told(advance))
     write_class_table(folder / TABLE, reports, predictor.classes)
-    write_class_report(
-        folder / "report.json", predictor, reports, describe_model(checkpoint, predictor.device)
-    )
+    about = {
+        **describe_model(checkpoint, predictor.device),
+        "segmenter_sha256": checkpoint.segmenter.content_hash if checkpoint.segmenter else None,
+    }
+    write_class_report(folder / "report.json", predictor, reports, about)
     if method is not None:
         answered = [(case, report) for case, report in zip(cases, reports, strict=True) if report.predicted]
         with progress_bar("Explaining answers", len(answered)) as advance:

@@ -17,13 +17,16 @@ from pipeline.data.class_study import check_split, read_class_study
 from pipeline.data.folds import Split
 from pipeline.environment import code_version, environment
 from pipeline.inference.classifier import ClassReport, load_class_predictor
-from pipeline.tracking import Record
+from pipeline.inference.predictor import select_device
+from pipeline.inference.regions import build_regions
+from pipeline.tracking import Record, RunFolder
 from pipeline.training.classification import ClassificationTask
 from pipeline.training.distributed import World
 from pipeline.workflows.class_judging import LOGITS, calibrate, judge_classifier, tell_classes
 from pipeline.workflows.class_material import ClassMaterial, load_class_material
 from pipeline.workflows.columns import Column, Judgement, Part
 from pipeline.workflows.models import BEST
+from pipeline.workflows.regions import find_segmenter
 from pipeline.workflows.starting import Start
 
 
@@ -43,11 +46,14 @@ class ClassificationColumn(Column[ClassificationJob, ClassMaterial, Classificati
         study = read_class_study(job.data)
         for split in splits:
             check_split(study, split)
-        return check_class_study(study, splits, on_case)
+        regions = build_regions(
+            job.data, find_segmenter(job), len(study.channels), select_device(job.training.device)
+        )
+        return check_class_study(study, splits, on_case, regions)
 
-    def load_material(self, job: ClassificationJob) -> ClassMaterial:
+    def load_material(self, job: ClassificationJob, run: RunFolder | None = None) -> ClassMaterial:
         """See `Column`."""
-        return load_class_material(job)
+        return load_class_material(job, run)
 
     def build_task(
         self,
@@ -136,6 +142,7 @@ class ClassificationColumn(Column[ClassificationJob, ClassMaterial, Classificati
             },
             calibration=calibration.to_mapping(),
             members=tuple(Member(one.weights, None, one.provenance) for one in checkpoints),
+            segmenter=first.segmenter,
         )
         write_checkpoint(record.folder / BEST, ensemble)
         record.log_artifact(record.folder / BEST, "model")

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import Job
 from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
@@ -35,11 +36,13 @@ class AbstractMaterial(ABC):
         split: Who trains and who validates.
         statistics: Intensities of the training cases, if anything needs them.
         data_hash: One hash of the content of all cases.
+        segmenter: The model that tells a classifier where to look; None if there is none.
     """
 
     split: Split
     statistics: tuple[IntensityStatistics | Scale, ...]
     data_hash: str
+    segmenter: Checkpoint | None = None
 
     @property
     @abstractmethod
@@ -132,8 +135,12 @@ class Column(ABC, Generic[AnyJob, AnyMaterial, AnyTask]):
         """Reads every file of a job once and tells all that is wrong."""
 
     @abstractmethod
-    def load_material(self, job: AnyJob) -> AnyMaterial:
+    def load_material(self, job: AnyJob, run: RunFolder | None = None) -> AnyMaterial:
         """Reads the manifest, divides the cases and prepares every one of them.
+
+        Args:
+            job: What is trained.
+            run: The run to go on with; None for a new one.
 
         Raises:
             FaultError: With all faults of manifest and cases together.

@@ -18,7 +18,7 @@ from pipeline.data.folds import Split
 from pipeline.environment import code_version, environment
 from pipeline.errors import ConfigError, Fault
 from pipeline.report.enhancement import draw_sheet
-from pipeline.tracking import Record
+from pipeline.tracking import Record, RunFolder
 from pipeline.training.distributed import World
 from pipeline.training.enhancement import CycleGANTask, SupervisedEnhancementTask
 from pipeline.workflows.columns import Column, Judgement, Part
@@ -55,7 +55,7 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
             on_case()
         return CheckReport(tuple(errors), tuple(warnings), len(study.cases), {})
 
-    def load_material(self, job: EnhancementJob) -> EnhancementMaterial:
+    def load_material(self, job: EnhancementJob, run: RunFolder | None = None) -> EnhancementMaterial:
         """See `Column`."""
         return load_enhancement_material(job)
 

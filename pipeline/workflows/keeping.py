@@ -103,6 +103,7 @@ class Keeper:
                 "environment": self._environment,
             },
             state=state,
+            segmenter=material.segmenter,
         )
         write_checkpoint(self.record.folder / name, checkpoint)
 

@@ -18,7 +18,7 @@ from pipeline.environment import code_version, environment
 from pipeline.inference.components import Components, OutOfFold, decide_components
 from pipeline.inference.evaluation import CaseMetrics, read_table, summarise_structures, write_metrics
 from pipeline.progress import progress_bar
-from pipeline.tracking import Record
+from pipeline.tracking import Record, RunFolder
 from pipeline.training.distributed import World
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.columns import Column, Judgement, Part
@@ -53,7 +53,7 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
                 check_labelled(study.contract, [report.labelled[case.id] for case in split.training])
         return report
 
-    def load_material(self, job: SegmentationJob) -> SegmentationMaterial:
+    def load_material(self, job: SegmentationJob, run: RunFolder | None = None) -> SegmentationMaterial:
         """See `Column`."""
         return load_material(job)
 

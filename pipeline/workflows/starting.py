@@ -206,9 +206,10 @@ def _segmentation_receiver(job: FittedJob) -> _Receiver:
 def _classification_receiver(job: FittedJob) -> _Receiver:
     job = classification_job(job)
     study = read_class_study(job.data)
+    channels = job.preprocessing.seen_channels(study.channels)
     with torch.device("meta"):
-        network = build_classifier(job.network, len(study.channels), len(study.classes))
-    return _Receiver(study.channels, _class_answers(study.classes, job), network)
+        network = build_classifier(job.network, len(channels), len(study.classes))
+    return _Receiver(channels, _class_answers(study.classes, job), network)
 
 
 _RECEIVERS: Mapping[str, Callable[[FittedJob], _Receiver]] = {

@@ -99,7 +99,7 @@ def train(
         if start is not None and world.is_first:
             on_start(start)
         column = COLUMNS[job.task]
-        material = column.load_material(job)
+        material = column.load_material(job, run)
         for other in read_children(parent) if parent is not None else []:
             if (other.path / BEST).is_file():
                 check_data(material, read_checkpoint(other.path / BEST), other)
@@ -216,6 +216,8 @@ def _describe(
     record: Record, job: Job, material: AbstractMaterial, device: torch.device, world: World
 ) -> None:
     record.log_parameters(job_parameters(job))
+    if material.segmenter is not None:
+        record.set_tags({"clinseg.segmenter.sha256": str(material.segmenter.content_hash)})
     record.set_tags(
         {
             "clinseg.data_hash": material.data_hash,

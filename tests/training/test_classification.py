@@ -191,3 +191,25 @@ def test_what_normalises_over_a_batch_is_trained_in_one_process_with_a_batch():
         ClassificationTask(job, study, 1, build_images(), [], torch.device("cpu"), world=World(0, 2))
     with pytest.raises(ValueError, match="2 or more"):
         ClassificationJob.model_validate(build_job(batch_size=1).model_dump() | changes)
+
+
+def test_a_shown_region_moves_with_the_image_and_keeps_its_values():
+    values = build_job(mixup=0.0).model_dump()
+    values["data"]["region_from"], values["preprocessing"]["region"] = "label_map", "channel"
+    certain = {name: 1.0 for name in values["augmentation"] if name.endswith("_probability")}
+    values["augmentation"] |= certain | {"noise_deviation": 0.5, "elastic_probability": 0.0}
+    mask = torch.zeros(8, 8)
+    mask[2:6, 1:4] = 1
+    images = [replace(image, image=torch.stack([mask * 20, mask])) for image in build_images()]
+    study = ClassStudy((), NAMES, ("image",), is_multi_label=False)
+    job = ClassificationJob.model_validate(values)
+    task = ClassificationTask(job, study, 2, images[:15], images[15:], torch.device("cpu"))
+    seen = []
+    task.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    size = task.augmentation.source_size
+    sampler = ClassSampler(images[:15], size, 4, is_balanced=False, seed=0)
+    task.training_step(sampler.draw(0), 0.0)
+    bright = seen[0][:, 0] > seen[0][:, 0].amax((1, 2), keepdim=True) / 2
+    shown = seen[0][:, 1]
+    assert set(shown.unique().tolist()) == {0.0, 1.0} and not (shown == mask).all()
+    assert (bright == (shown == 1)).float().mean() > 0.85
