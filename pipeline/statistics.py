@@ -227,7 +227,7 @@ def _signed_rank_p(differences: NDArray[np.float64]) -> float:
     for which scipy tries 2**N permutations (a second for 12 cases) or goes over to the normal distribution.
     """
     if differences.size > _MOST_COUNTED:
-        return float(stats.wilcoxon(differences, method="asymptotic").pvalue)
+        return float(stats.wilcoxon(differences).pvalue)
     ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(
         np.int64
     )  # doubled, so that they are whole

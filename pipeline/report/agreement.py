@@ -71,21 +71,11 @@ def draw_scatter(
     ends = float(every.min()) - margin, float(every.max()) + margin
     panels = np.atleast_1d(figure.subplots(1, len(others)))
     for axes, other in zip(panels, others, strict=True):
+        axes.set(xlim=ends, ylim=ends, aspect="equal")
+        axes.set(xlabel=f"{first}: {measure}", ylabel=f"{other}: {measure}")
         axes.plot(ends, ends, zorder=0, **CHANCE)
-        points: list[tuple[float, float, str]] = []
-        for (name, arms), marker, (colour, _) in zip(shown.items(), _MARKERS, curve_styles(), strict=False):
-            x, y = arms[first], arms[other]
-            axes.plot(x, y, ls="none", marker=marker, ms=5, mfc=colour, mec="white", mew=0.6, alpha=0.85)
-            points += zip(x.tolist(), y.tolist(), cases[name], strict=True)
-        _name_changed(axes, points)
-        style_axes(axes)
-        axes.set(
-            xlim=ends,
-            ylim=ends,
-            aspect="equal",
-            xlabel=f"{first}: {measure}",
-            ylabel=f"{other}: {measure}",
-        )
+        pairs = {name: (arms[first], arms[other]) for name, arms in shown.items()}
+        _draw_points(axes, pairs, cases)
     handles = [
         Line2D([], [], ls="none", marker=marker, color=colour, ms=6)
         for _, marker, (colour, _) in zip(shown, _MARKERS, curve_styles(), strict=False)
@@ -143,9 +133,23 @@ def _draw_limits(axes: Axes, panel: Panel) -> None:
     axes.margins(y=0.25)
 
 
+def _draw_points(
+    axes: Axes, pairs: Mapping[str, tuple[Values, Values]], cases: Mapping[str, Sequence[str]]
+) -> None:
+    """A colour and marker for each structure, and the names of the cases that changed most."""
+    points: list[tuple[float, float, str]] = []
+    for (name, (x, y)), marker, (colour, _) in zip(pairs.items(), _MARKERS, curve_styles(), strict=False):
+        axes.plot(x, y, ls="none", marker=marker, ms=5, mfc=colour, mec="white", mew=0.6, alpha=0.85)
+        points += zip(x.tolist(), y.tolist(), cases[name], strict=True)
+    _name_changed(axes, points)
+    style_axes(axes)
+
+
 def _name_changed(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Writes its case beside each of the points farthest from the line."""
+    """Writes its case beside each of the points farthest from the line, on the side with more room."""
+    middle = sum(axes.get_xlim()) / 2
     for x, y, case in sorted(points, key=lambda point: -abs(point[1] - point[0]))[:_NUM_NAMED]:
         if x != y:
             style: dict[str, Any] = {"fontsize": 7, "color": GREY, "parse_math": False}
-            axes.annotate(shortened(case, 20), (x, y), (6, -3), textcoords="offset points", **style)
+            style |= {"ha": "left", "xytext": (6, -3)} if x < middle else {"ha": "right", "xytext": (-6, -3)}
+            axes.annotate(shortened(case, 20), (x, y), textcoords="offset points", **style)

@@ -23,7 +23,7 @@ th, td { text-align: left; padding: .25rem .9rem .25rem 0; border-bottom: 1px so
   vertical-align: top; }
 th { color: #6b7280; font-weight: 600; }
 td, li { overflow-wrap: anywhere; }
-table.numbers td:not(:last-child) { white-space: nowrap; overflow-wrap: normal; }
+table.numbers :is(th, td:not(:last-child)) { white-space: nowrap; overflow-wrap: normal; }
 tr.better td:first-child { border-left: 4px solid #009E73; padding-left: .6rem; }
 tr.worse td:first-child { border-left: 4px solid #D55E00; padding-left: .6rem; }
 img { max-width: 100%; height: auto; border-radius: 4px; }
