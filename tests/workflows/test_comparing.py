@@ -194,3 +194,24 @@ def test_a_run_whose_files_are_gone_is_compared_without_pictures(runs, tmp_path)
     compare(["one", "two"], tmp_path / "page.html")
     page = Reader((tmp_path / "page.html").read_text())
     assert len(page.addresses) == 2 and any("/gone/dataset.json" in text for text in page.texts)
+
+
+def test_cross_validations_are_compared_over_all_folds(runs, tmp_path):
+    for name, shift in (("one", 0.0), ("two", 0.1)):
+        parent = runs.add(name, np.append(DICE[:1] + shift, DICE[1:]), {"training.epochs": name})
+        (parent / "split.json").unlink()
+        for fold in (1, 0):  # the masks lie with the folds
+            child = runs.add(f"{name}-fold{fold}", DICE)
+            facts = json.loads((child / "run.json").read_text())
+            (child / "run.json").write_text(json.dumps(facts | {"parent": name, "created": fold}))
+            if fold:
+                shutil.rmtree(child / "validation")
+        shutil.rmtree(parent / "validation")
+    comparison = compare(["one", "two"], tmp_path / "page.html")
+    assert [(change.case, change.after - change.before) for change in comparison.outcome.changes] == [
+        (runs.real, pytest.approx(0.1))
+    ]
+    assert len(Reader((tmp_path / "page.html").read_text()).addresses) == 4
+    with pytest.raises(ConfigError, match="cases-differ"):
+        runs.add("alone", DICE[:3])
+        compare(["one", "alone"])
