@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import ConfigError, ExitCode, Fault, FaultError, InputError, Stopped
@@ -21,6 +22,7 @@ from pipeline.files import resource_error
 from pipeline.signals import StopSignals
 
 if TYPE_CHECKING:
+    from pipeline.comparison import Comparison
     from pipeline.inference.budget import Plan
     from pipeline.inference.components import Components
     from pipeline.inference.evaluation import CaseMetrics
@@ -230,6 +232,21 @@ def _evaluate_classes(predictions: Path, references: Path, output: Path | None) 
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="Runs or `latest`; the others are compared with the first.")
+    ],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="HTML page to write.")] = None,
+) -> None:
+    """Tell whether one run is better than another, where, and whether the difference is real."""
+    from pipeline.workflows.comparing import compare as run_comparison
+
+    _show_comparison(run_comparison(runs, output))
+    if output is not None:
+        _out.print(f"With charts and pictures of the cases that changed most: {output}")
+
+
+@app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
     """Read everything a job needs once and say all that is wrong."""
     from pipeline.workflows.checking import check as run_check
@@ -431,6 +448,35 @@ def _show_figures(figures: Mapping[str, Estimate], title: str) -> None:
     for name, figure in figures.items():
         table.add_row(name, f"{figure.value:.4f}", f"{figure.low:.4f} to {figure.high:.4f}")
     _out.print(table)
+
+
+def _show_comparison(comparison: Comparison) -> None:
+    from pipeline.report import comparison as told
+
+    outcome, labels = comparison.outcome, told.run_labels(comparison)
+    title = f"Runs, with {comparison.num_cases} validation cases in common"
+    _show_table(title, ("", "run"), zip(labels, comparison.runs, strict=True))
+    _show_table(
+        "Settings that differ", ("setting", *labels), ((k, *v) for k, v in comparison.settings.items())
+    )
+    standings = (told.standing_cells(standing, comparison) for standing in outcome.standings)
+    _show_table("Figures (95 % over cases)", told.standing_header(comparison), standings)
+    findings = [told.finding_cells(finding, comparison.arms[0].name) for finding in outcome.findings]
+    _show_table("Differences", told.FINDING_HEADER, findings)
+    changes = (told.change_cells(change, comparison) for change in outcome.changes)
+    _show_table(f"Cases that changed most ({outcome.changed})", told.change_header(comparison), changes)
+    for note in (f"{outcome.test} Holm's correction over all {len(findings)}.", *comparison.notes):
+        _out.print(f"- {note}", markup=False)
+
+
+def _show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of plain texts; none if it has no rows."""
+    table = Table(*header, title=title, title_justify="left", box=None)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    if table.row_count:
+        _out.print(table)
+        _out.print()
 
 
 def _show_components(components: Components) -> None:

@@ -17,13 +17,14 @@ from scipy import special, stats
 from sklearn.metrics import average_precision_score
 
 from pipeline.reliability import calibration_error, calibration_gaps, truth_table
-from pipeline.statistics import NORMAL_95, Estimate, bootstrap_interval, estimate_share
+from pipeline.statistics import NORMAL_95, Difference, Estimate, bootstrap_interval, estimate_share
 
 Floats = NDArray[np.floating]
 Table = NDArray[np.bool_]
 Targets = NDArray[np.integer] | NDArray[np.bool_]
 
 _RESAMPLES = 1000
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,13 +109,47 @@ def estimate_auc(scores: Floats, positive: Table) -> Estimate | None:
     num_pairs = int(np.minimum(positive.sum(axis=0), (~positive).sum(axis=0)).min())
     if not num_pairs:
         return None
-    areas, terms = zip(*map(_delong, scores.T, positive.T), strict=True)
-    area, error = float(np.mean(areas)), float(np.linalg.norm(np.mean(terms, axis=0)))
+    area, terms = _mean_delong(scores[np.newaxis], positive)
+    error = float(np.linalg.norm(terms))
     if num_pairs == 1 or error == 0 or not 0 < area < 1:
         return estimate_share(area, num_pairs)
     reach = NORMAL_95 * error / (area * (1 - area))
     low, high = special.expit(special.logit(area) + np.array((-reach, reach)))
     return Estimate(area, float(low), float(high))
+
+
+def compare_auc(first: Floats, second: Floats, positive: Table) -> Difference | None:
+    """The difference of areas under ROC curves on the same cases, by DeLong's test for paired curves.
+
+    Both areas are sums over the same cases (see `estimate_auc`), so their difference has, per case, the
+    difference of the terms; its variance is their sum of squares (DeLong et al. 1988, doi:10.2307/2531595).
+    Several columns (classes), and several trainings of either side, are averaged case by case first.
+
+    Args:
+        first: Scores of S trainings, `(S, N, K)`.
+        second: Scores of T trainings, `(T, N, K)`.
+        positive: `(N, K)`.
+
+    Returns:
+        The difference of the mean areas; None if a column has fewer than two cases on a side, which tell
+        nothing of the spread. `num_changed` counts cases that moved against others of the other side.
+    """
+    num_pairs = int(np.minimum(positive.sum(axis=0), (~positive).sum(axis=0)).min())
+    if num_pairs < 2:
+        return None
+    (area, terms), (other_area, other_terms) = (_mean_delong(scores, positive) for scores in (first, second))
+    value, shift = other_area - area, other_terms - terms
+    error = float(np.linalg.norm(shift))
+    least_p = math.ldexp(2.0, -num_pairs)
+    if error > _ROUNDING:
+        p = float(2 * stats.norm.sf(abs(value) / error))
+    else:  # all pairs in order, or all of them the other way round
+        p = 1.0 if abs(value) < _ROUNDING else least_p
+    changed = int((np.abs(shift) > _ROUNDING).sum())
+    reach = NORMAL_95 * error
+    return Difference(
+        value, max(-1.0, value - reach), min(1.0, value + reach), p, len(positive), changed, 0.0
+    )
 
 
 def case_errors(predictions: Targets, targets: Targets) -> NDArray[np.float64]:
@@ -172,6 +207,13 @@ def _delong(scores: Floats, positive: NDArray[np.bool_]) -> tuple[float, NDArray
     for side in (positive, ~positive):
         terms[side] /= math.sqrt(side.sum() * max(1, side.sum() - 1))
     return area, terms
+
+
+def _mean_delong(scores: Floats, positive: Table) -> tuple[float, NDArray[np.float64]]:
+    """The mean of the areas of all trainings and columns, and the mean of their terms per case."""
+    each = [_delong(own[:, k], positive[:, k]) for own in scores for k in range(positive.shape[1])]
+    areas, terms = zip(*each, strict=True)
+    return float(np.mean(areas)), np.asarray(np.mean(terms, axis=0))
 
 
 def _balanced_accuracy(answers: Table, truth: Table) -> Estimate:

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy.stats import norm
 from sklearn import metrics
 
-from pipeline.discrimination import case_errors, estimate_auc, judge_classes, risk_coverage
+from pipeline.discrimination import case_errors, compare_auc, estimate_auc, judge_classes, risk_coverage
 from pipeline.reliability import truth_table
 
 
@@ -228,3 +229,58 @@ def test_a_risk_knows_no_order_of_equally_sure_cases_and_ends_at_the_mean(cases,
 def test_the_errors_of_a_case_are_shares_of_its_answers():
     assert case_errors(np.array([0, 1]), np.array([1, 1])).tolist() == [1, 0]
     assert case_errors(np.eye(2, dtype=bool), np.ones((2, 2), bool)).tolist() == [0.5, 0.5]
+
+
+def columns(scores):
+    """`(S, N, 1)` of one training."""
+    return np.asarray(scores)[None, :, None]
+
+
+def test_the_difference_of_areas_is_delongs_of_all_pairs():
+    first, positive = two_normals(30, 50, 1.0)
+    second = np.round(first + np.random.default_rng(7).normal(0, 0.8, 80), 2)
+    found = compare_auc(columns(first), columns(second), positive[:, None])
+
+    def placements(scores):
+        differences = scores[positive][:, None] - scores[~positive][None]
+        wins = (differences > 0) + 0.5 * (differences == 0)
+        return wins.mean(), wins.mean(axis=1), wins.mean(axis=0)
+
+    (area, *sides), (other, *others) = placements(first), placements(second)
+    covariances = (np.cov(one, two) / len(one) for one, two in zip(sides, others, strict=True))
+    error = np.sqrt(sum(c[0, 0] + c[1, 1] - 2 * c[0, 1] for c in covariances))
+    assert found.value == pytest.approx(other - area)
+    assert (found.high - found.low) / 2 == pytest.approx(1.959964 * error, rel=1e-6)
+    assert found.p == pytest.approx(2 * norm.sf(abs(other - area) / error))
+
+
+def test_a_true_zero_between_areas_is_called_a_difference_as_often_as_promised():
+    rng = np.random.default_rng(8)
+    positive, ps = np.arange(90) < 40, []
+    for _ in range(200):
+        common = positive + rng.normal(0, 0.7, 90)
+        first, second = (columns(common + rng.normal(0, 0.7, 90)) for _ in range(2))
+        ps.append(compare_auc(first, second, positive[:, None]).p)
+    assert 0.02 <= np.mean(np.array(ps) <= 0.05) <= 0.09
+
+
+def test_several_trainings_and_columns_count_with_their_mean_area():
+    rng = np.random.default_rng(9)
+    truth = rng.random((60, 3)) < 0.4
+    first, second = truth + rng.normal(0, 1, (2, 60, 3)), truth + rng.normal(0, 0.8, (3, 60, 3))
+    areas = [
+        np.mean([metrics.roc_auc_score(truth, scores, average="macro") for scores in side])
+        for side in (first, second)
+    ]
+    found = compare_auc(first, second, truth)
+    assert found.value == pytest.approx(areas[1] - areas[0])
+    assert compare_auc(first, first, truth).p == 1 and compare_auc(first, first, truth).num_changed == 0
+
+
+def test_areas_of_too_few_cases_are_not_compared_and_perfect_ones_are_never_certain():
+    positive = np.array([[True], [False], [False], [True]])
+    scores = columns([0.9, 0.1, 0.2, 0.8])
+    assert compare_auc(scores[:, :3], scores[:, :3], positive[:3]) is None
+    assert compare_auc(scores, scores, positive).p == 1
+    turned = compare_auc(scores, -scores, positive)
+    assert turned.value == -1 and turned.p == 0.5

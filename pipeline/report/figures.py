@@ -28,6 +28,7 @@ def draw_overlay(
     title: str,
     unlabelled: Collection[int] = (),
     ignore_value: int | None = None,
+    beside: Sequence[Volume] = (),
 ) -> None:
     """Draws one case as a PNG: the image alone, with the reference and with the prediction, in three planes.
 
@@ -44,6 +45,7 @@ def draw_overlay(
         title: Heading, such as the case id.
         unlabelled: Values that nobody drew in the reference; the legend gives no Dice for them.
         ignore_value: What the reference holds where nobody knows; the Dice leaves these voxels out.
+        beside: Other predictions of the case, so that their pictures show the same slices.
 
     Raises:
         ResourceError: If the file cannot be written.
@@ -52,7 +54,8 @@ def draw_overlay(
     maps["Prediction"] = prediction
     ignored = {} if ignore_value is None else {"ignored": ignore_value}
     values = _drawn_values({**labels, **ignored}, maps)
-    scene = compose_scene(image, maps, [value for value in values.values() if value != ignore_value])
+    structures = [value for value in values.values() if value != ignore_value]
+    scene = compose_scene(image, maps, structures, beside)
     figure, panels = lay_out(scene, legend_texts(scene, values, unlabelled, ignore_value), title)
     for (row, plane), axes in panels.items():
         draw_image(axes, scene, plane)

@@ -73,7 +73,9 @@ class Scene:
         return shown
 
 
-def compose_scene(image: Volume, maps: Mapping[str, Volume], values: Sequence[int]) -> Scene:
+def compose_scene(
+    image: Volume, maps: Mapping[str, Volume], values: Sequence[int], beside: Sequence[Volume] = ()
+) -> Scene:
     """Chooses what to show of one case.
 
     Oblique volumes are turned to the nearest anatomical axes, not resampled. Each plane shows the slice that
@@ -84,11 +86,13 @@ def compose_scene(image: Volume, maps: Mapping[str, Volume], values: Sequence[in
         image: Intensities.
         maps: Label maps on the grid of `image`.
         values: The label values that are structures.
+        beside: Label maps of other pictures that shall show the same slices and surroundings as this one.
     """
     orientation = io_orientation(image.grid.affine)
     turned = {name: apply_orientation(volume.array, orientation) for name, volume in maps.items()}
+    others = [apply_orientation(volume.array, orientation) for volume in beside]
     array = apply_orientation(image.array, orientation)
-    profiles = _profiles(array.shape, list(turned.values()), values)
+    profiles = _profiles(array.shape, [*turned.values(), *others], values)
     cut = tuple(map(_fullest, profiles))
     spacing = _turned_spacing(image, orientation)
     return Scene(array, turned, spacing, cut, _view_around(profiles, spacing), _grey_window(array))

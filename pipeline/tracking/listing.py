@@ -53,6 +53,23 @@ def read_metrics(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
     return series
 
 
+def read_settings(run: RunFolder) -> tuple[dict[str, str], dict[str, str]]:
+    """A run's parameters as it began with them, and its tags as they are now.
+
+    Parameters are every setting of its job as text, by dotted key; unlike its `config.yaml` they can be read
+    by any version.
+    """
+    parameters: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    for event, _ in read_events(run.events):
+        values = {name: str(value) for name, value in event.values.items()}
+        if event.kind == "parameters":
+            parameters = values | parameters
+        elif event.kind == "tags":
+            tags |= values
+    return parameters, tags
+
+
 def read_status(run: RunFolder) -> str:
     """What a run said last of itself: `RUNNING` (also if it was killed), `FINISHED`, `FAILED` or `KILLED`."""
     return _course_of(run).status

@@ -119,3 +119,12 @@ def test_one_slice_has_one_plane():
 def test_grey_values_have_a_width_and_forget_padding(values, window):
     image = volume(np.array(values, dtype=np.int16).reshape(-1, 1, 1))
     assert compose_scene(image, {}, []).window == pytest.approx(window)
+
+
+def test_pictures_beside_each_other_show_the_same_slices(case):
+    image, label_map = case
+    other = volume(np.roll(label_map.array, (7, -8, 5), axis=(0, 1, 2)))
+    first = compose_scene(image, {"Prediction": label_map}, [1], beside=[other])
+    second = compose_scene(image, {"Prediction": other}, [1], beside=[label_map])
+    assert (first.cut, first.view) == (second.cut, second.view)
+    assert first.cut != compose_scene(image, {"Prediction": other}, [1]).cut
