@@ -172,7 +172,10 @@ class CycleGANTask(AbstractTask):
                 "adversarial_source": least_squares(self.source_critic(made_source), is_real=True),
             }
             if section.target_cycle_weight:
-                cycled = self.forward(self._as_input(made_source))
+                # What a random way back adds cannot be undone wholly, and it is not to be punished for it:
+                # it would add nothing. The way forward learns from it as from pairs.
+                seen = made_source.detach() if self.job.network.noise_channels else made_source
+                cycled = self.forward(self._as_input(seen))
                 terms["cycle_target"] = _distance(cycled, self._middle(target))
             if section.source_cycle_weight:
                 cycled = self.backward(self._with_noise(self._as_input(made_target)))
