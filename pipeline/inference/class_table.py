@@ -30,6 +30,7 @@ class ClassTable:
         predicted: Names of the classes of each case.
         probabilities: `(N, K)`.
         review: `(N,)`, whether a person should look.
+        known: Names of the classes that each case is really of; None if the table does not tell.
     """
 
     classes: tuple[str, ...]
@@ -37,6 +38,7 @@ class ClassTable:
     predicted: tuple[tuple[str, ...], ...]
     probabilities: NDArray[np.float64]
     review: NDArray[np.bool_]
+    known: tuple[tuple[str, ...], ...] | None = None
 
 
 def write_class_table(
@@ -86,12 +88,15 @@ def read_class_table(path: Path) -> ClassTable:
     for number, row in enumerate(rows[1:], start=2):
         where, entry = f"{path}:{number}", dict(zip(header, row, strict=False))
         shares = [_share(entry.get(name, "")) for name in columns]
-        predicted = tuple(name for name in entry.get("predicted", "").split(_SEVERAL) if name)
-        if len(row) != len(header) or None in shares or not set(predicted) <= set(classes):
+        predicted, known = (
+            tuple(name for name in entry.get(column, "").split(_SEVERAL) if name)
+            for column in ("predicted", "class")
+        )
+        if len(row) != len(header) or None in shares or not {*predicted, *known} <= set(classes):
             message = "a value is missing, a probability is no number from 0 to 1, or a class is unknown"
             faults.append(Fault(where, "table-format", message))
         else:
-            read.append((entry["case"], predicted, shares, entry["review"] == "yes"))
+            read.append((entry["case"], predicted, shares, entry["review"] == "yes", known))
     if len({case for case, *_ in read}) < len(read):
         faults.append(Fault(str(path), "duplicate-case", "a case stands in it twice"))
     if faults or not read:
@@ -100,8 +105,9 @@ def read_class_table(path: Path) -> ClassTable:
         classes=classes,
         cases=tuple(case for case, *_ in read),
         predicted=tuple(predicted for _, predicted, *_ in read),
-        probabilities=np.array([shares for _, _, shares, _ in read], dtype=np.float64),
-        review=np.array([review for *_, review in read]),
+        probabilities=np.array([shares for _, _, shares, _, _ in read], dtype=np.float64),
+        review=np.array([review for *_, review, _ in read]),
+        known=tuple(known for *_, known in read) if "class" in header else None,
     )
 
 

@@ -40,7 +40,7 @@ class RunSummary:
 
 def list_runs(store: Path = STORE, limit: int = 20) -> list[RunSummary]:
     """The newest runs first; reads only this disk."""
-    return [_summary_of(run) for run in read_runs(store)[:limit]]
+    return [summarise_run(run) for run in read_runs(store)[:limit]]
 
 
 def read_metrics(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
@@ -53,12 +53,22 @@ def read_metrics(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
     return series
 
 
+def read_settings(run: RunFolder) -> dict[str, str]:
+    """The parameters and tags of a run by name, each with its last value."""
+    settings: dict[str, str] = {}
+    for event, _ in read_events(run.events):
+        if event.kind in ("parameters", "tags"):
+            settings |= {name: str(value) for name, value in event.values.items()}
+    return settings
+
+
 def read_status(run: RunFolder) -> str:
     """What a run said last of itself: `RUNNING` (also if it was killed), `FINISHED`, `FAILED` or `KILLED`."""
     return _course_of(run).status
 
 
-def _summary_of(run: RunFolder) -> RunSummary:
+def summarise_run(run: RunFolder) -> RunSummary:
+    """What a run has come to."""
     course = _course_of(run)
     is_interrupted = course.status == "RUNNING" and not run.is_held()
     return RunSummary(
