@@ -12,7 +12,12 @@ from pipeline.report.layout import structure_styles
 
 MAX_ROWS: Final = 2000
 _MAX_STRUCTURES: Final = 4  # with a column of their own
-_OTHERS: Final = {"Surface Dice": "nsd", "HD95 (mm)": "hd95_mm", "Sensitivity": "sensitivity", "Precision": "precision"}
+_OTHERS: Final = {
+    "Surface Dice": "nsd",
+    "HD95 (mm)": "hd95_mm",
+    "Sensitivity": "sensitivity",
+    "Precision": "precision",
+}
 
 
 def segmentation_figures(rows: Sequence[CaseMetrics]) -> list[Figure]:
@@ -22,7 +27,9 @@ def segmentation_figures(rows: Sequence[CaseMetrics]) -> list[Figure]:
     means = summarise_structures(case_means(rows), ("dice", "nsd", "hd95_mm"))[MEAN]
     names = {"dice": ("Dice", 4, ""), "nsd": ("Surface Dice", 3, ""), "hd95_mm": ("HD95", 2, " mm")}
     figures = [
-        Figure(name, f"{mean.mean:.{digits}f}{unit}", f"95 %: {mean.low:.{digits}f} to {mean.high:.{digits}f}")
+        Figure(
+            name, f"{mean.mean:.{digits}f}{unit}", f"95 %: {mean.low:.{digits}f} to {mean.high:.{digits}f}"
+        )
         for metric, mean in means.items()
         for name, digits, unit in [names[metric]]
     ]

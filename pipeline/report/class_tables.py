@@ -47,7 +47,9 @@ def class_case_table(answers: ClassTable, *, is_multi_label: bool) -> Table:
     for number, case in enumerate(answers.cases):
         shares = dict(zip(answers.classes, answers.probabilities[number].tolist(), strict=True))
         is_reviewed = bool(answers.review[number])
-        agreement = _agreement(shares, truth[number], is_multi_label=is_multi_label) if truth is not None else None
+        agreement = (
+            _agreement(shares, truth[number], is_multi_label=is_multi_label) if truth is not None else None
+        )
         cells: list[Cell] = [case]
         cells += ["; ".join(truth[number])] if truth is not None else []
         cells += ["; ".join(answers.predicted[number]) or None]

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from pipeline.report.content import View
 from pipeline.report.scene import MARGIN_MM, Array
-from pipeline.volume import Affine, Grid, Volume
+from pipeline.volume import Affine, Grid
 
 MISSED, ADDED, CONFUSED = 1, 2, 3
 """Values of a difference: only the reference, only the prediction, or another structure holds the voxel."""
@@ -26,8 +26,8 @@ class Cutout:
     """The surroundings of a case's structures, perhaps only every n-th voxel: none is made up.
 
     Attributes:
-        layers: `image`, `reference`, `prediction` and `difference`, as far as they are known, on one grid. Label
-            maps hold positions in the legend, from 1, instead of label values.
+        layers: `image`, `reference`, `prediction` and `difference`, as far as they are known, on one grid.
+            Label maps hold positions in the legend, from 1, instead of label values.
         grid: Where the shown voxels lie.
         first: Index of the first shown voxel along each stored axis of the whole volume.
         steps: Along each axis every n-th voxel is shown.
@@ -40,7 +40,7 @@ class Cutout:
 
     @property
     def focus(self) -> tuple[float, float, float]:
-        """World coordinates of a voxel amid the largest difference, else amid all structures, else the middle."""
+        """World coordinates of a voxel amid the largest difference, else the structures, else the volume."""
         for name in ("difference", "prediction", "reference"):
             layer = self.layers.get(name)
             if layer is not None and layer.any():
@@ -67,9 +67,7 @@ def cut_out(view: View, max_voxels: int) -> Cutout:
     whole = next(iter(view.maps.values())).grid
     box = _box_around([volume.array for volume in view.maps.values()], whole.spacing)
     steps = _steps([part.stop - part.start for part in box], whole.spacing, max_voxels)
-    part = tuple(
-        slice(within.start, within.stop, step) for within, step in zip(box, steps, strict=True)
-    )
+    part = tuple(slice(within.start, within.stop, step) for within, step in zip(box, steps, strict=True))
     maps = {name: volume.array[part] for name, volume in view.maps.items()}
     layers: dict[str, Array] = {}
     if view.image is not None:

@@ -1,4 +1,4 @@
-"""Pages for people: one HTML file that needs nothing beside it, asks for nothing and escapes all it is told."""
+"""Pages for people: one HTML file that needs nothing beside it, requests nothing, escapes what it is told."""
 
 from __future__ import annotations
 

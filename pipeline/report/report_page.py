@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from pipeline.report.content import Report, Strip, View
 from pipeline.report.cutouts import ADDED, CONFUSED, MISSED, Cutout, cut_out
 from pipeline.report.layout import structure_styles
@@ -59,8 +61,7 @@ def _describe(view: View, max_voxels: int) -> dict[str, Any]:
         "layers": cutout.encode(),
         "affine": cutout.grid.affine.tolist(),
         "shape": list(cutout.grid.shape),
-        "first": list(cutout.first),
-        "steps": list(cutout.steps),
+        "toVoxel": np.linalg.inv(next(iter(view.maps.values())).grid.affine)[:3].tolist(),
         "focus": list(cutout.focus),
         "window": list(grey_window(view.image.array)) if view.image is not None else None,
         "note": _tell_extent(view, cutout),
@@ -74,7 +75,7 @@ def _tell_extent(view: View, cutout: Cutout) -> str:
     told = f"{sizes} voxels of {spacing} mm, axes {whole.orientation}"
     if cutout.steps != (1, 1, 1):
         steps = " × ".join(map(str, cutout.steps))
-        return f"{told}; around the structures every {steps}th voxel is shown, {shown} of them."
+        return f"{told}; around the structures one voxel in {steps} is shown, {shown} in all."
     return f"{told}; {shown} around the structures are shown." if shown != sizes else f"{told}."
 
 

@@ -46,14 +46,16 @@ def read_folder(folder: Path) -> ReportMaterial:
     table = _read_answers(folder, content, remarks)
     if not entries and not rows and not estimates and table is None:
         message = (
-            "it holds neither a report.json of `clinseg predict` nor a table of `clinseg evaluate`; name a run or "
-            "such a folder"
+            "it holds neither a report.json of `clinseg predict` nor a table of `clinseg evaluate`; name a "
+            "run or such a folder"
         )
         raise ConfigError(Fault(str(folder), "nothing-to-report", message))
     num_refused = sum(bool(entry["faults"]) for entry in entries.values())
     figures = class_figures(estimates)
     if not rows:
-        figures.append(Figure("Cases", str(len(entries)), f"{num_refused} refused" if num_refused else "all predicted"))
+        figures.append(
+            Figure("Cases", str(len(entries)), f"{num_refused} refused" if num_refused else "all predicted")
+        )
     return ReportMaterial(
         title=folder.resolve().name,
         lead=_lead(content, len(entries), is_judged=bool(rows or estimates)),
@@ -83,7 +85,10 @@ def _read_evaluations(folder: Path) -> tuple[list[CaseMetrics], dict[str, Estima
     rows: list[CaseMetrics] = []
     estimates: dict[str, Estimate] = {}
     for path in sorted(folder.glob("*.csv"), key=lambda path: path.stat().st_mtime):
-        with suppress(OSError, UnicodeDecodeError, ValueError, FaultError), path.open(newline="", encoding="utf-8") as file:
+        with (
+            suppress(OSError, UnicodeDecodeError, ValueError, FaultError),
+            path.open(newline="", encoding="utf-8") as file,
+        ):
             header, *lines = csv.reader(file)
             if header[:3] == ["case", "label", "dice"]:
                 rows = read_table(path)
@@ -124,7 +129,8 @@ def _facts(content: Mapping[str, Any], report: Path) -> dict[str, dict[str, str]
         else None
     )
     work = {"Written": written, "Device": content.get("device"), **work_facts(entries_of(content))}
-    groups = {"Model": model, "Work": work, "Made with": version_facts(content.get("environment", {}))}
+    environment = version_facts(content.get("environment", {}))
+    groups: dict[str, Mapping[str, object]] = {"Model": model, "Work": work, "Made with": environment}
     return {
         heading: {name: str(value) for name, value in facts.items() if value}
         for heading, facts in groups.items()

@@ -104,7 +104,8 @@ def case_remarks(entries: Mapping[str, Entry]) -> list[str]:
         for text in map(str, entry[kind])
     ]
     return [
-        f"{case}, {'refused' if kind == 'faults' else 'warning'}: {_FOLDERS.sub('', text)}" for kind, case, text in told
+        f"{case}, {'refused' if kind == 'faults' else 'warning'}: {_FOLDERS.sub('', text)}"
+        for kind, case, text in told
     ]
 
 
@@ -115,8 +116,8 @@ def work_facts(entries: Mapping[str, Entry]) -> dict[str, str]:
     facts = {}
     if seconds:
         facts["Prediction"] = (
-            f"{sum(seconds):.1f} s for {len(seconds)} cases, median {statistics.median(seconds):.2f} s, longest "
-            f"{max(seconds):.2f} s"
+            f"{sum(seconds):.1f} s for {len(seconds)} cases, median {statistics.median(seconds):.2f} s, "
+            f"longest {max(seconds):.2f} s"
         )
     if peaks:
         facts["Memory, highest plan"] = max(peaks, key=parse_size)
@@ -149,4 +150,3 @@ def drawn_cases(runs: Sequence[RunFolder]) -> dict[str, Path]:
         for path in sorted((run.path / "overlays").glob("*-of-*-*.png"))
         if path.stem.count("-") >= 3
     }
-

@@ -1,4 +1,4 @@
-"""Which cases a report shows, and what is read of them; nothing is shown over an image it was not made from."""
+"""Which cases a report shows, and what is read of them: no mask over an image that it was not made from."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def choose_cases(material: ReportMaterial, wanted: Sequence[str]) -> list[tuple[
     ordinals = {last // 2: names[1], 0: names[0], last: names[2]}
     places = {case: ordinals.get(place, f"number {place + 1}") for place, case in enumerate(ranked)}
     return [
-        (case, f"{places[case]} of {len(ranked)} by {by}" if case in places else "not judged") for case in chosen
+        (case, f"{places[case]} of {len(ranked)} by {by}" if case in places else "not judged")
+        for case in chosen
     ]
 
 
@@ -119,7 +120,9 @@ def _read_beside(
     try:
         volume = read_image(path)[0] if what == "image" else read_label_map(path)
     except FaultError as error:
-        remarks += [f"{case}: the {what} is not shown; {fault.message} [{fault.rule}]" for fault in error.faults]
+        remarks += [
+            f"{case}: the {what} is not shown; {fault.message} [{fault.rule}]" for fault in error.faults
+        ]
         return None
     if not volume.grid.is_close(prediction.grid):
         remarks.append(f"{case}: the {what} lies on another grid than the mask, so it is not shown.")

@@ -70,7 +70,8 @@ def keep_report(record: Record) -> None:
         path = record.folder / NAME
         _write(path, read_run(record.run), (), time.monotonic() + _PATIENCE_S)
         record.log_artifact(path)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the training is done and its results count
+    except Exception as error:
+        # Whatever it is: the training is done, and its results count.
         record.set_tags({"clinseg.report": f"not made: {type(error).__name__}: {error}"[:400]})
 
 
@@ -113,7 +114,8 @@ def _with_files(
         return replace(material, cases=found)
     labels = {nifti_stem(path): path for path in sorted(references.glob("*")) if is_nifti(path)}
     cases = {
-        case: replace(found.get(case, Case(case, case, ())), label=labels.get(case)) for case in material.masks
+        case: replace(found.get(case, Case(case, case, ())), label=labels.get(case))
+        for case in material.masks
     }
     if material.rows:
         return replace(material, cases=cases)

@@ -81,7 +81,9 @@ def _lead(run: RunFolder, settings: Mapping[str, str], summary: RunSummary) -> s
     number = settings.get("clinseg.num_training_cases")
     trained = f" trained on {number} cases" if number else ""
     fold = settings.get("clinseg.fold")
-    judged = {"all": ", one network for each fold", "none": ""}.get(fold or "none", f", judged on fold {fold}")
+    judged = {"all": ", one network for each fold", "none": ""}.get(
+        fold or "none", f", judged on fold {fold}"
+    )
     ending = "" if summary.best else f"; the run has no judgement ({summary.status.lower()})"
     return f"{run.task.capitalize()}: {network}{trained}{judged}{ending}."
 
@@ -178,7 +180,8 @@ def _charts(run: RunFolder, parts: Sequence[RunFolder]) -> list[Picture]:
         f"{part.name.removeprefix(run.name).strip('-')} {name}".strip(): points
         for part in parts
         for name, points in read_metrics(part).items()
-        if name.startswith(("training/", "validation/")) and (len(parts) == 1 or name.endswith(("/mean", "/loss")))
+        if name.startswith(("training/", "validation/"))
+        and (len(parts) == 1 or name.endswith(("/mean", "/loss")))
     }
     charts = []
     if any(len(points) > 1 for points in series.values()):

@@ -17,11 +17,18 @@ _EXEC = (
     "os.execvp(sys.argv[3], sys.argv[3:])"
 )
 # WebGL2 by a software renderer; every host name unknown, and no proxy that could know one.
-_FLAGS = (
-    "--headless=new --remote-debugging-pipe --no-first-run --no-default-browser-check --disable-gpu-sandbox "
-    "--disable-background-networking --disable-component-update --disable-sync --disable-dev-shm-usage "
-    "--use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader --no-proxy-server"
-).split()
+_FLAGS = [
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--no-proxy-server",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+]
 _NO_HOST = "--host-resolver-rules=MAP * ~NOTFOUND"
 _PATIENCE_S = 60
 
@@ -49,16 +56,18 @@ class Browser:
         for domain in "Page", "Runtime", "Network", "Log":
             self._call(f"{domain}.enable")
 
-    def open(self, url, width=1280, height=900, scheme="light"):
-        """Goes to a page and waits until it is loaded."""
+    def open(self, url, width=1280, height=900, scheme="light", before=""):
+        """Goes to a page, runs a script `before` its own, and waits until it is loaded."""
         for told in self.requests, self.messages, self.errors:
             told.clear()
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self._call("Emulation.setDeviceMetricsOverride", **size)
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self._call("Emulation.setEmulatedMedia", features=[feature])
+        script = self._call("Page.addScriptToEvaluateOnNewDocument", source=before)["identifier"]
         self._call("Page.navigate", url=url)
         self.wait_for(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
+        self._call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
     def run(self, script):
         """The value of an expression in the page; promises are waited for."""
@@ -77,7 +86,9 @@ class Browser:
         """Presses and lets go of a key such as `Enter` or `Tab`."""
         text = {"Enter": "\r", " ": " "}.get(key, "")
         for kind in "keyDown", "keyUp":
-            self._call("Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text * (kind == "keyDown"))
+            self._call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, text=text * (kind == "keyDown")
+            )
 
     def screenshot(self, **options):
         """PNG of what is shown."""
@@ -85,12 +96,9 @@ class Browser:
 
     def close(self):
         """Ends the browser."""
-        os.close(self._out)  # it ends when its pipe does
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()
+        self._process.wait()
+        os.close(self._out)
         os.close(self._in)
 
     def _call(self, method, **arguments):

@@ -4,8 +4,10 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = id => document.getElementById(id);
   const every = selector => [...document.querySelectorAll(selector)];
-  const LAYERS = ["image", "reference", "prediction", "difference"];
+  const LAYERS = ["image", "reference", "prediction", "difference"]; // the last on top
   const DARK = [0.055, 0.067, 0.086, 1];
+  const DIFFERENCE = "clinseg-difference";
+  const isScaled = layer => layer === "image" || layer === "difference";
   const LOOK = {
     isRadiologicalConvention: true, sagittalNoseLeft: true, backColor: DARK, loadingText: "", logLevel: "error",
     dragAndDropEnabled: false, crosshairColor: [0.95, 0.96, 0.97, 0.6], fontColor: [0.95, 0.96, 0.97, 1],
@@ -30,17 +32,29 @@
     return map;
   }
 
+  // As steps of an ordinary scale: a label's colours fade at its borders, and a difference is all border.
+  function differenceScale() {
+    const scale = {R: [], G: [], B: [], A: [], I: []}, map = colourMap(data.differences), num = map.I.length;
+    map.I.forEach((value, n) => {
+      for (const end of [Math.ceil(256 * n / num), Math.ceil(256 * (n + 1) / num) - 1]) {
+        for (const channel of "RGBA") scale[channel].push(map[channel][n]);
+        scale.I.push(end);
+      }
+    });
+    return scale;
+  }
+
   const entriesOf = layer => layer === "difference"
     ? data.differences
     : state.view.labels.map((label, n) => ({value: n + 1, ...label}));
 
   async function load(layer) {
-    const [low, high] = layer === "image" ? state.view.window : [];
+    const [low, high] = layer === "image" ? state.view.window : [0, layer === "difference" ? data.differences.length : 1];
     const image = await niivue.NVImage.loadFromBase64({
-      base64: state.view.layers[layer], name: `${layer}.nii.gz`,
-      ...(layer === "image" ? {colormap: "gray", cal_min: low, cal_max: high} : {}),
+      base64: state.view.layers[layer], name: `${layer}.nii.gz`, cal_min: low, cal_max: high,
+      colormap: layer === "difference" ? DIFFERENCE : "gray",
     });
-    if (layer !== "image") image.setColormapLabel(colourMap(entriesOf(layer)));
+    if (!isScaled(layer)) image.setColormapLabel(colourMap(entriesOf(layer)));
     check(image, layer);
     return image;
   }
@@ -59,7 +73,9 @@
       ...LOOK, crosshairWidth: 0.3, crosshairWidthUnit: "percent", showAllOrientationMarkers: true,
       multiplanarShowRender: niivue.SHOW_RENDER.NEVER, tileMargin: 4, fontMinPx: 13,
     });
-    state.rendering = new niivue.Niivue({...LOOK, crosshairWidth: 0, isOrientCube: true, gradientOrder: 2, isOrientationTextVisible: false});
+    state.rendering = new niivue.Niivue({...LOOK, crosshairWidth: 0, isOrientCube: true, forceDevicePixelRatio: 2,
+      isNearestInterpolation: true, isOrientationTextVisible: false});
+    for (const viewer of [state.slices, state.rendering]) viewer.addColormap(DIFFERENCE, differenceScale());
     await state.slices.attachToCanvas(byId("slices"));
     await state.rendering.attachToCanvas(byId("rendering"));
     state.slices.onLocationChange = tell;
@@ -95,12 +111,9 @@
 
   function refresh() {
     const opacity = byId("opacity").value / 100;
-    state.slices.opts.atlasOutline = byId("outlines").checked ? 1 : 0;
-    state.slices.volumes.forEach((volume, n) => {
-      const layer = LAYERS.find(name => state.images[name] === volume);
-      const isOpaque = layer === "image" || layer === "difference" || byId("outlines").checked;
-      volume.opacity = !isShown(layer) ? 0 : isOpaque ? 1 : opacity;
-    });
+    for (const [layer, volume] of Object.entries(state.images)) {
+      volume.opacity = !isShown(layer) ? 0 : isScaled(layer) ? 1 : opacity;
+    }
     state.slices.updateGLVolume();
     render(rendered());
     legend();
@@ -111,10 +124,12 @@
     state.rendering.volumes = [];
     if (layer) {
       const volume = state.images[layer].clone();
-      volume.setColormapLabel(colourMap(entriesOf(layer)));
+      // A copy has neither colours nor their range.
+      if (isScaled(layer)) Object.assign(volume, {colormap: DIFFERENCE, cal_min: 0, cal_max: data.differences.length});
+      else volume.setColormapLabel(colourMap(entriesOf(layer)));
       volume.opacity = 1;
       // Shading needs surfaces, and a difference is often one voxel thin. Without a volume this returns at once.
-      state.rendering.setVolumeRenderIllumination(layer === "difference" ? 0.3 : 0.75);
+      state.rendering.setVolumeRenderIllumination(layer === "difference" ? 0 : 0.75);
       state.rendering.addVolume(volume);
     }
     state.rendering.drawScene();
@@ -146,8 +161,7 @@
   function tell(location) {
     const [x, y, z] = location.mm;
     state.mm = [x, y, z];
-    const inside = state.slices.volumes[0].mm2vox([x, y, z]);
-    const voxel = [...inside].map((index, axis) => state.view.first[axis] + state.view.steps[axis] * Math.round(index));
+    const voxel = state.view.toVoxel.map(row => Math.round(row[0] * x + row[1] * y + row[2] * z + row[3]));
     const parts = [
       `${direction(x, "R", "L")}  ${direction(y, "A", "P")}  ${direction(z, "S", "I")} mm`,
       `voxel ${voxel.join(", ")}`,
@@ -184,7 +198,7 @@
   }
 
   function listen() {
-    for (const input of every("[data-layer], #outlines")) input.addEventListener("change", refresh);
+    for (const input of every("[data-layer]")) input.addEventListener("change", refresh);
     byId("opacity").addEventListener("input", refresh);
     byId("focus").addEventListener("click", () => go(state.view.focus));
     byId("slices").addEventListener("keydown", step);
