@@ -84,7 +84,7 @@ def train(
     _show_judgement(result.judgement)
     _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
     _out.print(f"Apply it:   clinseg {result.command} {result.run} INPUT -o results")
-    _out.print("Look at it: clinseg ui")
+    _out.print(f"Look at it: {result.folder / 'report.html'}, or clinseg ui", markup=False)
     for delivery in result.deliveries:
         _show_delivery(delivery)
 
@@ -244,6 +244,26 @@ def compare(
     _show_comparison(run_comparison(runs, output))
     if output is not None:
         _out.print(f"With charts and pictures of the cases that changed most: {output}")
+
+
+@app.command()
+def report(
+    source: Annotated[str, typer.Argument(help="Run, `latest`, or a folder of predictions.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="HTML to write.")] = None,
+    cases: Annotated[
+        str | None, typer.Option(help="Ids of the cases to look at, a,b,…; else worst, median and best.")
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Where the images are, if it is not a run's own data.")
+    ] = None,
+    references: Annotated[Path | None, typer.Option(help="Folder of reference label maps.")] = None,
+) -> None:
+    """Write one HTML file about a run or predictions, with cases to look at in 3D; it opens offline."""
+    from pipeline.workflows.reporting import report as run_report
+
+    wanted = [case.strip() for case in cases.split(",")] if cases is not None else []
+    path = run_report(source, output, wanted, images or [], references)
+    _out.print(f"{path} is written; any browser opens it.", markup=False)
 
 
 @app.command()

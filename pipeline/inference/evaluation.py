@@ -189,23 +189,30 @@ def read_table(path: Path) -> list[CaseMetrics]:
         raise InputError(Fault(str(path), "table-unreadable", message)) from error
 
 
-def summarise_structures(rows: Sequence[CaseMetrics]) -> dict[str, dict[str, Summary]]:
+def summarise_structures(
+    rows: Sequence[CaseMetrics], metrics: Sequence[str] = STRUCTURE_METRICS
+) -> dict[str, dict[str, Summary]]:
     """Each metric over cases, per structure; under `MEAN` over each case's mean over its structures.
 
     Cases, not structures, are what the confidence intervals take as independent.
     """
     by_structure: dict[str, list[CaseMetrics]] = {}
-    by_case: dict[str, list[CaseMetrics]] = {}
     for row in rows:
         by_structure.setdefault(row.structure, []).append(row)
-        by_case.setdefault(row.case, []).append(row)
-    means = [CaseMetrics(case, MEAN, _mean_values(of_case)) for case, of_case in by_case.items()]
-    if means:
-        by_structure[MEAN] = means
+    if rows:
+        by_structure[MEAN] = case_means(rows)
     return {
-        structure: {name: summarise([row.values[name] for row in members]) for name in STRUCTURE_METRICS}
+        structure: {name: summarise([row.values[name] for row in members]) for name in metrics}
         for structure, members in by_structure.items()
     }
+
+
+def case_means(rows: Sequence[CaseMetrics]) -> list[CaseMetrics]:
+    """Each case's mean over its structures, in the order in which the cases come first."""
+    by_case: dict[str, list[CaseMetrics]] = {}
+    for row in rows:
+        by_case.setdefault(row.case, []).append(row)
+    return [CaseMetrics(case, MEAN, _mean_values(of_case)) for case, of_case in by_case.items()]
 
 
 def _read(pair: Pair) -> tuple[Volume, Volume]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.comparison import Change, Comparison, Finding, Standing, tell
-from pipeline.report.page import build_page, bullets, element, number_table, picture, table
+from pipeline.report.static_page import build_page, bullets, element, number_table, picture, table
 
 
 @dataclass(frozen=True, slots=True)

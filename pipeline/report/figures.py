@@ -53,7 +53,7 @@ def draw_overlay(
     maps = {"Reference": reference} if reference is not None else {}
     maps["Prediction"] = prediction
     ignored = {} if ignore_value is None else {"ignored": ignore_value}
-    values = _drawn_values({**labels, **ignored}, maps)
+    values = drawn_values({**labels, **ignored}, maps)
     structures = [value for value in values.values() if value != ignore_value]
     scene = compose_scene(image, maps, structures, beside)
     figure, panels = lay_out(scene, legend_texts(scene, values, unlabelled, ignore_value), title)
@@ -90,7 +90,8 @@ def draw_curves(path: Path, metrics: Mapping[str, Sequence[tuple[int, float]]], 
     save_page(figure, path)
 
 
-def _drawn_values(labels: Mapping[str, int], maps: Mapping[str, Volume]) -> dict[str, int]:
+def drawn_values(labels: Mapping[str, int], maps: Mapping[str, Volume]) -> dict[str, int]:
+    """The label values that are drawn, in the order of the legend: those declared, then others that occur."""
     found = {int(value) for volume in maps.values() for value in np.unique(volume.array)}
     unnamed = {f"label {value}": value for value in sorted(found - {0, *labels.values()})}
     return {name: value for name, value in labels.items() if value != 0} | unnamed

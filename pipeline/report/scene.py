@@ -95,7 +95,7 @@ def compose_scene(
     profiles = _profiles(array.shape, [*turned.values(), *others], values)
     cut = tuple(map(_fullest, profiles))
     spacing = _turned_spacing(image, orientation)
-    return Scene(array, turned, spacing, cut, _view_around(profiles, spacing), _grey_window(array))
+    return Scene(array, turned, spacing, cut, _view_around(profiles, spacing), grey_window(array))
 
 
 def compose_scene_at_peak(image: Volume, name: str, values: Volume, *, has_geometry: bool) -> Scene:
@@ -111,7 +111,7 @@ def compose_scene_at_peak(image: Volume, name: str, values: Volume, *, has_geome
     array, turned = (apply_orientation(volume.array, orientation) for volume in (image, values))
     spacing = _turned_spacing(image, orientation)
     view = tuple((0.0, size * mm) for size, mm in zip(array.shape, spacing, strict=True))
-    return Scene(array, {name: turned}, spacing, _peak(turned), view, _grey_window(array), has_geometry)
+    return Scene(array, {name: turned}, spacing, _peak(turned), view, grey_window(array), has_geometry)
 
 
 def _turned_spacing(image: Volume, orientation: Array) -> tuple[float, ...]:
@@ -162,7 +162,8 @@ def _view_around(
     )
 
 
-def _grey_window(array: Array) -> tuple[float, float]:
+def grey_window(array: Array) -> tuple[float, float]:
+    """The intensities drawn black and white: the 1st and the 99th percentile, the lowest value left out."""
     lowest = array.min()
     content = array[array > lowest]
     if content.size == 0:  # constant: a middle grey

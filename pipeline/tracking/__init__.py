@@ -7,7 +7,15 @@ MLflow is imported only when something is delivered, fetched or shown.
 """
 
 from pipeline.tracking.delivery import Delivery, deliver
-from pipeline.tracking.listing import BEST, RunSummary, list_runs, read_metrics, read_settings, read_status
+from pipeline.tracking.listing import (
+    BEST,
+    RunSummary,
+    list_runs,
+    read_metrics,
+    read_settings,
+    read_status,
+    summarise_run,
+)
 from pipeline.tracking.models import fetch_model, is_run_id
 from pipeline.tracking.record import Record, resume_record, start_child, start_record
 from pipeline.tracking.runs import STORE, RunFolder, find_child, find_run, read_children
@@ -35,5 +43,6 @@ __all__ = [
     "serve_ui",
     "start_child",
     "start_record",
+    "summarise_run",
     "tracking_uri",
 ]

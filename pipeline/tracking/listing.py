@@ -40,7 +40,7 @@ class RunSummary:
 
 def list_runs(store: Path = STORE, limit: int = 20) -> list[RunSummary]:
     """The newest runs first; reads only this disk."""
-    return [_summary_of(run) for run in read_runs(store)[:limit]]
+    return [summarise_run(run) for run in read_runs(store)[:limit]]
 
 
 def read_metrics(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
@@ -75,7 +75,8 @@ def read_status(run: RunFolder) -> str:
     return _course_of(run).status
 
 
-def _summary_of(run: RunFolder) -> RunSummary:
+def summarise_run(run: RunFolder) -> RunSummary:
+    """What a run has come to."""
     course = _course_of(run)
     is_interrupted = course.status == "RUNNING" and not run.is_held()
     return RunSummary(

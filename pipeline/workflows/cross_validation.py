@@ -14,6 +14,7 @@ from pipeline.tracking import Delivery, Record, deliver, find_child, read_status
 from pipeline.training.distributed import ALONE, join_world
 from pipeline.workflows.columns import Part
 from pipeline.workflows.needs import Needs
+from pipeline.workflows.reporting import keep_report
 from pipeline.workflows.resuming import CONFIG, find_job
 from pipeline.workflows.starting import Start
 from pipeline.workflows.tasks import COLUMNS
@@ -56,6 +57,7 @@ def train_folds(
             _describe(record, job)
             parts = [_train_fold(record, job, number, signals, on_needs, on_start) for number in folds]
             judgement = column.join(record, job, parts)
+            keep_report(record)
         deliveries = [record.close("FINISHED")]
         if deliveries[0].is_complete:
             deliveries += _deliver(parts)

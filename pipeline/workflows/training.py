@@ -36,6 +36,7 @@ from pipeline.workflows.columns import AbstractMaterial, Judgement
 from pipeline.workflows.keeping import Keeper
 from pipeline.workflows.models import BEST
 from pipeline.workflows.needs import Needs, measure_needs, told_out_of_memory
+from pipeline.workflows.reporting import keep_report
 from pipeline.workflows.resuming import CONFIG, check_data, load_state
 from pipeline.workflows.starting import Start, find_start, write_start
 from pipeline.workflows.tasks import COLUMNS
@@ -128,6 +129,7 @@ def train(
                 ending = _fit(job, task, sampler, keeper, state, world)
             keeper.keep_something()
             judgement = column.judge(record, job, material, device)
+            keep_report(record)
     deliveries = (record.close("FINISHED"),)
     return TrainingResult(record.name, column.command, record.folder, ending, judgement, deliveries)
 

@@ -1,0 +1,126 @@
+"""`clinseg report`: one HTML file about a run or a folder of predictions, which opens offline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from pipeline.data.cases import Case
+from pipeline.data.images import find_inputs
+from pipeline.data.nifti import is_nifti, nifti_stem
+from pipeline.progress import progress_bar
+from pipeline.report.case_tables import case_table, segmentation_figures, structure_strips
+from pipeline.report.content import Report, View
+from pipeline.report.report_page import write_report
+from pipeline.tracking import Record, find_run
+from pipeline.workflows.evaluation import evaluate
+from pipeline.workflows.folder_reports import read_folder
+from pipeline.workflows.report_material import ReportMaterial
+from pipeline.workflows.report_views import choose_cases, read_views
+from pipeline.workflows.run_reports import read_run
+
+NAME: Final = "report.html"
+_PATIENCE_S: Final = 60.0
+
+
+def report(
+    source: str,
+    output: Path | None = None,
+    cases: Sequence[str] = (),
+    images: Sequence[Path] = (),
+    references: Path | None = None,
+) -> Path:
+    """Writes the page of a run, or of a folder that `clinseg predict` or `evaluate` wrote.
+
+    Args:
+        source: A folder, or a run by name, MLflow id or `latest`.
+        output: Where to write; None takes `report.html` in the folder of the run or the predictions.
+        cases: Ids of the cases to look at; empty takes the worst, the median and the best.
+        images: Where the images are, as `clinseg predict` takes them; a run knows those of its own data.
+        references: Folder of reference label maps, with which a folder of predictions is compared.
+
+    Returns:
+        The page.
+
+    Raises:
+        FaultError: If there is no such run, folder or case, or no place to write.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "run.json").is_file():
+        material, home = read_folder(folder), folder
+    else:
+        run = find_run(folder.name if folder.is_dir() else source, *_store_of(folder))
+        material, home = read_run(run), run.path
+    if images or references is not None:
+        material = _with_files(material, home, images, references)
+    path = output or home / NAME
+    _write(path, material, cases)
+    return path
+
+
+def keep_report(record: Record) -> None:
+    """Makes the page of a run that is judged and records it; no failure of it reaches the training.
+
+    Cases that are not read within a minute are left out of the page.
+    """
+    try:
+        path = record.folder / NAME
+        _write(path, read_run(record.run), (), time.monotonic() + _PATIENCE_S)
+        record.log_artifact(path)
+    except Exception as error:
+        # Whatever it is: the training is done, and its results count.
+        record.set_tags({"clinseg.report": f"not made: {type(error).__name__}: {error}"[:400]})
+
+
+def _store_of(folder: Path) -> tuple[Path, ...]:
+    return (folder.resolve().parent.parent,) if folder.is_dir() else ()
+
+
+def _write(path: Path, material: ReportMaterial, cases: Sequence[str], end: float = float("inf")) -> None:
+    remarks = list(material.remarks)
+    chosen = choose_cases(material, cases)
+    views: list[View] = []
+    with progress_bar("Reading cases for the report", len(chosen)) as advance:
+        for view in read_views(material, chosen, remarks):
+            views.append(view)
+            advance()
+            if time.monotonic() > end:
+                remarks.append("Reading cases took long, so fewer are shown; `clinseg report` shows all.")
+                break
+    page = Report(
+        title=material.title,
+        lead=material.lead,
+        figures=[*segmentation_figures(material.rows), *material.figures],
+        strips=structure_strips(material.rows, material.labels.names),
+        cases=material.table or case_table(material.rows, material.entries),
+        views=views,
+        charts=material.charts,
+        pictures=material.pictures,
+        facts=material.facts,
+        remarks=remarks,
+    )
+    write_report(path, page)
+
+
+def _with_files(
+    material: ReportMaterial, folder: Path, images: Sequence[Path], references: Path | None
+) -> ReportMaterial:
+    """The same with the images and references that were named; a folder is compared with the latter."""
+    found = {case.id: case for case in find_inputs(images, 1)} if images else dict(material.cases)
+    if references is None:
+        return replace(material, cases=found)
+    labels = {nifti_stem(path): path for path in sorted(references.glob("*")) if is_nifti(path)}
+    cases = {
+        case: replace(found.get(case, Case(case, case, ())), label=labels.get(case))
+        for case in material.masks
+    }
+    if material.rows:
+        return replace(material, cases=cases)
+    evaluation = evaluate(folder, references)
+    told = [str(fault) for fault in (*evaluation.faults, *evaluation.warnings)]
+    lead = material.lead.replace("not compared with any reference", "compared with references")
+    remarks = [*material.remarks, *told]
+    return replace(material, lead=lead, cases=cases, rows=evaluation.rows, figures=(), remarks=remarks)

@@ -1,0 +1,257 @@
+"""What a run left that a report can tell of, read from its folder and those of its folds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from pipeline.checkpoint import Checkpoint, read_checkpoint
+from pipeline.config import Job, SegmentationJob, load_job
+from pipeline.data.cases import Case, read_manifest
+from pipeline.errors import FaultError
+from pipeline.inference.class_table import read_class_table
+from pipeline.inference.evaluation import CaseMetrics, read_table
+from pipeline.report.class_tables import class_case_table, class_figures
+from pipeline.report.content import Picture, Table
+from pipeline.report.figures import draw_curves
+from pipeline.statistics import Estimate
+from pipeline.tracking import (
+    RunFolder,
+    RunSummary,
+    read_children,
+    read_metrics,
+    read_settings,
+    summarise_run,
+)
+from pipeline.workflows.judging import MASKS, TABLE
+from pipeline.workflows.models import BEST
+from pipeline.workflows.report_material import (
+    Entry,
+    Labels,
+    ReportMaterial,
+    case_remarks,
+    drawn_cases,
+    entries_of,
+    existing_masks,
+    read_prediction_report,
+    version_facts,
+    work_facts,
+)
+from pipeline.workflows.resuming import CONFIG
+
+_CHARTS: Final = {
+    "discrimination.png": "How well the classes are told apart on the validation cases.",
+    "calibration.png": "Whether probabilities come true, and what review gains, on the validation cases.",
+}
+_MAX_PICTURES: Final = 24
+
+
+def read_run(run: RunFolder) -> ReportMaterial:
+    """Everything about a run; what it lacks, such as images that were moved, becomes a remark."""
+    parts = [run, *read_children(run)]
+    parameters, tags = read_settings(run)
+    settings, summary = {**parameters, **tags}, summarise_run(run)
+    remarks: list[str] = []
+    checkpoint = _read_checkpoint(run, remarks)
+    entries, masks = _read_predictions(parts, remarks)
+    is_segmentation = run.task == "segmentation"
+    cases, labels = _read_cases(run, checkpoint, remarks) if is_segmentation else ({}, Labels())
+    rows = _read_rows(run, remarks) if is_segmentation else []
+    return ReportMaterial(
+        title=run.name,
+        lead=_lead(run, settings, summary),
+        labels=labels,
+        rows=rows,
+        entries=entries,
+        masks=masks,
+        cases=cases,
+        overlays=drawn_cases(parts),
+        figures=class_figures(_estimates(run)) if run.task == "classification" else (),
+        table=_read_answers(run, checkpoint, remarks) if run.task == "classification" else None,
+        charts=_charts(run, parts),
+        pictures=() if is_segmentation else _pictures(parts),
+        facts=_facts(run, settings, summary, checkpoint, entries),
+        remarks=[*case_remarks(entries), *remarks],
+    )
+
+
+def _lead(run: RunFolder, settings: Mapping[str, str], summary: RunSummary) -> str:
+    network = settings.get("network.name", "a network").replace("_", " ")
+    number = settings.get("clinseg.num_training_cases")
+    trained = f" trained on {number} cases" if number else ""
+    fold = settings.get("clinseg.fold")
+    judged = {"all": ", one network for each fold", "none": ""}.get(
+        fold or "none", f", judged on fold {fold}"
+    )
+    ending = "" if summary.best else f"; the run has no judgement ({summary.status.lower()})"
+    return f"{run.task.capitalize()}: {network}{trained}{judged}{ending}."
+
+
+def _read_checkpoint(run: RunFolder, remarks: list[str]) -> Checkpoint | None:
+    path = run.path / BEST
+    if not path.is_file():
+        remarks.append("The run has kept no checkpoint yet.")
+        return None
+    try:
+        return read_checkpoint(path)
+    except FaultError as error:
+        remarks += [f"The kept checkpoint: {fault.message} [{fault.rule}]" for fault in error.faults]
+        return None
+
+
+def _read_predictions(
+    parts: Sequence[RunFolder], remarks: list[str]
+) -> tuple[dict[str, Entry], dict[str, Path]]:
+    entries: dict[str, Entry] = {}
+    masks: dict[str, Path] = {}
+    for part in parts:
+        folder = part.path / MASKS
+        if not (folder / "report.json").is_file():
+            continue
+        try:
+            own = entries_of(read_prediction_report(folder / "report.json"))
+        except FaultError as error:
+            remarks += [f"{part.name}: {fault.message}" for fault in error.faults]
+            continue
+        entries |= own
+        masks |= existing_masks(folder, own)
+    return entries, masks
+
+
+def _read_cases(
+    run: RunFolder, checkpoint: Checkpoint | None, remarks: list[str]
+) -> tuple[dict[str, Case], Labels]:
+    """The cases that the job's manifest names, and what label values mean."""
+    try:
+        job: Job = load_job(run.path / CONFIG)
+        assert isinstance(job, SegmentationJob), "the run says that it is one"
+        study = read_manifest(job.data)
+    except FaultError as error:
+        remarks.append(
+            "The images of the run are not where it read them, so cases are shown without them "
+            f"({error.faults[0].rule}); name them with --images and --references."
+        )
+        if checkpoint is None:
+            return {}, Labels()
+        return {}, Labels(
+            checkpoint.labels, checkpoint.structures, checkpoint.job["data"].get("ignore_value")
+        )
+    contract = study.contract
+    cases = {case.id: case for case in study.cases}
+    return cases, Labels(contract.labels, contract.structures, contract.ignore_value)
+
+
+def _read_rows(run: RunFolder, remarks: list[str]) -> list[CaseMetrics]:
+    if not (run.path / TABLE).is_file():
+        return []
+    try:
+        return read_table(run.path / TABLE)
+    except FaultError as error:
+        remarks += [f"{TABLE}: {fault.message}" for fault in error.faults]
+        return []
+
+
+def _read_answers(run: RunFolder, checkpoint: Checkpoint | None, remarks: list[str]) -> Table | None:
+    if not (run.path / TABLE).is_file() or checkpoint is None:
+        return None
+    try:
+        is_multi_label = bool((checkpoint.calibration or {}).get("multi_label"))
+        return class_case_table(read_class_table(run.path / TABLE), is_multi_label=is_multi_label)
+    except FaultError as error:
+        remarks += [f"{TABLE}: {fault.message}" for fault in error.faults]
+        return None
+
+
+def _estimates(run: RunFolder) -> dict[str, Estimate]:
+    """The figures of a classifier with the ends of their intervals, as they were recorded last."""
+    last = {name: points[-1][1] for name, points in read_metrics(run).items()}
+    return {
+        name.removeprefix("best/"): Estimate(value, last[low], last[high])
+        for name, value in last.items()
+        if name.startswith("best/")
+        and (low := name.replace("best/", "best_low/")) in last
+        and (high := name.replace("best/", "best_high/")) in last
+    }
+
+
+def _charts(run: RunFolder, parts: Sequence[RunFolder]) -> list[Picture]:
+    series = {
+        f"{part.name.removeprefix(run.name).strip('-')} {name}".strip(): points
+        for part in parts
+        for name, points in read_metrics(part).items()
+        if name.startswith(("training/", "validation/"))
+        and (len(parts) == 1 or name.endswith(("/mean", "/loss")))
+    }
+    charts = []
+    if any(len(points) > 1 for points in series.values()):
+        with TemporaryDirectory() as folder:
+            draw_curves(Path(folder) / "curves.png", series, "")
+            png = (Path(folder) / "curves.png").read_bytes()
+        charts.append(Picture("Training: losses, and metrics of the validation cases.", png, is_chart=True))
+    for name, caption in _CHARTS.items():
+        if (run.path / name).is_file():
+            charts.append(Picture(caption, (run.path / name).read_bytes(), is_chart=True))
+    return charts
+
+
+def _pictures(parts: Sequence[RunFolder]) -> list[Picture]:
+    drawn = list(drawn_cases(parts).items())[:_MAX_PICTURES]
+    return [Picture(case, path.read_bytes()) for case, path in drawn]
+
+
+def _facts(
+    run: RunFolder,
+    settings: Mapping[str, str],
+    summary: RunSummary,
+    checkpoint: Checkpoint | None,
+    entries: Mapping[str, Entry],
+) -> dict[str, dict[str, str]]:
+    manifest = Path(settings.get("data.manifest", ""))
+    data = {
+        "Manifest": "/".join(manifest.parts[-2:]),  # the rest is about this disk
+        "Training cases": settings.get("clinseg.num_training_cases"),
+        "Validation cases": settings.get("clinseg.num_validation_cases"),
+        "Fold": settings.get("clinseg.fold"),
+        "Image channels": ", ".join(checkpoint.channels) if checkpoint else None,
+        "Content, SHA-256": settings.get("clinseg.data_hash"),
+    }
+    provenance = checkpoint.provenance if checkpoint else {}
+    model = {
+        "Task": run.task,
+        "Network": settings.get("network.name"),
+        "Kept from epoch": str(provenance["epoch"]) if provenance.get("epoch") is not None else None,
+        "Networks": str(len(checkpoint.members)) if checkpoint and checkpoint.members else None,
+        "SHA-256": checkpoint.content_hash if checkpoint else None,
+    }
+    work = {
+        "Experiment": run.experiment,
+        "Began": f"{summary.started:%Y-%m-%d %H:%M %Z}",
+        "Worked": f"{summary.minutes:.1f} minutes",
+        "Device": settings.get("clinseg.device"),
+        **_speed_facts(run),
+        **work_facts(entries),
+    }
+    environment = {
+        name.removeprefix("environment."): value
+        for name, value in settings.items()
+        if name.startswith("environment.")
+    }
+    code = {"Code": settings.get("mlflow.source.git.commit"), **version_facts(environment)}
+    groups = {"Data": data, "Model": model, "Work": work, "Made with": code}
+    return {
+        heading: {name: value for name, value in facts.items() if value}
+        for heading, facts in groups.items()
+        if any(facts.values())
+    }
+
+
+def _speed_facts(run: RunFolder) -> dict[str, str]:
+    metrics = read_metrics(run)
+    facts = {}
+    if epochs := [value for _, value in metrics.get("training/epoch_seconds", ())]:
+        facts["Epochs"] = f"{len(epochs)}, {sorted(epochs)[len(epochs) // 2]:.1f} s each in the median"
+    if memory := [value for _, value in metrics.get("system/process_memory_megabytes", ())]:
+        facts["Memory, highest seen"] = f"{max(memory):.0f} MB"
+    return facts
