@@ -10,18 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special
+from sklearn.linear_model import LogisticRegression
 
 from pipeline.reliability import calibration_error, truth_table
 
 Floats = NDArray[np.floating]
 Targets = NDArray[np.integer] | NDArray[np.bool_]
+Aim = float | Literal["most_probable", "balanced"]
+"""What an operating point is for; a number: to find at least this share of the positive cases."""
 
 _TEMPERATURES = (0.01, 100.0)
+_CERTAINTY = 1e-12
+"""Probabilities nearer to 0 or 1 are as far away as this: log-odds stay finite."""
 _ROUNDING = 1e-9
 """Slack in counting cases: 55 % of 100 is 55, not 55.00000000000001."""
 
@@ -107,7 +112,7 @@ class Calibration:
 
 
 def fit_calibration(
-    logits: Floats, targets: Targets, multi_label: bool, min_sensitivity: float | None, coverage: float
+    logits: Floats, targets: Targets, multi_label: bool, aim: Aim, coverage: float
 ) -> Calibration:
     """Fits temperature, operating points and the call for review, in this order, on validation cases.
 
@@ -116,7 +121,7 @@ def fit_calibration(
             called for review.
         targets: See above.
         multi_label: See above.
-        min_sensitivity: See `operating_point`.
+        aim: See `operating_point`.
         coverage: Share of the cases to be answered without review; see `review_threshold`.
 
     Raises:
@@ -128,7 +133,7 @@ def fit_calibration(
     temperature = fit_temperature(logits, truth, multi_label)
     before, after = (class_probabilities(logits, multi_label, t) for t in (1.0, temperature))
     columns = range(truth.shape[1]) if multi_label else (1,) if truth.shape[1] == 2 else ()
-    thresholds = tuple(operating_point(after[:, k], truth[:, k], min_sensitivity) for k in columns)
+    thresholds = tuple(operating_point(after[:, k], truth[:, k], aim) for k in columns)
     errors = (calibration_error(p, truth, multi_label) if len(p) else None for p in (before, after))
     unreviewed = Calibration(multi_label, temperature, thresholds, 0.0, coverage, len(truth), *errors)
     review_below = review_threshold(unreviewed.confidence(after), coverage)
@@ -174,33 +179,27 @@ def fit_temperature(logits: Floats, truth: NDArray[np.bool_], multi_label: bool)
     return math.exp(best.x) if best.fun < loss(0.0) - 1e-12 else 1.0
 
 
-def operating_point(scores: Floats, positive: NDArray[np.bool_], min_sensitivity: float | None) -> float:
-    """The score from which on a case is called positive, halfway to the next lower score of any case.
+def operating_point(scores: Floats, positive: NDArray[np.bool_], aim: Aim) -> float:
+    """The score from which on a case is called positive.
 
     Args:
-        scores: `(N,)`, between 0 and 1.
+        scores: `(N,)`, calibrated probabilities.
         positive: `(N,)`, which cases are positive.
-        min_sensitivity: The largest cut that finds at least this share of the positive cases, and one of them
-            in any case. None takes the cut with the largest sensitivity + specificity (Youden 1950,
-            doi:10.1002/1097-0142); of several the lowest, which misses fewest.
+        aim: `most_probable` is 0.5. `balanced` estimates where sensitivity + specificity is largest (Youden
+            1950, doi:10.1002/1097-0142): where a logistic regression on the log-odds, both classes having the
+            same weight, is undecided. A number takes the largest cut that finds at least this share of the
+            positive cases, and one of them in any case, halfway to the next lower score.
 
     Returns:
-        The threshold; 0.5 where the cases cannot tell: no positive one, or by Youden's index no negative one
-        or no cut that is better than chance.
+        The threshold; 0.5 where the cases cannot tell: no positive one, or to balance no negative one or
+        scores that do not rise with the truth.
     """
-    num_positive = int(positive.sum())
-    cuts = np.unique(scores)
-    if not num_positive:
+    if aim == "most_probable" or not positive.any():
         return 0.5
-    if min_sensitivity is not None:
-        num_found = max(1, math.ceil(min_sensitivity * num_positive - _ROUNDING))
-        return _below(cuts, float(np.sort(scores[positive])[-num_found]))
-    found, false = (
-        1 - np.searchsorted(np.sort(scores[members]), cuts) / max(1, members.sum())
-        for members in (positive, ~positive)
-    )
-    best = int(np.argmax(np.round(found - false, 12)))
-    return _below(cuts, float(cuts[best])) if found[best] - false[best] > _ROUNDING else 0.5
+    if aim == "balanced":
+        return _balanced_point(np.asarray(scores, dtype=np.float64), positive)
+    num_found = max(1, math.ceil(aim * int(positive.sum()) - _ROUNDING))
+    return _below(np.unique(scores), float(np.sort(scores[positive])[-num_found]))
 
 
 def review_threshold(confidence: Floats, coverage: float) -> float:
@@ -215,6 +214,17 @@ def review_threshold(confidence: Floats, coverage: float) -> float:
     levels = np.unique(confidence)
     last = float(np.sort(confidence)[-num_answered])
     return _below(levels, last) if last > levels[0] else 0.0
+
+
+def _balanced_point(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
+    """All cases have a say in it, unlike in the best cut of a curve, which the few next to it decide."""
+    odds = special.logit(np.clip(scores, _CERTAINTY, 1 - _CERTAINTY))
+    centre, width = odds.mean(), odds.std()
+    if positive.all() or width < _ROUNDING:
+        return 0.5
+    model = LogisticRegression(class_weight="balanced").fit(((odds - centre) / width)[:, None], positive)
+    slope, offset = float(model.coef_[0, 0]), float(model.intercept_[0])
+    return float(special.expit(centre - width * offset / slope)) if slope > _ROUNDING else 0.5
 
 
 def _below(levels: Floats, level: float) -> float:

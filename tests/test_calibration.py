@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy import special
 
 from pipeline.calibration import (
     Calibration,
@@ -36,7 +37,7 @@ def test_a_known_temperature_is_found_and_what_was_off_becomes_calibrated(
     num_classes, multi_label, temperature
 ):
     logits, targets = drawn(6000, num_classes, temperature, multi_label)
-    calibration = fit_calibration(logits, targets, multi_label, None, 0.9)
+    calibration = fit_calibration(logits, targets, multi_label, "balanced", 0.9)
     assert calibration.temperature == pytest.approx(temperature, rel=0.08)
     assert calibration.ece_after < 0.03
     assert (calibration.ece_before > 0.04) == (temperature != 1.0)
@@ -44,12 +45,12 @@ def test_a_known_temperature_is_found_and_what_was_off_becomes_calibrated(
 
 def test_a_temperature_changes_no_order_and_no_best_class():
     logits, targets = drawn(300, 4, 2.5)
-    calibration = fit_calibration(logits, targets, False, None, 1.0)
+    calibration = fit_calibration(logits, targets, False, "balanced", 1.0)
     probabilities = calibration.probabilities(logits)
     assert (calibration.decide(probabilities) == logits.argmax(axis=1)).all()
     assert probabilities.sum(axis=1) == pytest.approx(1)
     logits, targets = drawn(300, 2, 2.5)
-    calibration = fit_calibration(logits, targets, False, None, 1.0)
+    calibration = fit_calibration(logits, targets, False, "balanced", 1.0)
     order = np.argsort(logits[:, 1] - logits[:, 0])
     assert (np.diff(calibration.probabilities(logits)[order, 1]) >= 0).all()
 
@@ -58,7 +59,7 @@ def test_few_cases_that_are_all_right_do_not_make_it_certain():
     for num in (2, 20, 200):
         targets = np.arange(num) % 2
         logits = np.where(targets[:, None] == [0, 1], 2.0, -2.0)
-        calibration = fit_calibration(logits, targets, False, None, 0.9)
+        calibration = fit_calibration(logits, targets, False, "balanced", 0.9)
         true = calibration.probabilities(logits)[np.arange(num), targets]
         assert true == pytest.approx((num + 1) / (num + 2), abs=1e-4)
         assert (calibration.decide(calibration.probabilities(logits)) == targets).all()
@@ -94,30 +95,47 @@ def test_a_share_that_is_a_whole_number_of_cases_is_not_rounded_up():
     assert operating_point(np.arange(100) / 100, np.ones(100, bool), 0.55) == pytest.approx(0.445)
 
 
-@settings(max_examples=100, deadline=None)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_of_calibrated_probabilities_the_balanced_point_is_the_share_of_positive_cases(share):
+    rng = np.random.default_rng(0)
+    positive = rng.random(4000) < share
+    log_likelihood_ratio = 2 * rng.normal(2 * positive - 1)  # of normal distributions with means -1 and 1
+    scores = special.expit(special.logit(share) + log_likelihood_ratio)
+    assert operating_point(scores, positive, "balanced") == pytest.approx(share, abs=0.03)
+
+
+def test_how_many_cases_of_a_class_there_are_does_not_move_the_balanced_point():
+    scores = np.array([0.1, 0.3, 0.45, 0.6, 0.4, 0.7, 0.9])
+    positive = np.arange(7) >= 4
+    once = operating_point(scores, positive, "balanced")
+    often = operating_point(np.repeat(scores, 20), np.repeat(positive, 20), "balanced")
+    rare = np.where(positive, 20, 60)
+    assert operating_point(np.repeat(scores, rare), np.repeat(positive, rare), "balanced") == pytest.approx(
+        often, abs=0.01
+    )
+    assert scores.min() < once < scores.max()
+
+
+@settings(max_examples=40, deadline=None)
 @given(scores, st.randoms(use_true_random=False))
-def test_youdens_point_is_the_best_and_of_equals_the_one_that_misses_fewest(scores, random):
+def test_the_balanced_point_lies_among_the_scores_or_is_one_half(scores, random):
     positive = np.array([random.random() < 0.5 for _ in scores])
-    threshold = operating_point(scores, positive, None)
+    threshold = operating_point(scores, positive, "balanced")
+    assert threshold == 0.5 or scores.min() - 1e-9 <= threshold <= scores.max() + 1e-9
     if positive.all() or not positive.any():
         assert threshold == 0.5
-        return
 
-    def youden(cut):
-        return (scores[positive] >= cut).mean() - (scores[~positive] >= cut).mean()
 
-    best = max(youden(cut) for cut in scores)
-    if best <= 1e-9:
-        assert threshold == 0.5
-        return
-    assert youden(threshold) == pytest.approx(best)
-    lower = scores[scores < threshold]
-    assert all(youden(cut) < best - 1e-12 for cut in lower)
+def test_scores_that_fall_with_the_truth_leave_the_threshold_at_one_half():
+    assert operating_point(np.linspace(0.1, 0.3, 9), np.arange(9) < 4, "balanced") == 0.5
+
+
+def test_the_most_probable_class_needs_no_cases():
+    assert operating_point(np.array([0.2, 0.9]), np.array([False, True]), "most_probable") == 0.5
 
 
 def test_a_threshold_lies_in_the_middle_of_the_gap():
     logits_apart, positive = np.array([0.1, 0.2, 0.6, 0.9]), np.array([False, False, True, True])
-    assert operating_point(logits_apart, positive, None) == pytest.approx(0.4)
     assert operating_point(logits_apart, positive, 0.5) == pytest.approx(0.75)
     assert operating_point(logits_apart, positive, 1.0) == pytest.approx(0.4)
 
@@ -181,15 +199,15 @@ def test_a_fit_answers_the_coverage_and_survives_json(num_classes, multi_label):
         elements=st.sampled_from([-1e4, -1.0, 0.0, 1.0, 1e4]),
     ),
     st.booleans(),
-    st.sampled_from([None, 0.0, 0.9, 1.0]),
+    st.sampled_from(["most_probable", "balanced", 0.0, 0.9, 1.0]),
     st.randoms(use_true_random=False),
 )
-def test_whatever_it_is_fitted_on_it_answers(logits, multi_label, min_sensitivity, random):
+def test_whatever_it_is_fitted_on_it_answers(logits, multi_label, aim, random):
     num, num_classes = logits.shape
     targets = np.array([random.randrange(num_classes) for _ in range(num)], dtype=np.int64)
     if multi_label:
         targets = targets[:, None] == np.arange(num_classes)
-    calibration = fit_calibration(logits, targets, multi_label, min_sensitivity, 0.9)
+    calibration = fit_calibration(logits, targets, multi_label, aim, 0.9)
     probabilities = calibration.probabilities(logits)
     assert np.isfinite(probabilities).all()
     assert len(calibration.decide(probabilities)) == num
@@ -201,13 +219,13 @@ def test_whatever_it_is_fitted_on_it_answers(logits, multi_label, min_sensitivit
 @pytest.mark.parametrize("targets", [[0], [1], [0, 0, 0], [1, 1, 1]])
 def test_one_class_alone_leaves_the_threshold_at_one_half(targets):
     logits = np.random.default_rng(0).normal(size=(len(targets), 2))
-    assert fit_calibration(logits, np.array(targets), False, None, 0.9).thresholds == (0.5,)
+    assert fit_calibration(logits, np.array(targets), False, "balanced", 0.9).thresholds == (0.5,)
 
 
 def test_without_cases_or_differences_nothing_is_changed():
     nothing = fit_calibration(np.zeros((0, 2)), np.zeros(0, np.int64), False, 0.9, 0.9)
     assert nothing == Calibration(False, 1.0, (0.5,), 0.0, 0.9, 0, None, None)
-    equal = fit_calibration(np.full((8, 2), 3.0), np.arange(8) % 2, False, None, 0.9)
+    equal = fit_calibration(np.full((8, 2), 3.0), np.arange(8) % 2, False, "balanced", 0.9)
     assert (equal.temperature, equal.thresholds, equal.review_below) == (1.0, (0.5,), 0.0)
 
 
@@ -217,13 +235,13 @@ def test_without_cases_or_differences_nothing_is_changed():
 )
 def test_nonsense_is_refused(logits, targets):
     with pytest.raises(ValueError, match="finite logits"):
-        fit_calibration(np.array(logits), np.array(targets), False, None, 0.9)
+        fit_calibration(np.array(logits), np.array(targets), False, "balanced", 0.9)
 
 
 @pytest.mark.parametrize(
     "change", [{"temperature": 0.0}, {"temperature": np.inf}, {"thresholds": (1.5,)}, {"review_below": -1.0}]
 )
 def test_a_calibration_that_makes_no_sense_cannot_be_made(change):
-    calibration = fit_calibration(np.eye(2), np.arange(2), False, None, 0.9)
+    calibration = fit_calibration(np.eye(2), np.arange(2), False, "balanced", 0.9)
     with pytest.raises(ValueError, match="not"):
         Calibration.from_mapping({**calibration.to_mapping(), **change})

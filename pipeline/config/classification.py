@@ -142,9 +142,12 @@ class ClassificationInferenceSection(Section):
     """Images per forward pass, mirrored copies counted."""
     flips: bool = False
     """Average over all mirrored copies along `augmentation.mirror_axes` (test-time augmentation)."""
-    min_sensitivity: Probability | None = None
-    """The threshold of the positive class is the largest that finds this share of the validation cases that
-    are of it; null takes the one with the largest sum of sensitivity and specificity (Youden)."""
+    operating_point: Probability | Literal["most_probable", "balanced"] = "most_probable"
+    """From which probability on a case is called positive, of two classes or of each of several labels.
+    `most_probable`: 0.5, which makes fewest errors where the classes are as frequent as among the validation
+    cases. `balanced`: where it is as probable on either side if both were equally frequent, so that errors
+    on the rarer class count as much as those on the other. A number: the largest threshold that finds this
+    share of the positive validation cases."""
     coverage: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of the validation cases that are answered without a call for review: the least confident others
     set the confidence below which a prediction is marked `review`."""

@@ -160,7 +160,7 @@ class LevelsSection(Section):
     features: Widths = (16, 32, 64, 128)
     """Channels per level, finest first."""
     strides: PerLevel | None = None
-    """Down-sampling on entering each level, the first being 1s; null halves every axis at each level."""
+    """Down-sampling on entering each level; null halves every axis at each level but the first."""
     kernels: PerLevel | None = None
     """Kernel size per level, odd numbers; null takes 3 along every axis."""
     blocks: Literal["plain", "residual"] = "plain"
@@ -195,8 +195,8 @@ class LevelsSection(Section):
                 )
             if any(len(v) != self.dimensions for v in values):
                 raise ValueError(f"{name}: each entry needs {self.dimensions} numbers")
-        if self.strides is not None and (set(self.strides[0]) != {1} or min(map(min, self.strides)) < 1):
-            raise ValueError("strides: must be positive, and the first level keeps the resolution (all 1)")
+        if self.strides is not None and min(map(min, self.strides)) < 1:
+            raise ValueError("strides: must be positive")
         if self.kernels is not None and any(k < 1 or k % 2 == 0 for level in self.kernels for k in level):
             raise ValueError("kernels: must be odd and positive")
         return self

@@ -75,6 +75,14 @@ class NetworkSection(LevelsSection):
     deep_supervision: bool = True
     """Extra outputs at coarser levels, used in training only."""
 
+    @model_validator(mode="after")
+    def _check_first_level(self) -> NetworkSection:
+        if self.strides is not None and set(self.strides[0]) != {1}:
+            raise ValueError(
+                "strides: the first level keeps the resolution (all 1), being that of the output"
+            )
+        return self
+
 
 class TrainingSection(FittingSection):
     """How the network is fitted. The budget is epochs or minutes; with both, what ends first."""

@@ -80,7 +80,7 @@ def calibrate(
     )
     section = job.inference
     logits = np.array([report.logits for report in reports])
-    return fit_calibration(logits, targets, job.data.multi_label, section.min_sensitivity, section.coverage)
+    return fit_calibration(logits, targets, job.data.multi_label, section.operating_point, section.coverage)
 
 
 def tell_classes(

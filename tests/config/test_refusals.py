@@ -93,6 +93,11 @@ def test_a_missing_key_is_placed_at_its_section(faults):
         ),
         ("augmentation: {elastic_distance: [0.01, 0.4]}", "4:16", "augmentation.elastic_distance"),
         ("network: {kernels: [[3, 3, 3]]}", "4:11", "network.kernels"),
+        (
+            "network: {features: [8, 8], strides: [[2, 2, 2], [2, 2, 2]]}",
+            "4:29",
+            "network.strides",
+        ),
         ("  freeze_encoder: 0.5", "4:3", "training.freeze_encoder"),
         ("  start_from: latest\n  gradual_unfreezing: true", "5:3", "training.gradual_unfreezing"),
     ],

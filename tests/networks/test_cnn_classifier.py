@@ -22,6 +22,7 @@ SHAPES = {
         "strides": ((1, 1, 1), (1, 2, 2), (2, 2, 2)),
         "kernels": ((1, 3, 3), (3, 3, 3), (3, 5, 3)),
     },
+    "strided entrance": {"dimensions": 2, "features": (3, 5), "strides": ((2, 3), (2, 2))},
     "odd strides": {"dimensions": 2, "features": (3, 5, 7), "strides": ((1, 1), (3, 2), (1, 5))},
 }
 EXTRAS = {"bare": {}, "attentive": {"squeeze_excitation": True, "pooling": "attention"}}

@@ -22,7 +22,7 @@ def pixels(path):
 
 def draw(page, folder, logits, targets, classes, multi_label=False, uncalibrated=True):
     """A page as an array, of a calibration that was fitted on the same cases."""
-    calibration = fit_calibration(logits, targets, multi_label, None, 0.8)
+    calibration = fit_calibration(logits, targets, multi_label, "balanced", 0.8)
     probabilities = calibration.probabilities(logits)
     known = {"probabilities": probabilities, "targets": targets, "classes": classes, "title": "fold, $fold_0"}
     if page == "discrimination":
