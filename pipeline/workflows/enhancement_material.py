@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.config import EnhancementJob
-from pipeline.data.datasets import hash_contents
+from pipeline.data.datasets import hash_contents, hash_files
 from pipeline.data.enhancement_images import EnhancementImage, prepare_enhancement_images
 from pipeline.data.enhancement_study import (
     EnhancementStudy,
@@ -107,7 +107,9 @@ def load_enhancement_material(job: EnhancementJob) -> EnhancementMaterial:
     validation, sources = known[:num_held_out], known[num_held_out:]
     targets = sources if is_paired else targets
     statistics = (*_median_scales(sources), *_median_scales(targets))
-    lines = [f"{image.case.id} {image.content_hash}" for image in (*known, *targets)]
+    # Of all cases, whatever a fold makes of them: folds of one study have one hash.
+    lines = [f"source {case.id} {hash_files(case.id, case.images)}" for case in study.sources]
+    lines += [f"target {case.id} {hash_files(case.id, case.images)}" for case in study.targets]
     return EnhancementMaterial(
         study, as_split(roles), statistics, sources, targets, validation, hash_contents(lines)
     )

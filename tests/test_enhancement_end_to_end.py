@@ -1,0 +1,67 @@
+"""From noisy images of some patients and clean ones of others to enhanced images, as a user does it."""
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+CONFIG = Path(__file__).parents[1] / "configs/smoke/enhancement.yaml"
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    place = np.indices((18, 18, 18))
+    for number in range(10):
+        values = 300 + 100 * np.sin(place[0] / 3 + number) + 20 * place[2]
+        nib.save(
+            nib.Nifti1Image(values.astype(np.int16), np.diag([1, 1.5, 2, 1])), folder / f"p{number}.nii.gz"
+        )
+    return folder
+
+
+def read_figures(run):
+    with (run / "cases.csv").open() as file:
+        return {row["case"]: row for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("method", ["cyclegan", "supervised"])
+def test_what_a_run_says_of_its_validation_is_what_enhance_says(
+    clinseg, images, tmp_path, monkeypatch, method
+):
+    monkeypatch.chdir(tmp_path)
+    answer = clinseg(
+        "train", CONFIG, "--set", f"data.manifest={images}", "--set", f"training.method={method}"
+    )
+    assert answer.code == 0, answer.err
+    assert "clinseg enhance" in answer.out and "psnr_after" in answer.out
+    (run,) = Path("mlruns/runs").iterdir()
+    told = read_figures(run)
+    split = json.loads((run / "split.json").read_text())
+    assert set(told) == set(split["validation"]) and not set(told) & set(split["training"])
+    assert {path.name for path in (run / "samples").iterdir()} == {"epoch-00001.png", "epoch-00002.png"}
+    assert (run / "overlays/enhanced.png").is_file() and (run / "report.html").is_file()
+
+    answer = clinseg("enhance", "latest", run / "validation/inputs", "-o", "out", "--truth", images)
+    assert answer.code == 0, answer.err
+    for entry in json.loads(Path("out/report.json").read_text())["cases"]:
+        for name, value in entry["figures"].items():
+            assert float(told[entry["case"]][name]) == pytest.approx(value, rel=1e-5)
+        made = nib.load(f"out/{entry['case']}.nii.gz")
+        assert np.array_equal(made.affine, nib.load(images / f"{entry['case']}.nii.gz").affine)
+    answer = clinseg("enhance", "latest", images, "-o", "back", "--reverse")
+    assert answer.code == (0 if method == "cyclegan" else 2), answer.err
+
+
+def test_a_cross_validation_joins_its_folds(clinseg, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = ["data.num_folds=2", "training.epochs=1", "training.steps_per_epoch=1", "tracking.overlays=0"]
+    arguments = [part for setting in (f"data.manifest={images}", *settings) for part in ("--set", setting)]
+    answer = clinseg("train", CONFIG, "--fold", "all", *arguments)
+    assert answer.code == 0, answer.err
+    answer = clinseg("enhance", "latest", images / "p0.nii.gz", "-o", "out")
+    assert answer.code == 0, answer.err
+    assert Path("out/uncertainty/p0.nii.gz").is_file()
