@@ -124,8 +124,8 @@ def _write(rows: Mapping[str, Sequence[tuple[float, float]]], job: EnhancementJo
         "# Enhancement: denoising",
         "",
         f"{where}, {corruption.name} of severity {corruption.severity}; mean and 95 % bootstrap "
-        "interval. Made by `benchmarks/enhancement.py`; filters have the strength that is best on eight degraded "
-        "training cases, and are told the noise that the image shows.",
+        "interval. Made by `benchmarks/enhancement.py`; filters have the strength that is best on eight "
+        "degraded training cases, and are told the noise that the image shows.",
         "",
         "| | PSNR (dB) | SSIM |",
         "|---|---|---|",
