@@ -13,7 +13,7 @@ from pipeline.data.class_study import ClassStudy
 from pipeline.data.datasets import Batch
 from pipeline.labels import LabelContract
 from pipeline.training.classification import ClassificationTask
-from pipeline.training.enhancement import CycleGANTask
+from pipeline.training.cyclegan import CycleGANTask
 from pipeline.training.segmentation import SegmentationTask
 from transforms.keys import CLASS, IMAGE, LABEL, SOURCE, TARGET
 

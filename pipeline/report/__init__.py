@@ -4,7 +4,7 @@
 `discrimination`, `calibration` and `explanation`. `charts` is what all charts have in common, `panels` what
 all pictures of slices have.
 
-The page of a run is a `content.Report`, of which `case_tables` and `class_tables` make parts; `report_page`
-writes it with what `cutouts` takes of cases, on the skeleton of `page`. That of a `comparison` has no scripts
-and stands on `static_page`.
+A page stands on the skeleton of `page` and its templates. That of a run is a `content.Report`, of which
+`case_tables` and `class_tables` make parts; `report_page` writes it with what `cutouts` takes of cases. That
+of a `comparison` has no scripts.
 """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.comparison import Change, Comparison, Finding, Standing, tell
-from pipeline.report.static_page import build_page, bullets, element, number_table, picture, table
+from pipeline.report.page import as_data_url, write_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +40,39 @@ class CaseView:
     trouble: str | None
 
 
-def comparison_page(comparison: Comparison, charts: Sequence[Chart], views: Sequence[CaseView]) -> str:
-    """The HTML of a comparison; it holds its pictures and asks nothing of anybody."""
-    return build_page(
-        "clinseg compare",
-        [
-            *_heading(comparison),
-            *_settings(comparison),
-            *_findings(comparison),
-            *_standings(comparison),
-            *(part for chart in charts for part in _chart(chart)),
-            *_changes(comparison, views),
-        ],
+def write_comparison(
+    path: Path, comparison: Comparison, charts: Sequence[Chart], views: Sequence[CaseView]
+) -> None:
+    """Writes a comparison as one HTML file that opens offline and holds no script.
+
+    Raises:
+        ResourceError: If the file cannot be written.
+    """
+    outcome, first = comparison.outcome, comparison.arms[0].name
+    labels = run_labels(comparison)
+    write_page(
+        path,
+        "comparison.html",
+        scripts=(),
+        context={
+            "comparison": comparison,
+            "first": first,
+            "others": [arm.name for arm in comparison.arms[1:]],
+            "labels": labels,
+            "runs": list(zip(labels, comparison.runs, strict=True)),
+            "settings": [[key, *values] for key, values in comparison.settings.items()],
+            "finding_header": FINDING_HEADER,
+            "findings": [finding_cells(finding, first) for finding in outcome.findings],
+            "kinds": [_kind(finding) for finding in outcome.findings],
+            "standing_header": standing_header(comparison),
+            "standings": [standing_cells(standing, comparison) for standing in outcome.standings],
+            "charts": charts,
+            "change_header": change_header(comparison),
+            "changes": [change_cells(change, comparison) for change in outcome.changes],
+            "views": views,
+            "caption": lambda change, name: _caption(comparison, change, name),
+            "as_data_url": as_data_url,
+        },
     )
 
 
@@ -122,69 +143,11 @@ def show_p(p: float) -> str:
     return "<0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
 
 
-def _heading(comparison: Comparison) -> Iterator[str]:
-    arms = " against ".join((comparison.arms[0].name, ", ".join(arm.name for arm in comparison.arms[1:])))
-    yield element("h1", f"Comparison: {arms}")
-    yield element("p", f"{comparison.num_cases} validation cases, the same for all.", "faint")
-    names = zip(run_labels(comparison), comparison.runs, strict=True)
-    yield table(("", "run"), names)
-
-
-def _settings(comparison: Comparison) -> Iterator[str]:
-    yield element("h2", "What differs in the configs")
-    if comparison.settings:
-        rows = ([key, *values] for key, values in comparison.settings.items())
-        yield table(["setting", *run_labels(comparison)], rows)
-    else:
-        yield element("p", "Nothing.")
-
-
-def _findings(comparison: Comparison) -> Iterator[str]:
-    findings, first = comparison.outcome.findings, comparison.arms[0].name
-    yield element("h2", "Is there a difference?")
-    yield element(
-        "p",
-        f"{comparison.outcome.test} p is corrected by Holm's method over the {len(findings)} tests shown; up "
-        "to 0.05 a difference is called one. No difference shown is not the same as no difference.",
-        "faint",
-    )
-    kinds = [
-        ("better" if finding.is_better else "worse") if finding.is_shown and not finding.may_be_seeds else ""
-        for finding in findings
-    ]
-    yield number_table(FINDING_HEADER, (finding_cells(finding, first) for finding in findings), kinds)
-    yield element("h3", "To keep in mind")
-    yield bullets(comparison.notes)
-
-
-def _standings(comparison: Comparison) -> Iterator[str]:
-    yield element("h2", "Figures of each run")
-    yield element("p", "With 95 % confidence intervals over cases.", "faint")
-    rows = (standing_cells(standing, comparison) for standing in comparison.outcome.standings)
-    yield number_table(standing_header(comparison), rows)
-
-
-def _chart(chart: Chart) -> Iterator[str]:
-    yield element("h2", chart.title)
-    yield picture(chart.path, chart.caption)
-
-
-def _changes(comparison: Comparison, views: Sequence[CaseView]) -> Iterator[str]:
-    figure, first = comparison.outcome.changed, comparison.arms[0].name
-    yield element("h2", f"The cases that changed most ({figure})")
-    if not comparison.outcome.changes:
-        yield element("p", "None changed.")
-        return
-    yield number_table(
-        change_header(comparison),
-        (change_cells(change, comparison) for change in comparison.outcome.changes),
-    )
-    for view in views:
-        yield element("h3", f"{view.change.case}: {first} against {view.change.arm}")
-        if view.trouble is not None:
-            yield element("p", view.trouble, "faint")
-        shown = (picture(path, _caption(comparison, view.change, arm)) for arm, path in view.pictures.items())
-        yield '<div class="pair">' + "".join(shown) + "</div>"
+def _kind(finding: Finding) -> str:
+    """How its row is marked: only what neither chance nor seeds may explain."""
+    if not finding.is_shown or finding.may_be_seeds:
+        return ""
+    return "better" if finding.is_better else "worse"
 
 
 def _caption(comparison: Comparison, change: Change, name: str) -> str:

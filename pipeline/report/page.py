@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,8 +44,8 @@ def write_page(
     Args:
         path: Where to write.
         template: File in `pages/`; it extends `page.html`.
-        scripts: Run in this order when the page is there.
-        data: What they work on, as JSON in the element `data`.
+        scripts: Run in this order when the page is there; with none the page lets none in at all.
+        data: What they work on, as JSON in the element `data`; None for nothing.
         context: What the template is told; text is escaped there.
 
     Raises:
@@ -54,10 +55,12 @@ def write_page(
     style = STYLE.read_text(encoding="utf-8")
     page = _TEMPLATES.get_template(template).render(
         **context,
-        policy=_policy(sources, style),
+        policy=Markup(html.escape(_policy(sources, style))),  # noqa: S704 - escaped
         style=Markup(style),  # noqa: S704 - our own file
         scripts=[_inline(source) for source in sources],
-        data=_inline(json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")),
+        data=_inline(json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"))
+        if data is not None
+        else None,
     )
     write_text(path, page)
 
@@ -68,7 +71,7 @@ def as_data_url(png: bytes) -> str:
 
 
 def _policy(scripts: Sequence[str], style: str) -> str:
-    allowed = " ".join(map(_hash, scripts))
+    allowed = " ".join(map(_hash, scripts)) or "'none'"
     return (
         f"default-src 'none'; script-src {allowed}; style-src {_hash(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"

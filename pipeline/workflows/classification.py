@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
-from pipeline.config import ClassificationJob, job_to_mapping
+from pipeline.checkpoint import read_checkpoint
+from pipeline.config import ClassificationJob
 from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
 from pipeline.data.class_checks import check_class_study
 from pipeline.data.class_images import ClassSampler
 from pipeline.data.class_study import check_split, read_class_study
 from pipeline.data.folds import Split
-from pipeline.environment import code_version, environment
 from pipeline.inference.classifier import ClassReport, load_class_predictor
 from pipeline.inference.predictor import select_device
 from pipeline.inference.regions import build_regions
@@ -25,6 +24,7 @@ from pipeline.training.distributed import World
 from pipeline.workflows.class_judging import LOGITS, calibrate, judge_classifier, tell_classes
 from pipeline.workflows.class_material import ClassMaterial, load_class_material
 from pipeline.workflows.columns import Column, Judgement, Part
+from pipeline.workflows.joining import write_ensemble
 from pipeline.workflows.models import BEST
 from pipeline.workflows.regions import find_segmenter
 from pipeline.workflows.starting import Start
@@ -122,30 +122,7 @@ class ClassificationColumn(Column[ClassificationJob, ClassMaterial, Classificati
         cases = [case for case in read_class_study(job.data).cases if case.id in logits]
         said = [ClassReport(case.id, logits=tuple(logits[case.id])) for case in cases]
         calibration = calibrate(said, cases, job, classes)
-        ensemble = Checkpoint(
-            weights={},
-            job=job_to_mapping(job),
-            labels=first.labels,
-            structures=first.structures,
-            channels=first.channels,
-            intensity=None,
-            provenance={
-                "run": record.name,
-                "epoch": None,
-                "metrics": {},
-                "data_hash": first.provenance["data_hash"],
-                "training_cases": sorted(
-                    {case for one in checkpoints for case in one.provenance["training_cases"]}
-                ),
-                "validation_cases": [],
-                "environment": environment() | {"code": code_version() or "unknown"},
-            },
-            calibration=calibration.to_mapping(),
-            members=tuple(Member(one.weights, None, one.provenance) for one in checkpoints),
-            segmenter=first.segmenter,
-        )
-        write_checkpoint(record.folder / BEST, ensemble)
-        record.log_artifact(record.folder / BEST, "model")
+        ensemble = write_ensemble(record, job, checkpoints, calibration=calibration.to_mapping())
         predictor = load_class_predictor(ensemble, torch.device("cpu"))
         reports = predictor.answer_again(said)
         figures = tell_classes(record, classes, calibration, reports, cases, step=len(parts))

@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 from pipeline.comparison import Comparison, remarks
 from pipeline.errors import ConfigError, Fault
-from pipeline.files import check_writable, write_text
-from pipeline.report.comparison import comparison_page
+from pipeline.files import check_writable
+from pipeline.report.comparison import write_comparison
 from pipeline.workflows.class_comparison import read_classifications
 from pipeline.workflows.contenders import (
     AbstractAnswers,
@@ -57,7 +57,7 @@ def compare(names: Sequence[str], page: Path | None = None) -> Comparison:
     if page is not None:
         with TemporaryDirectory() as folder:
             charts, views = answers.draw(Path(folder), arms, outcome.changes)
-            write_text(page, comparison_page(comparison, charts, views))
+            write_comparison(page, comparison, charts, views)
     return comparison
 
 

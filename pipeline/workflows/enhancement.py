@@ -7,23 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
-from pipeline.config import EnhancementJob, job_to_mapping
+from pipeline.checkpoint import read_checkpoint
+from pipeline.config import EnhancementJob
 from pipeline.data.case_images import draft_images
 from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
 from pipeline.data.enhancement_images import PairSampler
 from pipeline.data.enhancement_study import read_enhancement_study
 from pipeline.data.folds import Split
-from pipeline.environment import code_version, environment
 from pipeline.errors import ConfigError, Fault
 from pipeline.report.enhancement import draw_sheet
 from pipeline.tracking import Record, RunFolder
+from pipeline.training.cyclegan import CycleGANTask
 from pipeline.training.distributed import World
-from pipeline.training.enhancement import CycleGANTask, SupervisedEnhancementTask
+from pipeline.training.supervised import SupervisedEnhancementTask
 from pipeline.workflows.columns import Column, Judgement, Part
 from pipeline.workflows.enhancement_judging import gather_figures, judge_enhancer
 from pipeline.workflows.enhancement_material import EnhancementMaterial, load_enhancement_material
+from pipeline.workflows.joining import write_ensemble
 from pipeline.workflows.models import BEST
 from pipeline.workflows.starting import Start
 
@@ -115,28 +116,7 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
     def join(self, record: Record, job: EnhancementJob, parts: Sequence[Part]) -> Judgement:
         """One model of all folds; its figures are what each said of the cases that it had not seen."""
         checkpoints = [read_checkpoint(part.run.path / BEST) for part in parts]
-        first = checkpoints[0]
-        training = {case for one in checkpoints for case in one.provenance["training_cases"]}
-        ensemble = Checkpoint(
-            weights={},
-            job=job_to_mapping(job),
-            labels=first.labels,
-            structures=first.structures,
-            channels=first.channels,
-            intensity=None,
-            provenance={
-                "run": record.name,
-                "epoch": None,
-                "metrics": {},
-                "data_hash": first.provenance["data_hash"],
-                "training_cases": sorted(training),
-                "validation_cases": [],
-                "environment": environment() | {"code": code_version() or "unknown"},
-            },
-            members=tuple(Member(one.weights, one.intensity, one.provenance) for one in checkpoints),
-        )
-        write_checkpoint(record.folder / BEST, ensemble)
-        record.log_artifact(record.folder / BEST, "model")
+        write_ensemble(record, job, checkpoints)
         figures = gather_figures([part.run for part in parts])
         record.log_metrics({f"best/{name}": f.value for name, f in figures.items()}, step=len(parts))
         return Judgement(figures=figures)

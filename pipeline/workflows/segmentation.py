@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
-from pipeline.checkpoint import Checkpoint, Member, read_checkpoint, write_checkpoint
-from pipeline.config import SegmentationJob, job_to_mapping
+from pipeline.checkpoint import read_checkpoint
+from pipeline.config import SegmentationJob
 from pipeline.data.cases import Case, Study, read_manifest
 from pipeline.data.checks import CheckReport, check_study
 from pipeline.data.datasets import PatchSampler
 from pipeline.data.folds import Split
-from pipeline.environment import code_version, environment
 from pipeline.inference.components import Components, OutOfFold, decide_components
 from pipeline.inference.evaluation import CaseMetrics, read_table, summarise_structures, write_metrics
 from pipeline.progress import progress_bar
@@ -22,6 +20,7 @@ from pipeline.tracking import Record, RunFolder
 from pipeline.training.distributed import World
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.columns import Column, Judgement, Part
+from pipeline.workflows.joining import write_ensemble
 from pipeline.workflows.judging import MASKS, TABLE, judge
 from pipeline.workflows.models import BEST
 from pipeline.workflows.segmentation_material import (
@@ -116,7 +115,13 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
         record.log_artifact(record.folder / TABLE)
         components = _decide_components(job, parts, study)
         _record_summary(record, rows, components, num_folds=len(parts))
-        _write_ensemble(record, job, parts, components, _means(rows, "best"))
+        write_ensemble(
+            record,
+            _keeping(job, components),
+            [read_checkpoint(part.run.path / BEST) for part in parts],
+            metrics=_means(rows, "best"),
+            provenance={"components": asdict(components)},
+        )
         judged = {row.structure for row in rows}
         unjudged = tuple(name for name in study.contract.structures if name not in judged)
         return Judgement(rows, components=components, unjudged=unjudged)
@@ -148,6 +153,13 @@ def _decide_components(job: SegmentationJob, parts: Sequence[Part], study: Study
         return decide_components(cases, candidates, advance)
 
 
+def _keeping(job: SegmentationJob, components: Components) -> SegmentationJob:
+    """The job with what was decided about components."""
+    kept = (*job.inference.largest_component, *components.kept)
+    inference = job.inference.model_copy(update={"largest_component": kept})
+    return job.model_copy(update={"inference": inference})
+
+
 def _means(rows: Sequence[CaseMetrics], group: str) -> dict[str, float]:
     return {
         f"{group}/{metric}/{structure}": summary.mean
@@ -170,38 +182,3 @@ def _record_summary(
         values |= {f"components_after/dice/{name}": components.after[name]}
     record.log_metrics(values, step=num_folds)
     record.set_tags({"clinseg.components_kept": ", ".join(components.kept) or "none"})
-
-
-def _write_ensemble(
-    record: Record,
-    job: SegmentationJob,
-    parts: Sequence[Part],
-    components: Components,
-    metrics: dict[str, float],
-) -> None:
-    checkpoints = [read_checkpoint(part.run.path / BEST) for part in parts]
-    first = checkpoints[0]
-    kept = (*job.inference.largest_component, *components.kept)
-    inference = job.inference.model_copy(update={"largest_component": kept})
-    provenance: dict[str, Any] = {
-        "run": record.name,
-        "epoch": None,
-        "metrics": metrics,
-        "components": asdict(components),
-        "data_hash": first.provenance["data_hash"],
-        "training_cases": sorted({case for one in checkpoints for case in one.provenance["training_cases"]}),
-        "validation_cases": [],
-        "environment": environment() | {"code": code_version() or "unknown"},
-    }
-    ensemble = Checkpoint(
-        weights={},
-        job=job_to_mapping(job.model_copy(update={"inference": inference})),
-        labels=first.labels,
-        structures=first.structures,
-        channels=first.channels,
-        intensity=None,
-        provenance=provenance,
-        members=tuple(Member(one.weights, one.intensity, one.provenance) for one in checkpoints),
-    )
-    write_checkpoint(record.folder / BEST, ensemble)
-    record.log_artifact(record.folder / BEST, "model")

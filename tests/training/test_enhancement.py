@@ -7,7 +7,8 @@ import torch
 
 from pipeline.config import EnhancementJob, load_job
 from pipeline.data.datasets import Batch
-from pipeline.training.enhancement import CycleGANTask, SupervisedEnhancementTask
+from pipeline.training.cyclegan import CycleGANTask
+from pipeline.training.supervised import SupervisedEnhancementTask
 from transforms.keys import SOURCE, TARGET
 
 CONFIG = Path(__file__).parents[2] / "configs/smoke/enhancement.yaml"
