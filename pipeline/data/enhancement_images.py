@@ -37,7 +37,6 @@ class EnhancementImage:
         truth: What it should look like, on the same grid and scaled by the same numbers; None if unknown.
         scales: Of each channel.
         affine: 4x4, voxel of `image` → world, RAS millimetres.
-        content_hash: SHA-256 over the files it was read from.
     """
 
     case: Case
@@ -45,7 +44,6 @@ class EnhancementImage:
     truth: Tensor | None
     scales: tuple[Scale, ...]
     affine: Affine
-    content_hash: str
 
 
 def prepare_chain(job: EnhancementJob) -> Preprocessing:
@@ -200,9 +198,7 @@ def _prepare(
     key = ["enhancement image", _CACHE_VERSION, hashed, asdict(chain), damage, truth is not None]
     tensors = cached(job.data.cache_dir, key, build)
     scales = tuple(Scale(*map(float, scale)) for scale in tensors["scales"])
-    return EnhancementImage(
-        case, tensors[IMAGE], tensors.get(_TRUTH), scales, tensors["affine"].numpy(), hashed
-    )
+    return EnhancementImage(case, tensors[IMAGE], tensors.get(_TRUTH), scales, tensors["affine"].numpy())
 
 
 def _prepare_tensors(

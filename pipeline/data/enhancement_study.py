@@ -55,7 +55,8 @@ def read_enhancement_study(section: EnhancementDataSection) -> EnhancementStudy:
 
     Raises:
         ConfigError: If one cannot be read, or they have different numbers of channels.
-        InputError: If cases are wrong: files missing, ids doubled or unsafe. Carries all faults.
+        InputError: If cases are wrong: files missing, ids doubled or unsafe, a source and its truth of
+            different patients. Carries all faults.
     """
     manifest = _parse(section.manifest)
     target = _parse(section.target) if section.target is not None else None
@@ -71,6 +72,8 @@ def read_enhancement_study(section: EnhancementDataSection) -> EnhancementStudy:
         )
         raise ConfigError(Fault("data.target", "num-channels", message))
     targets = _cases(target.entries) if target is not None else ()
+    if faults := [*_patient_faults(_cases(manifest.entries), targets)]:
+        raise InputError(faults)
     return EnhancementStudy(_cases(manifest.entries), targets, manifest.channels)
 
 
@@ -165,6 +168,18 @@ def _faults(path: Path, manifest: Manifest) -> Iterable[Fault]:
     yield from entry_faults(entries)
     if not entries and not manifest.faults:
         yield Fault(str(path), "no-cases", "it names no image; name a folder with images, or a manifest")
+
+
+def _patient_faults(sources: Sequence[Case], targets: Sequence[Case]) -> Iterable[Fault]:
+    """Of targets that are a source's truth and said to be of somebody else, who could be in another fold."""
+    patients = {case.id: case.patient for case in sources}
+    for case in targets:
+        if patients.get(case.id, case.patient) != case.patient:
+            message = (
+                f"the source of this id is of patient {patients[case.id]}, the target of {case.patient}; "
+                "what has one id shows one patient: mend one, or give the target another id"
+            )
+            yield Fault(case.id, "patients-differ", message)
 
 
 def _cases(entries: Sequence[Entry]) -> tuple[Case, ...]:

@@ -10,13 +10,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pipeline.report import content
 from pipeline.report.charts import save_page
 from pipeline.report.layout import FAINT, INK, PAPER
+from pipeline.statistics import Estimate
 
 _SIDE = 1.7  # inches
 _TITLE = 0.55
 
 Picture = NDArray[np.generic]
+
+
+def enhancement_figures(estimates: Mapping[str, Estimate]) -> list[content.Figure]:
+    """PSNR and SSIM against the truth, before and after, with their intervals; none without a truth."""
+    shown = {
+        "psnr_before": ("PSNR before", 2, " dB"),
+        "psnr_after": ("PSNR", 2, " dB"),
+        "ssim_before": ("SSIM before", 4, ""),
+        "ssim_after": ("SSIM", 4, ""),
+    }
+    return [
+        content.Figure(
+            title,
+            f"{found.value:.{digits}f}{unit}",
+            f"95 %: {found.low:.{digits}f} to {found.high:.{digits}f}",
+        )
+        for name, (title, digits, unit) in shown.items()
+        if (found := estimates.get(name)) is not None
+    ]
 
 
 def draw_sheet(path: Path, rows: Sequence[Mapping[str, Picture]], title: str, note: str) -> None:

@@ -22,6 +22,7 @@ from pipeline.data.images import read_image
 from pipeline.errors import InputError
 from pipeline.export.nifti import write_image
 from pipeline.files import atomic_path
+from pipeline.image_metrics import IMAGE_METRICS
 from pipeline.inference.enhancer import load_enhancer
 from pipeline.inference.enhancing import EnhancementReport, enhance_cohort
 from pipeline.inference.grids import on_grid
@@ -86,7 +87,7 @@ def gather_figures(runs: Sequence[RunFolder]) -> dict[str, Estimate]:
         if (run.path / TABLE).is_file():
             with (run.path / TABLE).open(encoding="utf-8", newline="") as file:
                 rows += csv.DictReader(file)
-    names = [name for name in (rows[0] if rows else {}) if name != "case"]
+    names = [name for name in (rows[0] if rows else {}) if name.startswith(IMAGE_METRICS)]
     found = {name: [float(row[name]) for row in rows if row[name]] for name in names}
     return {name: _estimate(values) for name, values in found.items() if values}
 

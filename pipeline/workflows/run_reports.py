@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -14,7 +14,8 @@ from pipeline.errors import FaultError
 from pipeline.inference.class_table import read_class_table
 from pipeline.inference.evaluation import CaseMetrics, read_table
 from pipeline.report.class_tables import class_case_table, class_figures
-from pipeline.report.content import Picture, Table
+from pipeline.report.content import Figure, Picture, Table
+from pipeline.report.enhancement import enhancement_figures
 from pipeline.report.figures import draw_curves
 from pipeline.statistics import Estimate
 from pipeline.tracking import (
@@ -43,9 +44,15 @@ from pipeline.workflows.resuming import CONFIG
 
 _CHARTS: Final = {
     "discrimination.png": "How well the classes are told apart on the validation cases.",
+    "overlays/enhanced.png": "Cases from worst to best SSIM: what went in, what came out, the truth.",
     "calibration.png": "Whether probabilities come true, and what review gains, on the validation cases.",
 }
 _MAX_PICTURES: Final = 24
+_FIGURES: Final[Mapping[str, Callable[[Mapping[str, Estimate]], list[Figure]]]] = {
+    "classification": class_figures,
+    "enhancement": enhancement_figures,
+}
+"""Headlines of the tasks that do not come from metrics of label maps."""
 
 
 def read_run(run: RunFolder) -> ReportMaterial:
@@ -68,7 +75,7 @@ def read_run(run: RunFolder) -> ReportMaterial:
         masks=masks,
         cases=cases,
         overlays=drawn_cases(parts),
-        figures=class_figures(_estimates(run)) if run.task == "classification" else (),
+        figures=_FIGURES[run.task](_estimates(run)) if run.task in _FIGURES else (),
         table=_read_answers(run, checkpoint, remarks) if run.task == "classification" else None,
         charts=_charts(run, parts),
         pictures=() if is_segmentation else _pictures(parts),
@@ -165,7 +172,7 @@ def _read_answers(run: RunFolder, checkpoint: Checkpoint | None, remarks: list[s
 
 
 def _estimates(run: RunFolder) -> dict[str, Estimate]:
-    """The figures of a classifier with the ends of their intervals, as they were recorded last."""
+    """Figures with the ends of their intervals, as they were recorded last."""
     last = {name: points[-1][1] for name, points in read_metrics(run).items()}
     return {
         name.removeprefix("best/"): Estimate(value, last[low], last[high])

@@ -102,3 +102,10 @@ def test_different_numbers_of_channels_are_refused(tmp_path, folder):
     table.write_text("case,image_T1,image_T2\na,good/p0.nii.gz,good/p1.nii.gz\n")
     with pytest.raises(ConfigError, match="have 2 channels"):
         read_enhancement_study(section(folder, target=table))
+
+
+def test_a_truth_of_somebody_else_is_refused(tmp_path, folder):
+    table = tmp_path / "targets.csv"
+    table.write_text("case,patient,image\np0,p0,good/p0.nii.gz\np1,somebody,good/p1.nii.gz\n")
+    with pytest.raises(InputError, match=r"p1.*patient p1, the target of somebody"):
+        read_enhancement_study(section(folder, target=table))

@@ -1,34 +1,32 @@
-"""The command line: parse, call one workflow, show what it returns, end with its exit code.
-
-Nothing heavy is imported before a command needs it, so that `clinseg --help` answers at once.
-"""
+"""Every command: parse, call one workflow, show what it returns, end with its exit code."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from pipeline.cli.showing import (
+    ERR,
+    OUT,
+    plan_shower,
+    show_comparison,
+    show_delivery,
+    show_faults,
+    show_figures,
+    show_image_figures,
+    show_judgement,
+    show_metrics,
+)
 from pipeline.errors import ConfigError, ExitCode, Fault, FaultError, InputError, Stopped
 from pipeline.files import resource_error
 from pipeline.signals import StopSignals
-
-if TYPE_CHECKING:
-    from pipeline.comparison import Comparison
-    from pipeline.inference.budget import Plan
-    from pipeline.inference.components import Components
-    from pipeline.inference.evaluation import CaseMetrics
-    from pipeline.statistics import Estimate, Summary
-    from pipeline.tracking import Delivery
-    from pipeline.workflows.columns import Judgement
 
 app = typer.Typer(
     help="Train, compare and apply segmentation, classification and enhancement models on clinical images.",
@@ -36,10 +34,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# A pipe gets whole lines; a terminal its own width.
-_out = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
-_err = Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False, soft_wrap=True)
-
 Config = Annotated[Path, typer.Argument(help="YAML of the job, such as configs/hippocampus.yaml.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override of a setting, key=value; may be repeated.")
@@ -76,17 +70,17 @@ def train(
         config,
         settings,
         resume,
-        on_needs=lambda needs: _err.print(f"training: {needs}", markup=False),
-        on_start=lambda start: _err.print(f"starting {start}", markup=False),
+        on_needs=lambda needs: ERR.print(f"training: {needs}", markup=False),
+        on_start=lambda start: ERR.print(f"starting {start}", markup=False),
     )
     if result is None:  # one of several processes, of which the first tells
         return
-    _show_judgement(result.judgement)
-    _out.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
-    _out.print(f"Apply it:   clinseg {result.command} {result.run} INPUT -o results")
-    _out.print(f"Look at it: {result.folder / 'report.html'}, or clinseg ui", markup=False)
+    show_judgement(result.judgement)
+    OUT.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
+    OUT.print(f"Apply it:   clinseg {result.command} {result.run} INPUT -o results")
+    OUT.print(f"Look at it: {result.folder / 'report.html'}, or clinseg ui", markup=False)
     for delivery in result.deliveries:
-        _show_delivery(delivery)
+        show_delivery(delivery)
 
 
 @app.command()
@@ -103,9 +97,9 @@ def plan(
 
     result = run_plan(data, output, minutes, None if labels is None else _parse_labels(labels))
     for line in (*result.study, *result.estimate.lines(), *result.advice):
-        _out.print(line, markup=False)
-    _out.print(f"{result.config} is written; what was measured lies in {result.fingerprint}")
-    _out.print(f"Read it, then: clinseg train {result.config}")
+        OUT.print(line, markup=False)
+    OUT.print(f"{result.config} is written; what was measured lies in {result.fingerprint}")
+    OUT.print(f"Read it, then: clinseg train {result.config}")
 
 
 @app.command()
@@ -145,12 +139,12 @@ def predict(
         with_probabilities=probabilities,
         compiles=compiles,
         method=explain.value if explain is not None else None,
-        on_plan=_plan_shower(verbose),
+        on_plan=plan_shower(verbose),
     )
-    _show_faults("warning", (warning for report in reports for warning in report.warnings))
+    show_faults("warning", (warning for report in reports for warning in report.warnings))
     refused = [fault for report in reports for fault in report.faults]
     num_predicted = len(reports) - sum(bool(report.faults) for report in reports)
-    _out.print(f"{num_predicted} of {len(reports)} cases predicted. What came of each lies in {output}")
+    OUT.print(f"{num_predicted} of {len(reports)} cases predicted. What came of each lies in {output}")
     if refused:
         raise InputError(refused)
 
@@ -186,12 +180,12 @@ def enhance(
         resume=resume,
         reverse=reverse,
         truth=truth,
-        on_plan=_plan_shower(verbose),
+        on_plan=plan_shower(verbose),
     )
-    _show_faults("warning", (warning for report in result.reports for warning in report.warnings))
-    _show_image_figures(result.figures)
+    show_faults("warning", (warning for report in result.reports for warning in report.warnings))
+    show_image_figures(result.figures)
     num_enhanced = sum(report.files is not None for report in result.reports)
-    _out.print(f"{num_enhanced} of {len(result.reports)} cases enhanced. What came of each lies in {output}")
+    OUT.print(f"{num_enhanced} of {len(result.reports)} cases enhanced. What came of each lies in {output}")
     if result.faults:
         raise InputError(result.faults)
 
@@ -215,8 +209,8 @@ def evaluate(
     from pipeline.workflows.evaluation import evaluate as run_evaluation
 
     evaluation = run_evaluation(predictions, references, output, config, ignore)
-    _show_metrics(evaluation.rows, "Predictions against references")
-    _show_faults("warning", evaluation.warnings)
+    show_metrics(evaluation.rows, "Predictions against references")
+    show_faults("warning", evaluation.warnings)
     if evaluation.faults:
         raise InputError(evaluation.faults)
 
@@ -225,8 +219,8 @@ def _evaluate_classes(predictions: Path, references: Path, output: Path | None) 
     from pipeline.workflows.class_evaluation import evaluate_classes
 
     evaluation = evaluate_classes(predictions, references, output)
-    _show_figures(evaluation.figures, f"{evaluation.num_cases} predictions against references")
-    _out.print(f"{evaluation.num_reviewed} of them are marked for review.")
+    show_figures(evaluation.figures, f"{evaluation.num_cases} predictions against references")
+    OUT.print(f"{evaluation.num_reviewed} of them are marked for review.")
     if evaluation.faults:
         raise InputError(evaluation.faults)
 
@@ -241,9 +235,9 @@ def compare(
     """Tell whether one run is better than another, where, and whether the difference is real."""
     from pipeline.workflows.comparing import compare as run_comparison
 
-    _show_comparison(run_comparison(runs, output))
+    show_comparison(run_comparison(runs, output))
     if output is not None:
-        _out.print(f"With charts and pictures of the cases that changed most: {output}")
+        OUT.print(f"With charts and pictures of the cases that changed most: {output}")
 
 
 @app.command()
@@ -263,7 +257,7 @@ def report(
 
     wanted = [case.strip() for case in cases.split(",")] if cases is not None else []
     path = run_report(source, output, wanted, images or [], references)
-    _out.print(f"{path} is written; any browser opens it.", markup=False)
+    OUT.print(f"{path} is written; any browser opens it.", markup=False)
 
 
 @app.command()
@@ -272,10 +266,10 @@ def check(config: Config, overrides: Overrides = None) -> None:
     from pipeline.workflows.checking import check as run_check
 
     report = run_check(config, overrides or [])
-    _show_faults("warning", report.warnings)
+    show_faults("warning", report.warnings)
     if report.errors:
         raise InputError(report.errors)
-    _out.print(f"{report.num_cases} cases are fit for training, {len(report.warnings)} warnings.")
+    OUT.print(f"{report.num_cases} cases are fit for training, {len(report.warnings)} warnings.")
 
 
 @app.command()
@@ -288,13 +282,13 @@ def demo(
     from pipeline.workflows.demo import demo as run_demo
 
     result = run_demo(output)
-    _show_metrics(result.rows, "Held-out heads")
+    show_metrics(result.rows, "Held-out heads")
     for name in ("images", "references", "predictions", "metrics.csv", "overlays"):
-        _out.print(f"{output / name}")
-    _out.print(f"The run {result.training.run} lies in {result.training.folder}")
-    _out.print("Open its record with: clinseg ui")
+        OUT.print(f"{output / name}")
+    OUT.print(f"The run {result.training.run} lies in {result.training.folder}")
+    OUT.print("Open its record with: clinseg ui")
     for delivery in result.training.deliveries:
-        _show_delivery(delivery)
+        show_delivery(delivery)
 
 
 @app.command()
@@ -314,7 +308,7 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.
             "" if best is None else f"{best:.4f}",
             str(run.undelivered),
         )
-    _out.print(table if table.row_count else "There are no runs here yet; `clinseg train CONFIG` makes one.")
+    OUT.print(table if table.row_count else "There are no runs here yet; `clinseg train CONFIG` makes one.")
 
 
 @app.command()
@@ -324,10 +318,10 @@ def sync(run: Annotated[str, typer.Argument(help="Run, or `latest`.")]) -> None:
 
     deliveries = run_sync(run)
     for delivery in deliveries:
-        _show_delivery(delivery)
+        show_delivery(delivery)
     if any(delivery.undelivered for delivery in deliveries):
         raise typer.Exit(ExitCode.SERVICE)
-    _out.print(f"MLflow has all of {', '.join(delivery.run for delivery in deliveries)}.")
+    OUT.print(f"MLflow has all of {', '.join(delivery.run for delivery in deliveries)}.")
 
 
 @app.command()
@@ -336,7 +330,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopbac
     from pipeline.workflows.records import ui as run_ui
 
     address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
-    _out.print(f"MLflow answers until you press Ctrl-C at\n{address}", soft_wrap=True)
+    OUT.print(f"MLflow answers until you press Ctrl-C at\n{address}", soft_wrap=True)
     run_ui(port)
 
 
@@ -349,9 +343,9 @@ def doctor() -> None:
     table = Table(box=None, show_header=False)
     for name, value in diagnosis.facts.items():
         table.add_row(name, value)
-    _out.print(table)
+    OUT.print(table)
     for problem in diagnosis.problems:
-        _out.print(f"! {problem}")
+        OUT.print(f"! {problem}")
 
 
 @app.command(hidden=True)
@@ -372,16 +366,16 @@ def main() -> NoReturn:
         with StopSignals():
             app(prog_name="clinseg")
     except FaultError as error:
-        _show_faults("error", error.faults)
+        show_faults("error", error.faults)
         sys.exit(error.exit_code)
     except Stopped as stopped:
-        _err.print(f"stopped; {stopped}" if stopped.args else "stopped", markup=False)
+        ERR.print(f"stopped; {stopped}" if stopped.args else "stopped", markup=False)
         sys.exit(ExitCode.STOPPED)
     except MemoryError:
-        _show_faults("error", [Fault("memory", "out-of-memory", "it does not suffice; end other programs")])
+        show_faults("error", [Fault("memory", "out-of-memory", "it does not suffice; end other programs")])
         sys.exit(ExitCode.RESOURCES)
     except OSError as error:
-        _show_faults("error", resource_error(Path(error.filename or "disk"), error).faults)
+        show_faults("error", resource_error(Path(error.filename or "disk"), error).faults)
         sys.exit(ExitCode.RESOURCES)
     sys.exit(ExitCode.DONE)
 
@@ -394,7 +388,7 @@ def _estimate(config: Path | None, settings: Sequence[str], resume: str | None) 
     from pipeline.workflows.estimating import estimate
 
     for line in estimate(config, settings).lines():
-        _out.print(line, markup=False)
+        OUT.print(line, markup=False)
 
 
 def _parse_labels(text: str) -> dict[str, int]:
@@ -405,118 +399,3 @@ def _parse_labels(text: str) -> dict[str, int]:
         message = f"labels are given as background=0,liver=1, each name once, not {text!r}"
         raise ConfigError(Fault("--labels", "labels", message))
     return labels
-
-
-def _plan_shower(verbose: bool) -> Callable[[str, Plan], None]:
-    def show(case: str, plan: Plan) -> None:
-        if verbose:
-            _err.print(f"{case}: {plan}", markup=False)
-
-    return show
-
-
-def _show_faults(kind: str, faults: Iterable[object]) -> None:
-    for fault in faults:
-        _err.print(f"{kind}: {fault}", markup=False)
-
-
-def _show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
-    if not rows:
-        return
-    from pipeline.inference.evaluation import summarise_structures
-
-    table = Table("structure", "cases", title=title, title_justify="left", box=None)
-    shown = ("dice", "hd95_mm", "nsd", "sensitivity", "precision")
-    for metric in shown:
-        table.add_column(f"{metric} (95 %)" if metric == "dice" else metric, justify="right")
-    for structure, metrics in summarise_structures(rows).items():
-        dice = metrics["dice"]
-        cells = [f"{dice.mean:.4f} ± {dice.deviation:.4f} ({dice.low:.4f} to {dice.high:.4f})"]
-        cells += [f"{metrics[m].mean:.4f} ± {metrics[m].deviation:.4f}" for m in shown[1:]]
-        table.add_row(structure, str(dice.num), *cells)
-    _out.print(table)
-    _out.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
-
-
-def _show_image_figures(figures: Mapping[str, Summary]) -> None:
-    if not figures:
-        return
-    table = Table(
-        "figure", "cases", "mean", "95 %", title="Against the truth", title_justify="left", box=None
-    )
-    for name, figure in figures.items():
-        digits = 2 if name.startswith("psnr") else 4
-        mean, low, high = (f"{value:.{digits}f}" for value in (figure.mean, figure.low, figure.high))
-        table.add_row(name, str(figure.num), mean, f"{low} to {high}")
-    _out.print(table)
-
-
-def _show_judgement(judgement: Judgement) -> None:
-    _show_metrics(judgement.rows, "Validation, on the patients' own grids")
-    if judgement.unjudged:
-        names = ", ".join(judgement.unjudged)
-        _out.print(f"Not judged, as no validation case labels it: {names}", markup=False)
-    if judgement.components is not None:
-        _show_components(judgement.components)
-    _show_figures(judgement.figures, "Validation")
-
-
-def _show_figures(figures: Mapping[str, Estimate], title: str) -> None:
-    if not figures:
-        return
-    table = Table("figure", "value", "95 %", title=title, title_justify="left", box=None)
-    for name, figure in figures.items():
-        table.add_row(name, f"{figure.value:.4f}", f"{figure.low:.4f} to {figure.high:.4f}")
-    _out.print(table)
-
-
-def _show_comparison(comparison: Comparison) -> None:
-    from pipeline.report import comparison as told
-
-    outcome, labels = comparison.outcome, told.run_labels(comparison)
-    title = f"Runs, with {comparison.num_cases} validation cases in common"
-    _show_table(title, ("", "run"), zip(labels, comparison.runs, strict=True))
-    _show_table(
-        "Settings that differ", ("setting", *labels), ((k, *v) for k, v in comparison.settings.items())
-    )
-    standings = (told.standing_cells(standing, comparison) for standing in outcome.standings)
-    _show_table("Figures (95 % over cases)", told.standing_header(comparison), standings)
-    findings = [told.finding_cells(finding, comparison.arms[0].name) for finding in outcome.findings]
-    _show_table("Differences", told.FINDING_HEADER, findings)
-    changes = (told.change_cells(change, comparison) for change in outcome.changes)
-    _show_table(f"Cases that changed most ({outcome.changed})", told.change_header(comparison), changes)
-    for note in (f"{outcome.test} Holm's correction over all {len(findings)}.", *comparison.notes):
-        _out.print(f"- {note}", markup=False)
-
-
-def _show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table of plain texts; none if it has no rows."""
-    table = Table(*header, title=title, title_justify="left", box=None)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    if table.row_count:
-        _out.print(table)
-        _out.print()
-
-
-def _show_components(components: Components) -> None:
-    if not components.kept:
-        _out.print("Keeping only largest components would not raise Dice: the ensemble keeps all components.")
-    for name in components.kept:
-        before, after = components.before[name], components.after[name]
-        _out.print(
-            f"The ensemble keeps only the largest component of {name}: Dice {before:.4f} as above, "
-            f"{after:.4f} with it",
-            markup=False,
-        )
-
-
-def _show_delivery(delivery: Delivery) -> None:
-    for refused in delivery.refused:
-        _err.print(f"warning: MLflow refused {refused}", markup=False)
-    if delivery.undelivered:
-        _err.print(
-            f"warning: {delivery.undelivered} events are on this disk only ({delivery.problem}); "
-            f"deliver them later with: clinseg sync {delivery.run}",
-            markup=False,
-        )

@@ -1,0 +1,149 @@
+"""What commands show on a terminal: tables, warnings, a sentence where one does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pipeline.comparison import Comparison
+    from pipeline.inference.budget import Plan
+    from pipeline.inference.components import Components
+    from pipeline.inference.evaluation import CaseMetrics
+    from pipeline.statistics import Estimate, Summary
+    from pipeline.tracking import Delivery
+    from pipeline.workflows.columns import Judgement
+
+# A pipe gets whole lines; a terminal its own width.
+OUT = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+ERR = Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False, soft_wrap=True)
+
+
+def plan_shower(verbose: bool) -> Callable[[str, Plan], None]:
+    """Shows each case's plan, or does nothing."""
+
+    def show(case: str, plan: Plan) -> None:
+        if verbose:
+            ERR.print(f"{case}: {plan}", markup=False)
+
+    return show
+
+
+def show_faults(kind: str, faults: Iterable[object]) -> None:
+    """A line each, on the error output."""
+    for fault in faults:
+        ERR.print(f"{kind}: {fault}", markup=False)
+
+
+def show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
+    """Means of metrics per structure, with the interval of Dice."""
+    if not rows:
+        return
+    from pipeline.inference.evaluation import summarise_structures
+
+    table = Table("structure", "cases", title=title, title_justify="left", box=None)
+    shown = ("dice", "hd95_mm", "nsd", "sensitivity", "precision")
+    for metric in shown:
+        table.add_column(f"{metric} (95 %)" if metric == "dice" else metric, justify="right")
+    for structure, metrics in summarise_structures(rows).items():
+        dice = metrics["dice"]
+        cells = [f"{dice.mean:.4f} ± {dice.deviation:.4f} ({dice.low:.4f} to {dice.high:.4f})"]
+        cells += [f"{metrics[m].mean:.4f} ± {metrics[m].deviation:.4f}" for m in shown[1:]]
+        table.add_row(structure, str(dice.num), *cells)
+    OUT.print(table)
+    OUT.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
+
+
+def show_image_figures(figures: Mapping[str, Summary]) -> None:
+    """Means of PSNR and SSIM with their intervals."""
+    if not figures:
+        return
+    table = Table(
+        "figure", "cases", "mean", "95 %", title="Against the truth", title_justify="left", box=None
+    )
+    for name, figure in figures.items():
+        digits = 2 if name.startswith("psnr") else 4
+        mean, low, high = (f"{value:.{digits}f}" for value in (figure.mean, figure.low, figure.high))
+        table.add_row(name, str(figure.num), mean, f"{low} to {high}")
+    OUT.print(table)
+
+
+def show_judgement(judgement: Judgement) -> None:
+    """What came of the validation cases, whatever the task."""
+    show_metrics(judgement.rows, "Validation, on the patients' own grids")
+    if judgement.unjudged:
+        names = ", ".join(judgement.unjudged)
+        OUT.print(f"Not judged, as no validation case labels it: {names}", markup=False)
+    if judgement.components is not None:
+        show_components(judgement.components)
+    show_figures(judgement.figures, "Validation")
+
+
+def show_figures(figures: Mapping[str, Estimate], title: str) -> None:
+    """Figures over all cases with their intervals."""
+    if not figures:
+        return
+    table = Table("figure", "value", "95 %", title=title, title_justify="left", box=None)
+    for name, figure in figures.items():
+        table.add_row(name, f"{figure.value:.4f}", f"{figure.low:.4f} to {figure.high:.4f}")
+    OUT.print(table)
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """What differs between runs, and what that means."""
+    from pipeline.report import comparison as told
+
+    outcome, labels = comparison.outcome, told.run_labels(comparison)
+    title = f"Runs, with {comparison.num_cases} validation cases in common"
+    show_table(title, ("", "run"), zip(labels, comparison.runs, strict=True))
+    show_table(
+        "Settings that differ", ("setting", *labels), ((k, *v) for k, v in comparison.settings.items())
+    )
+    standings = (told.standing_cells(standing, comparison) for standing in outcome.standings)
+    show_table("Figures (95 % over cases)", told.standing_header(comparison), standings)
+    findings = [told.finding_cells(finding, comparison.arms[0].name) for finding in outcome.findings]
+    show_table("Differences", told.FINDING_HEADER, findings)
+    changes = (told.change_cells(change, comparison) for change in outcome.changes)
+    show_table(f"Cases that changed most ({outcome.changed})", told.change_header(comparison), changes)
+    for note in (f"{outcome.test} Holm's correction over all {len(findings)}.", *comparison.notes):
+        OUT.print(f"- {note}", markup=False)
+
+
+def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of plain texts; none if it has no rows."""
+    table = Table(*header, title=title, title_justify="left", box=None)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    if table.row_count:
+        OUT.print(table)
+        OUT.print()
+
+
+def show_components(components: Components) -> None:
+    """What a cross-validation decided about largest components."""
+    if not components.kept:
+        OUT.print("Keeping only largest components would not raise Dice: the ensemble keeps all components.")
+    for name in components.kept:
+        before, after = components.before[name], components.after[name]
+        OUT.print(
+            f"The ensemble keeps only the largest component of {name}: Dice {before:.4f} as above, "
+            f"{after:.4f} with it",
+            markup=False,
+        )
+
+
+def show_delivery(delivery: Delivery) -> None:
+    """Warns of what MLflow does not have."""
+    for refused in delivery.refused:
+        ERR.print(f"warning: MLflow refused {refused}", markup=False)
+    if delivery.undelivered:
+        ERR.print(
+            f"warning: {delivery.undelivered} events are on this disk only ({delivery.problem}); "
+            f"deliver them later with: clinseg sync {delivery.run}",
+            markup=False,
+        )
