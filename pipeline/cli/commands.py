@@ -23,6 +23,8 @@ from pipeline.cli.showing import (
     show_image_figures,
     show_judgement,
     show_metrics,
+    show_sweep,
+    show_trial,
 )
 from pipeline.errors import ConfigError, ExitCode, Fault, FaultError, InputError, Stopped
 from pipeline.files import resource_error
@@ -81,6 +83,34 @@ def train(
     OUT.print(f"Look at it: {result.folder / 'report.html'}, or clinseg ui", markup=False)
     for delivery in result.deliveries:
         show_delivery(delivery)
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path | None, typer.Argument(help="YAML of the job; not needed to resume.")] = None,
+    *,
+    choices: Annotated[
+        list[str] | None, typer.Option("--set-grid", help="Values to try, key=a,b,…; may be repeated.")
+    ] = None,
+    ranges: Annotated[
+        list[str] | None, typer.Option("--set-range", help="Numbers to draw, key=low..high[:log].")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="How many to draw; else every combination of --set-grid.")
+    ] = None,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="YAML to write the best config to.")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this sweep, or `latest`.")] = None,
+) -> None:
+    """Train a job with several settings, one after the other, and find the best of them."""
+    from pipeline.workflows.sweep_course import Request
+    from pipeline.workflows.sweeping import sweep as run_sweep
+
+    request = Request(tuple(choices or ()), tuple(ranges or ()), trials)
+    result = run_sweep(config, request, overrides or [], resume, output, show_trial)
+    show_sweep(result)
 
 
 @app.command()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.statistics import Estimate, Summary
     from pipeline.tracking import Delivery
     from pipeline.workflows.columns import Judgement
+    from pipeline.workflows.sweeping import SweepResult
 
 # A pipe gets whole lines; a terminal its own width.
 OUT = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
@@ -57,6 +58,31 @@ def show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         table.add_row(structure, str(dice.num), *cells)
     OUT.print(table)
     OUT.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
+
+
+def show_trial(number: int, total: int, settings: Mapping[str, str]) -> None:
+    """What is tried next, on the error output."""
+    told = ", ".join(f"{key}={value}" for key, value in settings.items())
+    ERR.print(f"trial {number + 1} of {total}: {told}", markup=False)
+
+
+def show_sweep(result: SweepResult) -> None:
+    """All trials, the best first, and how to go on."""
+    name = result.score.removeprefix("best/")
+    table = Table(name, *result.winner.settings, "ending", "minutes", "run", box=None)
+    for trial in sorted(result.trials, key=lambda trial: (trial.score is None, -(trial.score or 0.0))):
+        score = "" if trial.score is None else f"{trial.score:.4f}"
+        values = [escape(value) for value in trial.settings.values()]
+        table.add_row(score, *values, escape(trial.ending), f"{trial.minutes:.1f}", trial.run)
+    OUT.print(table)
+    OUT.print(
+        "The best of many on the same validation cases looks better than it is; judge it on other cases."
+    )
+    OUT.print(f"The sweep {result.run} lies in {result.folder}", markup=False)
+    OUT.print(f"Its best config: {result.config}", markup=False)
+    OUT.print(f"Apply it:        clinseg {result.command} {result.winner.run} INPUT -o results", markup=False)
+    for delivery in result.deliveries:
+        show_delivery(delivery)
 
 
 def show_image_figures(figures: Mapping[str, Summary]) -> None:

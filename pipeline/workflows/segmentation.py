@@ -36,6 +36,8 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
     """See `Column`."""
 
     command = "predict"
+    metric = SegmentationTask.metric
+    score = "best/dice/mean"
 
     def read_cases(self, job: SegmentationJob) -> Sequence[Case]:
         """See `Column`."""
