@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.cli.showing import (
@@ -355,13 +357,47 @@ def sync(run: Annotated[str, typer.Argument(help="Run, or `latest`.")]) -> None:
 
 
 @app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="Run, or `latest`.")],
+    name: Annotated[str, typer.Argument(help="Name of the model, such as hippocampus.")],
+    alias: Annotated[
+        str | None, typer.Option(help="Shall stand for this version from now on, such as champion.")
+    ] = None,
+) -> None:
+    """Register a run's model, so that others apply or serve it by name."""
+    from pipeline.workflows.registering import register as run_register
+
+    version, uri = run_register(run, name, alias)
+    state = "is now" if version.is_new else "was already"
+    OUT.print(f"{version.run} {state} version {version.version} of {version.name}", markup=False)
+    reference = f"models:/{version.name}" + (f"@{alias}" if alias else f"/{version.version}")
+    command = "enhance" if version.task == "enhancement" else "predict"
+    OUT.print(f"Apply it: clinseg {command} {shlex.quote(reference)} INPUT -o results", markup=False)
+    serve = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow models serve --env-manager local"
+    OUT.print(f"Serve it: {serve} -p 5001 -m {shlex.quote(reference)}", markup=False)
+
+
+@app.command()
+def models() -> None:
+    """List the registered models and their versions."""
+    from pipeline.workflows.registering import models as list_models
+
+    table = Table("name", "version", "aliases", "run", "task", "score", box=None)
+    for version in list_models():
+        cells = (", ".join(version.aliases), version.run, version.task, version.score)
+        table.add_row(*map(escape, (version.name, str(version.version), *cells)))
+    OUT.print(table if table.row_count else "No model is registered; `clinseg register RUN NAME` does it.")
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback.")] = 5000) -> None:
     """Open MLflow's UI on this project's store."""
     from pipeline.workflows.records import ui as run_ui
 
-    address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
-    OUT.print(f"MLflow answers until you press Ctrl-C at\n{address}", soft_wrap=True)
-    run_ui(port)
+    def tell(address: str) -> None:
+        OUT.print(f"MLflow answers until you press Ctrl-C at\n{address}", markup=False, soft_wrap=True)
+
+    run_ui(port, tell)
 
 
 @app.command()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -13,7 +14,8 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from pipeline.errors import ConfigError, Fault
-from pipeline.tracking.runs import STORE, RunFolder, find_parent, read_note
+from pipeline.tracking.moving import follow_move
+from pipeline.tracking.runs import ARTIFACTS, STORE, RunFolder, database_uri, find_parent, read_note
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,7 +23,15 @@ if TYPE_CHECKING:
 
 _SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_NAME_TAG = "clinseg.run"
+NAME_TAG = "clinseg.run"
+"""Holds the name of a run, which is that of its folder."""
+
+NOTE_TAG = "mlflow.note.content"
+"""Holds Markdown that MLflow shows on a run's page."""
+
+RUN_ID = "{run_id}"
+"""Stands in a note for MLflow's id of the run, which nobody knows when it is written."""
+
 _PARENT_TAG = "mlflow.parentRunId"
 
 
@@ -36,7 +46,7 @@ def tracking_uri(configured: str | None, store: Path = STORE) -> str:
         ConfigError: If MLflow no longer takes such a URI, or it carries a password.
     """
     where = "tracking.uri" if configured else "MLFLOW_TRACKING_URI"
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.resolve() / 'mlflow.db'}"
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or database_uri(store)
     parts = urlsplit(uri)
     if parts.scheme.partition("+")[0] not in _SERVERS + _DATABASES:
         message = (
@@ -79,6 +89,7 @@ def connect(uri: str) -> MlflowClient:
     with FileLock(database.with_name(f".{database.name}.lock")):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
+        follow_move(database)
     return client
 
 
@@ -127,6 +138,21 @@ class Destination:
     def log(self, metrics: list[Metric], parameters: list[Param], tags: list[RunTag]) -> None:
         """Logs everything, in batches of the size that MLflow takes."""
         self._client.log_batch(self.run_id, metrics, parameters, tags, synchronous=True)
+
+    def log_dataset(self, values: Mapping[str, str]) -> None:
+        """Notes data that the run uses; see `Record.log_dataset`. The same twice is noted once."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag  # noqa: PLC0415 - see prepare_mlflow
+
+        profile = {"num_rows": int(values["num_cases"])} if "num_cases" in values else {}
+        dataset = Dataset(
+            name=values["name"],
+            digest=values["digest"],
+            source_type="local",
+            source=json.dumps({"uri": values["source"]}),
+            profile=json.dumps(profile) if profile else None,
+        )
+        context = InputTag("mlflow.data.context", values["context"])
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [context])])
 
     def upload(self, path: Path, folder: str) -> None:
         """Copies a file to the run's artifacts."""
@@ -188,11 +214,11 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
 def _find_or_create(client: MlflowClient, run: RunFolder) -> str:
     """The run of this name, which an earlier process may have made without noting its id, or a new one."""
     experiment_id = _experiment_id(client, run)
-    found = client.search_runs([experiment_id], f"tags.`{_NAME_TAG}` = '{run.name}'", max_results=1)
+    found = client.search_runs([experiment_id], f"tags.`{NAME_TAG}` = '{run.name}'", max_results=1)
     if found:
         return str(found[0].info.run_id)
     # MLflow would note who is logged in only if told so; a record does not need the name of a person.
-    created = client.create_run(experiment_id, run.created, {_NAME_TAG: run.name}, run.name)
+    created = client.create_run(experiment_id, run.created, {NAME_TAG: run.name}, run.name)
     return str(created.info.run_id)
 
 
@@ -211,7 +237,7 @@ def _parent_id(run: RunFolder) -> str | None:
 def _experiment_id(client: MlflowClient, run: RunFolder) -> str:
     experiment = client.get_experiment_by_name(run.experiment)
     if experiment is None:
-        location = None if is_server(run.uri) else (run.store / "artifacts").as_uri()
+        location = None if is_server(run.uri) else (run.store / ARTIFACTS).as_uri()
         with _lost_race():
             client.create_experiment(run.experiment, artifact_location=location)
         experiment = client.get_experiment_by_name(run.experiment)

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.config import Job, job_parameters, on_fold
+from pipeline.config import Job, on_fold
 from pipeline.data.folds import list_folds
 from pipeline.errors import ConfigError
 from pipeline.signals import StopSignals
-from pipeline.tracking import Delivery, Record, deliver, find_child, read_status, resume_record
+from pipeline.tracking import Delivery, Record, deliver, find_child, read_settings, read_status, resume_record
 from pipeline.training.distributed import ALONE, join_world
 from pipeline.workflows.columns import Part
 from pipeline.workflows.needs import Needs
+from pipeline.workflows.recording import describe_job, describe_whole
 from pipeline.workflows.reporting import keep_report
 from pipeline.workflows.resuming import CONFIG, find_job
 from pipeline.workflows.starting import Start
@@ -54,8 +55,9 @@ def train_folds(
         folds = list_folds(column.read_cases(job), job.data, job.training.seed)
         record = resume_record(run) if run is not None else begin(job)
         with ended_by_trouble(record, signals):
-            _describe(record, job)
+            describe_job(record, job)
             parts = [_train_fold(record, job, number, signals, on_needs, on_start) for number in folds]
+            describe_whole(record, job, read_settings(parts[0].run)[1]["clinseg.data_hash"])
             judgement = column.join(record, job, parts)
             keep_report(record)
         deliveries = [record.close("FINISHED")]
@@ -71,12 +73,6 @@ def _deliver(parts: Sequence[Part]) -> list[Delivery]:
         with suppress(ConfigError):  # another process is doing it
             deliveries.append(deliver(part.run))
     return deliveries
-
-
-def _describe(record: Record, job: Job) -> None:
-    record.log_parameters(job_parameters(job))
-    record.set_tags({"clinseg.fold": "all"})
-    record.log_artifact(record.folder / CONFIG)
 
 
 def _train_fold(

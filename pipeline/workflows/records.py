@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pipeline.tracking import Delivery, RunSummary, deliver, find_run, list_runs, read_children, serve_ui
 
 
@@ -16,6 +18,6 @@ def sync(run: str) -> list[Delivery]:
     return [deliver(one) for one in (found, *read_children(found))]
 
 
-def ui(port: int) -> None:
-    """Opens MLflow's UI on the project's store, on loopback, until it is stopped."""
-    serve_ui(port=port)
+def ui(port: int, on_ready: Callable[[str], None]) -> None:
+    """Opens MLflow's UI on the project's store, on loopback, until it is stopped; tells its address."""
+    serve_ui(port=port, on_ready=on_ready)

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import read_checkpoint
-from pipeline.config import Job, job_parameters, job_to_yaml
-from pipeline.environment import environment
+from pipeline.config import Job, job_to_yaml
 from pipeline.errors import Stopped
 from pipeline.files import write_text
 from pipeline.inference.predictor import select_device
@@ -36,6 +35,7 @@ from pipeline.workflows.columns import AbstractMaterial, Judgement
 from pipeline.workflows.keeping import Keeper
 from pipeline.workflows.models import BEST
 from pipeline.workflows.needs import Needs, measure_needs, told_out_of_memory
+from pipeline.workflows.recording import describe_job, describe_material, record_ending
 from pipeline.workflows.reporting import keep_report
 from pipeline.workflows.resuming import CONFIG, check_data, load_state
 from pipeline.workflows.starting import Start, find_start, write_start
@@ -131,7 +131,8 @@ def train(
         return None
     record = resume_record(run) if run is not None else begin(job, place, start)
     with ended_by_trouble(record, signals, world):
-        _describe(record, job, material, device, world)
+        describe_job(record, job)
+        describe_material(record, job, material, device, world.size)
         on_needs(measure_needs(task, sampler, material.result_bytes, record.folder, device))
         with freed_memory_kept():
             with budget_bar(f"Training {record.name}") as show, signals.deferred():
@@ -148,6 +149,7 @@ def train(
                 ending = _fit(job, task, sampler, keeper, state, world)
             record.set_tags({ENDING: ending})
             keeper.keep_something()
+            record_ending(record, ending)
             judgement = column.judge(record, job, material, device)
             keep_report(record)
     deliveries = (record.close("FINISHED"),)
@@ -229,24 +231,3 @@ def build_task(
         torch.backends.cudnn.benchmark = False
     task: AbstractTask = COLUMNS[job.task].build_task(job, material, device, start, world)
     return task
-
-
-def _describe(
-    record: Record, job: Job, material: AbstractMaterial, device: torch.device, world: World
-) -> None:
-    record.log_parameters(job_parameters(job))
-    if material.segmenter is not None:
-        record.set_tags({"clinseg.segmenter.sha256": str(material.segmenter.content_hash)})
-    record.set_tags(
-        {
-            "clinseg.data_hash": material.data_hash,
-            "clinseg.device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            "clinseg.fold": str(job.data.fold),
-            "clinseg.num_processes": str(world.size),
-            "clinseg.num_training_cases": str(len(material.split.training)),
-            "clinseg.num_validation_cases": str(len(material.split.validation)),
-            **{f"environment.{name}": version for name, version in environment().items()},
-        }
-    )
-    for path in material.write_split(record.folder), record.folder / CONFIG:
-        record.log_artifact(path)
