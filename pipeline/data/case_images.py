@@ -82,8 +82,8 @@ def draft_images(case: Case, num_channels: int) -> Draft:
     if case.row is not None:
         draft.images += draft.keep(partial(read_row, case.images[0], *case.row))
     else:
-        for path in case.images:
-            draft.images += draft.keep(partial(read_with_warnings, path))
+        for path, rule in case.sources:
+            draft.images += draft.keep(partial(read_with_warnings, path, rule))
         if len(case.images) == 1 and is_picture(case.images[0]):
             draft.images = match_channels(draft.images, num_channels)
     if not draft.errors:
