@@ -10,13 +10,12 @@ from functools import partial
 import numpy as np
 
 from pipeline.data.cases import Case
-from pipeline.data.geometry import corner_distance
 from pipeline.data.images import read_with_warnings
 from pipeline.data.nifti import Reading
 from pipeline.data.npz import read_row
 from pipeline.data.pictures import is_picture, match_channels
 from pipeline.errors import Fault, FaultError, InputError
-from pipeline.volume import Grid, Volume
+from pipeline.volume import Grid, Volume, corner_distance
 
 GRID_TOLERANCE_MM = 0.05
 """How far apart the corners of two volumes of one case may lie: headers store rounded numbers."""

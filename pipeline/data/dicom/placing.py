@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.dicom.frames import Frame, tell_names
-from pipeline.data.geometry import affine_faults
-from pipeline.volume import Affine
+from pipeline.volume import Affine, affine_faults
 
 STEP_TOLERANCE, STEP_TOLERANCE_MM = 0.01, 0.01
 """How far a slice may lie from its place: 1 % of the step between slices, or 0.01 mm if that is more."""

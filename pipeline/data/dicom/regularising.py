@@ -22,9 +22,8 @@ from pipeline.data.dicom.placing import (
     STEP_TOLERANCE_MM,
     slice_steps,
 )
-from pipeline.data.geometry import affine_faults
 from pipeline.errors import Fault, InputError
-from pipeline.volume import Affine
+from pipeline.volume import Affine, affine_faults
 
 MAX_GAP = 3.0
 """Widest gap between slices that is filled, in steps of the grid: two missing slices in a row."""
