@@ -88,7 +88,8 @@ def _check_codestreams(dataset: Dataset, is_rle: bool, wanted: set[int]) -> None
         return  # runs are counted against the size of the image
     for index in wanted:
         stream = streams[index]
-        if not stream.rstrip(b"\0").endswith(_END_OF_IMAGE):  # all of JPEG's family end so
+        # All of JPEG's family end so; some writers pad with another byte than 0.
+        if _END_OF_IMAGE not in stream.rstrip(b"\0")[-3:]:
             raise ValueError("the codestream is cut short")
         if _claimed_size(stream) != (dataset.Rows, dataset.Columns):
             raise ValueError("the codestream has another size than the image")
