@@ -77,9 +77,9 @@ def test_slope_type_and_tilt_do_not_change_the_mask(clinseg, trained, image, exp
         assert np.array_equal(in_patient_space(mask)[0], expected[0]), name
 
 
-def write_series(folder, array, affine):
+def write_series(folder, array, affine, description="Main"):
     """An axial series, one file per slice along the last axis."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     lps = np.diag([-1, -1, 1, 1]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     axes = lps[:3, :3] / spacing
@@ -93,6 +93,7 @@ def write_series(folder, array, affine):
         slice_.SOPClassUID, slice_.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
         slice_.StudyInstanceUID, slice_.SeriesInstanceUID = study, series
         slice_.FrameOfReferenceUID, slice_.Modality = frame, "MR"
+        slice_.SeriesDescription = description
         slice_.PatientName, slice_.PatientID = "Secret^Name", "4711"
         slice_.Rows, slice_.Columns = array.shape[1], array.shape[0]
         slice_.ImageOrientationPatient = [f"{v:.10g}" for v in (*axes[:, 0], *axes[:, 1])]
@@ -115,6 +116,31 @@ def test_a_dicom_series_gives_the_same_mask_and_no_name_leaves_it(
     assert np.array_equal(voxels, expected[0]) and np.allclose(affine, expected[1], atol=1e-4)
     for path in (tmp_path / "out").iterdir():
         assert b"Secret" not in path.read_bytes() and b"4711" not in path.read_bytes()
+
+
+def test_one_series_of_a_study_is_predicted_as_if_it_lay_alone(clinseg, trained, image, expected, tmp_path):
+    array, affine = image
+    write_series(tmp_path / "study/one", array, affine)
+    write_series(tmp_path / "study/other", array[::-1], affine, description="Other")
+    answer = clinseg("predict", trained.model, tmp_path / "study", "-o", tmp_path / "out")
+    assert answer.code == 3 and "--series" in answer.err and "Other" in answer.err
+    answer = clinseg("predict", trained.model, tmp_path / "study", "--series", "main", "-o", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    voxels, _ = in_patient_space(nib.load(tmp_path / "out/study.nii.gz"))
+    assert np.array_equal(voxels, expected[0])
+    answer = clinseg("series", tmp_path / "study")
+    assert answer.code == 0 and "Other" in answer.out and "Secret" not in answer.out + answer.err
+
+
+def test_what_a_regularised_series_became_stands_in_the_report(clinseg, trained, image, tmp_path):
+    write_series(tmp_path / "series", *image)
+    (tmp_path / "series/010.dcm").unlink()
+    predicted = ("predict", trained.model, tmp_path / "series", "-o", tmp_path / "out")
+    assert "slice-step" in clinseg(*predicted).err
+    assert clinseg(*predicted, "--regularise").code == 0
+    (case,) = json.loads((tmp_path / "out/report.json").read_text())["cases"]
+    assert "1 slices mixed from their neighbours" in case["warnings"][0]
+    assert nib.load(tmp_path / "out/series.nii.gz").shape == image[0].shape
 
 
 def test_a_process_that_read_dicom_ends_soundly(trained, image, tmp_path):

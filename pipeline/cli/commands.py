@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.markup import escape
@@ -25,12 +25,16 @@ from pipeline.cli.showing import (
     show_image_figures,
     show_judgement,
     show_metrics,
+    show_series,
     show_sweep,
     show_trial,
 )
 from pipeline.errors import ConfigError, ExitCode, Fault, FaultError, InputError, Stopped
 from pipeline.files import resource_error
 from pipeline.signals import StopSignals
+
+if TYPE_CHECKING:
+    from pipeline.data.dicom import SeriesRule
 
 app = typer.Typer(
     help="Train, compare and apply segmentation, classification and enhancement models on clinical images.",
@@ -41,6 +45,15 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Argument(help="YAML of the job, such as configs/hippocampus.yaml.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override of a setting, key=value; may be repeated.")
+]
+
+
+Series = Annotated[
+    list[str] | None,
+    typer.Option("--series", help="DICOM series to read: id, number or description; once per channel."),
+]
+Regularise = Annotated[
+    bool, typer.Option("--regularise", help="Resample a DICOM series with gaps, copies, tilt or mixed sizes.")
 ]
 
 
@@ -138,7 +151,7 @@ def plan(
 def predict(
     model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
     inputs: Annotated[
-        list[Path], typer.Argument(help="NIfTI files, folders of them, or DICOM series folders.")
+        list[Path], typer.Argument(help="NIfTI files, folders of them, or folders or a DICOMDIR of DICOM.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for masks and report.json.")],
     *,
@@ -146,6 +159,8 @@ def predict(
     max_memory: Annotated[
         str | None, typer.Option(help="Memory to keep within, such as 2GiB; else what is free.")
     ] = None,
+    series: Series = None,
+    regularise: Regularise = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the masks made before.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write DIR/probabilities/<case>.nii as well.")
@@ -167,6 +182,7 @@ def predict(
         output,
         device,
         max_memory,
+        rules=_series_rules(series, regularise),
         resume=resume,
         with_probabilities=probabilities,
         compiles=compiles,
@@ -185,7 +201,7 @@ def predict(
 def enhance(
     model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
     inputs: Annotated[
-        list[Path], typer.Argument(help="NIfTI files, folders of them, or DICOM series folders.")
+        list[Path], typer.Argument(help="NIfTI files, folders of them, or folders or a DICOMDIR of DICOM.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for images and report.json.")],
     *,
@@ -193,6 +209,8 @@ def enhance(
     max_memory: Annotated[
         str | None, typer.Option(help="Memory to keep within, such as 2GiB; else what is free.")
     ] = None,
+    series: Series = None,
+    regularise: Regularise = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the images made before.")] = False,
     reverse: Annotated[bool, typer.Option("--reverse", help="Go from the target to the source.")] = False,
     truth: Annotated[
@@ -209,6 +227,7 @@ def enhance(
         output,
         device,
         max_memory,
+        rules=_series_rules(series, regularise),
         resume=resume,
         reverse=reverse,
         truth=truth,
@@ -302,6 +321,16 @@ def check(config: Config, overrides: Overrides = None) -> None:
     if report.errors:
         raise InputError(report.errors)
     OUT.print(f"{report.num_cases} cases are fit for training, {len(report.warnings)} warnings.")
+
+
+@app.command()
+def series(
+    path: Annotated[Path, typer.Argument(help="Folder with DICOM files inside, a DICOMDIR, or a file.")],
+) -> None:
+    """List the DICOM series in a folder, and why some cannot be volumes; no name of a patient is read."""
+    from pipeline.workflows.series import list_all_series
+
+    show_series(list_all_series(path))
 
 
 @app.command()
@@ -455,6 +484,13 @@ def _estimate(config: Path | None, settings: Sequence[str], resume: str | None) 
 
     for line in estimate(config, settings).lines():
         OUT.print(line, markup=False)
+
+
+def _series_rules(patterns: Sequence[str] | None, is_regularised: bool) -> list[SeriesRule]:
+    from pipeline.data.dicom import SeriesRule
+
+    named: Sequence[str | None] = patterns or [None]
+    return [SeriesRule(pattern, is_regularised) for pattern in named]
 
 
 def _parse_labels(text: str) -> dict[str, int]:

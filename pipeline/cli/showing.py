@@ -12,6 +12,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from pipeline.comparison import Comparison
+    from pipeline.data.dicom import Stack
     from pipeline.inference.budget import Plan
     from pipeline.inference.components import Components
     from pipeline.inference.evaluation import CaseMetrics
@@ -148,6 +149,25 @@ def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]])
     if table.row_count:
         OUT.print(table)
         OUT.print()
+
+
+def show_series(stacks: Sequence[Stack]) -> None:
+    """A line for every series, or for every stack of a series that holds several."""
+    table = Table("series", "number", "modality", "description", box=None)
+    for name in ("slices", "size", "spacing [mm]"):
+        table.add_column(name, justify="right")
+    table.add_column("why it is no volume", overflow="fold")
+    for stack in stacks:
+        size, spacing = "", ""
+        if stack.frames:
+            size = " x ".join(map(str, stack.frames[0].size))
+            steps = (*stack.frames[0].spacing, *([] if stack.step is None else [stack.step]))
+            spacing = " x ".join(f"{mm:.2f}" for mm in steps)
+        described = ", ".join(part for part in (stack.description, stack.distinction) if part)
+        told = "; ".join(message for _, message in stack.problems)
+        cells = (stack.id, stack.number, stack.modality, described)
+        table.add_row(*map(escape, (*cells, str(len(stack.frames)), size, spacing, told)))
+    OUT.print(table)
 
 
 def show_components(components: Components) -> None:

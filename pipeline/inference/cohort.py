@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
+from pipeline.data.images import source_hash
 from pipeline.errors import Fault, ResourceError
 from pipeline.export.nifti import write_label_map
 from pipeline.export.probabilities import write_probabilities
@@ -117,7 +118,7 @@ class _Predicted:
 
 def _load(predictor: Predictor, case: Case) -> _Loaded:
     start = time.monotonic()
-    image_only = Case(case.id, case.patient, case.images)
+    image_only = Case(case.id, case.patient, case.images, series=case.series)
     checked = read_checked_case(image_only, predictor.contract, predictor.num_channels)
     report = CaseReport(
         case=case.id,
@@ -198,10 +199,5 @@ def probabilities_path(folder: Path, case: str) -> Path:
 
 
 def hash_inputs(case: Case) -> tuple[str, ...]:
-    """SHA-256 of each image; of a series those of its files, whatever they are called."""
-    return tuple(
-        " ".join(sorted(sha256_of(file) for file in path.iterdir() if file.is_file()))
-        if path.is_dir()
-        else sha256_of(path)
-        for path in case.images
-    )
+    """SHA-256 of each image; of a series one of all its files, whatever they are called."""
+    return tuple(source_hash(path, rule) for path, rule in case.sources)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import Checkpoint
+from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import check_writable, write_text
@@ -32,6 +33,7 @@ def predict(
     device: str = "auto",
     max_memory: str | None = None,
     *,
+    rules: Sequence[SeriesRule] = (SeriesRule(),),
     resume: bool = False,
     with_probabilities: bool = False,
     compiles: bool = False,
@@ -46,11 +48,12 @@ def predict(
 
     Args:
         model: A run, `latest`, a checkpoint file or `models:/name@alias`; everything else comes from it.
-        inputs: NIfTI files, folders of them, or DICOM series folders; for a classifier also PNG, JPEG and
-            `.npz`.
+        inputs: NIfTI files, folders of them, or folders with DICOM series; for a classifier also PNG, JPEG
+            and `.npz`.
         folder: Where masks go.
         device: `auto`, `cpu` or `cuda`.
         max_memory: A size such as `2GiB` that the prediction keeps within; None for what is free.
+        rules: Which DICOM series each channel is, where inputs are DICOM.
         resume: Whether to keep the masks that this model made of these very files before.
         with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well.
         compiles: Whether to compile the networks first.
@@ -73,9 +76,9 @@ def predict(
     }
     _refuse_task(checkpoint, asked, method)
     if checkpoint.job.get("task") == "classification":
-        return classify(checkpoint, inputs, folder, select_device(device), method)
+        return classify(checkpoint, inputs, folder, select_device(device), method, rules)
     predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
-    cases = find_inputs(inputs, predictor.num_channels)
+    cases = find_inputs(inputs, predictor.num_channels, rules)
     refuse_overwriting(
         cases,
         lambda case: (folder / f"{case.id}.nii.gz", probabilities_path(folder, case.id)),
