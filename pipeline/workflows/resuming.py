@@ -15,6 +15,7 @@ from pipeline.workflows.columns import AbstractMaterial
 from pipeline.workflows.models import LAST
 from pipeline.workflows.regions import pin_region
 from pipeline.workflows.starting import pin_start
+from pipeline.workflows.twins import pin_twin_maker
 
 CONFIG = "config.yaml"
 """The job in a run's folder."""
@@ -60,7 +61,7 @@ def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
     if config is None:
         message = "name a config, or a run to go on with: clinseg train CONFIG, clinseg train --resume RUN"
         raise ConfigError(Fault("CONFIG", "missing-argument", message))
-    return pin_region(pin_start(load_job(config, overrides)))
+    return pin_twin_maker(pin_region(pin_start(load_job(config, overrides))))
 
 
 def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:

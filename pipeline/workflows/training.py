@@ -220,6 +220,8 @@ def _describe(
     record.log_parameters(job_parameters(job))
     if material.segmenter is not None:
         record.set_tags({"clinseg.segmenter.sha256": str(material.segmenter.content_hash)})
+    if material.enhancer_hash is not None:
+        record.set_tags({"clinseg.enhancer.sha256": material.enhancer_hash})
     record.set_tags(
         {
             "clinseg.data_hash": material.data_hash,
