@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -20,6 +20,7 @@ from pipeline.cli.showing import (
     plan_shower,
     show_comparison,
     show_delivery,
+    show_effects,
     show_faults,
     show_figures,
     show_image_figures,
@@ -28,6 +29,7 @@ from pipeline.cli.showing import (
     show_series,
     show_sweep,
     show_trial,
+    show_turns,
 )
 from pipeline.errors import ConfigError, ExitCode, Fault, FaultError, InputError, Stopped
 from pipeline.files import resource_error
@@ -244,7 +246,9 @@ def enhance(
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of label maps, or one; or predictions.csv.")],
-    references: Annotated[Path, typer.Argument(help="What is true; of classes an .npz, folder or CSV.")],
+    references: Annotated[
+        Path, typer.Argument(help="What is true; of classes an .npz, folder or CSV; of images the true ones.")
+    ],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="CSV to write.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="SegmentationJob whose word counts on what is labelled in each case.")
@@ -252,8 +256,19 @@ def evaluate(
     ignore: Annotated[
         int | None, typer.Option(min=1, help="Value of the references' voxels to leave out.")
     ] = None,
+    downstream: Annotated[
+        str | None,
+        typer.Option(help="Segmentation model; PREDICTIONS are enhanced images, REFERENCES true ones."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="With --downstream: label maps that its masks are held against.")
+    ] = None,
 ) -> None:
-    """Compare predictions with references."""
+    """Compare predictions with references, or what is measured on enhanced images with what should be."""
+    if downstream is not None or labels is not None:
+        others = {"--output": output, "--config": config, "--ignore": ignore}
+        _evaluate_downstream(predictions, references, downstream, labels, others)
+        return
     if predictions.suffix == ".csv":
         _evaluate_classes(predictions, references, output)
         return
@@ -264,6 +279,28 @@ def evaluate(
     show_faults("warning", evaluation.warnings)
     if evaluation.faults:
         raise InputError(evaluation.faults)
+
+
+def _evaluate_downstream(
+    enhanced: Path, truth: Path, segmenter: str | None, labels: Path | None, others: Mapping[str, object]
+) -> None:
+    if segmenter is None:
+        raise ConfigError(Fault("--labels", "contradiction", "it goes with --downstream; name a model there"))
+    if wrong := [option for option, value in others.items() if value is not None]:
+        message = "does not go with --downstream, which writes beside the enhanced images; leave it out"
+        raise ConfigError(Fault(option, "contradiction", message) for option in wrong)
+    from pipeline.workflows.downstream import REPORT, evaluate_downstream
+
+    result = evaluate_downstream(enhanced, truth, segmenter, labels)
+    show_effects(result.effects)
+    show_turns(result.turns)
+    if result.told is not None:
+        (ERR if result.is_warning else OUT).print(
+            f"{'warning: ' if result.is_warning else ''}{result.told}", markup=False
+        )
+    OUT.print(f"Masks, the table and figures lie in {enhanced}; see {REPORT}", markup=False)
+    if result.faults:
+        raise InputError(result.faults)
 
 
 def _evaluate_classes(predictions: Path, references: Path, output: Path | None) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.data.dicom import Stack
     from pipeline.inference.budget import Plan
     from pipeline.inference.components import Components
+    from pipeline.inference.downstream import Effect, Turn
     from pipeline.inference.evaluation import CaseMetrics
     from pipeline.statistics import Estimate, Summary
     from pipeline.tracking import Delivery
@@ -98,6 +99,33 @@ def show_image_figures(figures: Mapping[str, Summary]) -> None:
         mean, low, high = (f"{value:.{digits}f}" for value in (figure.mean, figure.low, figure.high))
         table.add_row(name, str(figure.num), mean, f"{low} to {high}")
     OUT.print(table)
+
+
+def show_effects(effects: Mapping[str, Mapping[str, Effect]]) -> None:
+    """What is measured on images before and after they were enhanced."""
+    rows = [
+        (
+            structure,
+            name,
+            *(f"{summary.mean:.4f}" for summary in effect.images.values()),
+            f"{effect.change.value:+.4f} ({effect.change.low:+.4f} to {effect.change.high:+.4f})",
+        )
+        for structure, figures in effects.items()
+        for name, effect in figures.items()
+    ]
+    images = [*next(iter(next(iter(effects.values())).values())).images] if effects else []
+    show_table("Measured in each image", ("structure", "figure", *images, "enhanced - original (95 %)"), rows)
+
+
+def show_turns(turns: Sequence[Turn]) -> None:
+    """Structures that appear or disappear when an image is enhanced."""
+    rows = [
+        (turn.case, turn.structure, turn.what, *(f"{ml:.3f}" for ml in volumes))
+        for turn in turns
+        for volumes in [(turn.original_ml, turn.enhanced_ml, turn.reference_ml)]
+    ]
+    header = ("case", "structure", "when enhanced", "ml before", "after", "reference")
+    show_table("Structures that appear or disappear", header, rows)
 
 
 def show_judgement(judgement: Judgement) -> None:

@@ -37,12 +37,14 @@ class AbstractMaterial(ABC):
         statistics: Intensities of the training cases, if anything needs them.
         data_hash: One hash of the content of all cases.
         segmenter: The model that tells a classifier where to look; None if there is none.
+        enhancer_hash: Of the model that made twins of the training images; None if there are none.
     """
 
     split: Split
     statistics: tuple[IntensityStatistics | Scale, ...]
     data_hash: str
     segmenter: Checkpoint | None = None
+    enhancer_hash: str | None = None
 
     @property
     @abstractmethod

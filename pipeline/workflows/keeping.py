@@ -108,6 +108,7 @@ class Keeper:
                 "epoch": epoch,
                 "metrics": dict(metrics),
                 "data_hash": material.data_hash,
+                **({"enhancer_sha256": material.enhancer_hash} if material.enhancer_hash else {}),
                 "training_cases": [case.id for case in material.split.training],
                 "validation_cases": [case.id for case in material.split.validation],
                 "environment": self._environment,

@@ -15,6 +15,7 @@ from pipeline.workflows.columns import AbstractMaterial
 from pipeline.workflows.models import LAST
 from pipeline.workflows.regions import pin_region
 from pipeline.workflows.starting import pin_start
+from pipeline.workflows.twins import pin_twin_maker
 
 CONFIG = "config.yaml"
 """The job in a run's folder."""
@@ -67,7 +68,7 @@ def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
 
 def pinned(job: Job) -> Job:
     """The job with models named `latest` under the names that they have now."""
-    return pin_region(pin_start(job))
+    return pin_twin_maker(pin_region(pin_start(job)))
 
 
 def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:

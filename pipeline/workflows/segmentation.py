@@ -86,6 +86,7 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
             section.batch_size,
             section.foreground_fraction,
             section.seed,
+            job.augmentation.enhancer_probability,
             share=(task.world.rank, task.world.size),
         )
 

@@ -35,7 +35,7 @@ from pipeline.workflows.resuming import CONFIG, SWEEP
 from pipeline.workflows.suggesting import Outcome, build_pruner, suggest
 from pipeline.workflows.sweep_course import Request, as_overrides, begin_sweep, resume_sweep
 from pipeline.workflows.tasks import COLUMNS
-from pipeline.workflows.training import ENDING, Place, ended_by_trouble, train
+from pipeline.workflows.training import Place, ended_by_trouble, train
 
 WINNER = "winner.yaml"
 TABLE = "trials.csv"

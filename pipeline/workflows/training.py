@@ -41,9 +41,6 @@ from pipeline.workflows.resuming import CONFIG, check_data, load_state
 from pipeline.workflows.starting import Start, find_start, write_start
 from pipeline.workflows.tasks import COLUMNS
 
-ENDING = "clinseg.ending"
-"""Tag that says how a training ended."""
-
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -147,7 +144,6 @@ def train(
                     *([place.is_hopeless] if place is not None else []),
                 )
                 ending = _fit(job, task, sampler, keeper, state, world)
-            record.set_tags({ENDING: ending})
             keeper.keep_something()
             record_ending(record, ending)
             judgement = column.judge(record, job, material, device)
