@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Space, job_parameters, load_job
+from pipeline.config import Space, load_job
 from pipeline.data.datasets import derive_seed
 from pipeline.errors import ConfigError, Fault, ResourceError
 from pipeline.files import check_writable, write_text
@@ -31,6 +31,7 @@ from pipeline.tracking import (
 )
 from pipeline.training.distributed import ALONE, join_world
 from pipeline.workflows.columns import Column
+from pipeline.workflows.recording import ENDING, describe_job
 from pipeline.workflows.resuming import CONFIG, SWEEP
 from pipeline.workflows.suggesting import Outcome, build_pruner, suggest
 from pipeline.workflows.sweep_course import Request, as_overrides, begin_sweep, resume_sweep
@@ -121,8 +122,7 @@ def sweep(
         column, space = COLUMNS[job.task], course.request.space()
         trials: list[Trial] = []
         with ended_by_trouble(record, signals, command="sweep"):
-            record.log_parameters(job_parameters(job))
-            record.log_artifact(record.folder / CONFIG)
+            describe_job(record, job)
             total = course.request.num_trials or sum(1 for _ in space.combinations())
             for number in range(total):
                 outcomes = [_outcome(record.run, trial, column.metric) for trial in trials]
