@@ -13,7 +13,6 @@ _LOG = ":log"
 _KEPT = {
     "task": "a sweep is of one task",
     "data": "trials would then be judged by different cases",
-    "training.seed": "folds follow the seed, so trials would be judged by different cases",
     "tracking": "trials are recorded side by side",
 }
 """Settings, or sections, that are the same in all trials, and why."""

@@ -52,7 +52,7 @@ def train_folds(
             return train(job, run, signals, world, on_needs, on_start)
         world.check_alone("data.fold", "train one fold after the other (--fold 0, …), or leave torchrun out")
         column = COLUMNS[job.task]
-        folds = list_folds(column.read_cases(job), job.data, job.training.seed)
+        folds = list_folds(column.read_cases(job), job.data)
         record = resume_record(run) if run is not None else begin(job)
         with ended_by_trouble(record, signals):
             describe_job(record, job)

@@ -33,14 +33,14 @@ def test_rounding_leaves_no_range(low, share, ratio):
 def test_all_that_is_wrong_is_told_together():
     with pytest.raises(ConfigError) as error:
         parse_space(
-            ["training.optimizer=", "data.fold=0,1", "training.seed=1,2", "training.momentum=1,1"],
+            ["training.optimizer=", "data.fold=0,1", "tracking.uri=a,b", "training.momentum=1,1"],
             ["training.learning_rate=3", "training.momentum=2..1", "training.weight_decay=0..1:log"],
         )
     told = str(error.value)
     for part in (
         "optimizer",
         "judged by different cases",
-        "training.seed",
+        "tracking.uri",
         "stands in it twice",
         "=3",
         "2..1",
