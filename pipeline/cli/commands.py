@@ -467,6 +467,20 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopbac
 
 
 @app.command()
+def import_mlruns(
+    folder: Annotated[Path, typer.Argument(help="Where an older MLflow kept runs as files, such as mlruns.")],
+) -> None:
+    """Take over the runs of a folder that MLflow no longer reads."""
+    from pipeline.workflows.records import import_mlruns as run_import
+
+    done = run_import(folder)
+    known = f", {done.num_known} were here already" if done.num_known else ""
+    OUT.print(f"{len(done.imported)} runs are imported{known}. Look at them with: clinseg ui")
+    if done.num_models:
+        ERR.print(f"warning: {done.num_models} registered models stay there; register their runs anew")
+
+
+@app.command()
 def doctor() -> None:
     """Show versions, device, memory, and what is missing."""
     from pipeline.workflows.doctor import doctor as diagnose

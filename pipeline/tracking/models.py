@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import ConfigError, Fault, FaultError, ServiceError
 from pipeline.files import resource_error
 from pipeline.tracking.runs import STORE
-from pipeline.tracking.store import connect, is_absent, is_refusal, reason_of, tracking_uri
+from pipeline.tracking.store import DestinationError, connect, is_absent, is_refusal, reason_of
+from pipeline.tracking.uris import tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,7 +77,7 @@ def asking(address: str, where: str, refusal: str) -> Iterator[None]:
     except Exception as error:  # MLflow, requests and SQLAlchemy each have their own
         if isinstance(error, OSError) and error.errno is not None:  # a network error of requests has none
             raise resource_error(Path(error.filename or where), error) from error
-        if is_absent(error) or is_refusal(error):
+        if is_absent(error) or is_refusal(error) or isinstance(error, DestinationError):
             message = f"MLflow at {address} {refusal}: {reason_of(error)}"
             raise ConfigError(Fault(where, "model-unknown", message)) from error
         message = (

@@ -15,7 +15,8 @@ from pipeline.environment import code_version, command_line
 from pipeline.tracking.delivery import Courier, Delivery
 from pipeline.tracking.events import Event, EventLog, Kind, read_events
 from pipeline.tracking.runs import STORE, RunFolder, create_child, create_run
-from pipeline.tracking.store import prepare_mlflow, tracking_uri
+from pipeline.tracking.store import prepare_mlflow
+from pipeline.tracking.uris import tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _PAUSE_S = 1.0

@@ -14,7 +14,8 @@ from pipeline.errors import ConfigError, Fault
 from pipeline.tracking.listing import main_figure
 from pipeline.tracking.models import asking
 from pipeline.tracking.runs import STORE
-from pipeline.tracking.store import NAME_TAG, connect, tracking_uri
+from pipeline.tracking.store import NAME_TAG, connect
+from pipeline.tracking.uris import tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -223,9 +223,9 @@ def _read_uri(uri: object, store: Path) -> str:
 
     Runs of earlier versions name their own database absolutely, also after the store was moved.
     """
-    own = database_uri(store)
     match = re.fullmatch(r"sqlite:///(/.+)/mlflow\.db", str(uri))
-    return own if uri is None or (match and not Path(match[1]).is_dir()) else str(uri)
+    was_moved = match and not Path(match[1]).is_dir() and (store / "mlflow.db").is_file()
+    return database_uri(store) if uri is None or was_moved else str(uri)
 
 
 def _with_run_id(runs: list[RunFolder], prefix: str) -> list[RunFolder]:

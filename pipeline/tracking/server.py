@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, Fault, ServiceError, Stopped
 from pipeline.tracking.runs import STORE, read_runs
-from pipeline.tracking.store import connect, is_server, tracking_uri
+from pipeline.tracking.store import connect
+from pipeline.tracking.uris import is_server, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

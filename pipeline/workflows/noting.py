@@ -10,29 +10,10 @@ from urllib.parse import quote
 
 from pipeline.report.content import Report
 from pipeline.tracking import NOTE_TAG, RUN_ID, Record, read_settings
+from pipeline.workflows.recording import FIRST
 
 _MAX_ROWS: Final = 20  # a tag holds 8000 letters
 _MAX_LETTERS: Final = 7500
-_FIRST: Final = (
-    "network.name",
-    "network.features",
-    "preprocessing.spacing",
-    "preprocessing.size",
-    "preprocessing.normalisation",
-    "training.method",
-    "training.loss",
-    "training.optimizer",
-    "training.learning_rate",
-    "training.batch_size",
-    "training.patch_size",
-    "training.epochs",
-    "training.minutes",
-    "training.steps_per_epoch",
-    "training.seed",
-    "training.start_from",
-    "data.fold",
-)
-"""The settings to look at first, of those that a task has."""
 
 
 def set_note(record: Record, page: Report, name: str) -> None:
@@ -44,20 +25,21 @@ def set_note(record: Record, page: Report, name: str) -> None:
         name: File name of the page among the run's artifacts.
     """
     parameters, tags = read_settings(record.run)
+    said = {key for key, value in parameters.items() if value != "null"}
     strips = [
         (s.name, f"{s.mean:.4f}", f"{s.low:.4f} to {s.high:.4f}", str(len(s.values))) for s in page.strips
     ]
     parts = [
         page.lead,
         _table(("figure", "value", ""), [(f.name, f.value, f.note) for f in page.figures]),
-        _picture(record.folder),
         _table(("structure", "Dice", "95 %", "cases"), strips),
         f"Cases from worst to best, curves and 3D views: [{name}]({_link(name)}) among the artifacts.",
-        _table(("setting", "value"), [(key, parameters[key]) for key in _FIRST if key in parameters]),
+        _table(("setting", "value"), [(key, parameters[key]) for key in FIRST if key in said]),
         f"Made by `{tags.get('clinseg.command', 'clinseg')}`; all settings are in `config.yaml`.",
+        _picture(record.folder),  # last, for it is shown as large as it is
     ]
     text = "\n\n".join(part for part in parts if part)
-    record.set_tags({NOTE_TAG: text if len(text) <= _MAX_LETTERS else text[:_MAX_LETTERS] + " …"})
+    record.set_tags({NOTE_TAG: text if len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]} …"})
 
 
 def _picture(folder: Path) -> str:

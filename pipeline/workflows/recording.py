@@ -22,11 +22,32 @@ from pipeline.workflows.resuming import CONFIG
 ENDING = "clinseg.ending"
 """Tag that says how a training ended."""
 _DIGEST_LENGTH: Final = 36  # all that MLflow takes
+FIRST: Final = (
+    "network.name",
+    "network.features",
+    "preprocessing.spacing",
+    "preprocessing.size",
+    "preprocessing.normalisation",
+    "training.method",
+    "training.loss",
+    "training.optimizer",
+    "training.learning_rate",
+    "training.batch_size",
+    "training.patch_size",
+    "training.epochs",
+    "training.minutes",
+    "training.steps_per_epoch",
+    "training.seed",
+    "training.start_from",
+    "data.fold",
+)
+"""The settings to look at first, of those that a task has."""
 
 
 def describe_job(record: Record, job: Job) -> None:
     """Records the settings, and with what they are carried out."""
-    record.log_parameters(job_parameters(job))
+    parameters = job_parameters(job)  # MLflow shows them in the order in which it got them
+    record.log_parameters({name: parameters[name] for name in FIRST if name in parameters} | parameters)
     record.set_tags(
         {
             "clinseg.fold": str(job.data.fold),
@@ -85,13 +106,18 @@ def record_ending(record: Record, ending: Ending) -> None:
     record.set_tags({ENDING: ending})
 
 
-def structure_figures(rows: Sequence[CaseMetrics]) -> dict[str, Estimate]:
-    """Means over cases of every metric of every structure, as `dice/liver`, with their intervals."""
-    return {
+def record_best_masks(record: Record, rows: Sequence[CaseMetrics], step: int) -> None:
+    """The same of label maps: means over cases as `<metric>/<structure>`, Dice first and with its interval.
+
+    Intervals of the other metrics would be two more charts in MLflow for each of many; reports have them.
+    """
+    figures = {
         f"{metric}/{structure}": Estimate(summary.mean, summary.low, summary.high)
         for structure, metrics in summarise_structures(rows).items()
         for metric, summary in metrics.items()
     }
+    record_best(record, {name: figure for name, figure in figures.items() if name.startswith("dice/")}, step)
+    record.log_metrics({f"best/{name}": figure.value for name, figure in figures.items()}, step=step)
 
 
 def data_name(manifest: Path) -> str:

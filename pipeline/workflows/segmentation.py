@@ -23,7 +23,7 @@ from pipeline.workflows.columns import Column, Judgement, Part
 from pipeline.workflows.joining import write_ensemble
 from pipeline.workflows.judging import MASKS, TABLE, judge
 from pipeline.workflows.models import BEST
-from pipeline.workflows.recording import record_best, structure_figures
+from pipeline.workflows.recording import record_best_masks
 from pipeline.workflows.segmentation_material import (
     SegmentationMaterial,
     check_labelled,
@@ -175,7 +175,7 @@ def _means(rows: Sequence[CaseMetrics], group: str) -> dict[str, float]:
 def _record_summary(
     record: Record, rows: Sequence[CaseMetrics], components: Components, num_folds: int
 ) -> None:
-    record_best(record, structure_figures(rows), num_folds)
+    record_best_masks(record, rows, num_folds)
     values: dict[str, float] = {}
     for name, before in components.before.items():
         values |= {f"components_before/dice/{name}": before}
