@@ -371,6 +371,25 @@ def series(
 
 
 @app.command()
+def deidentify(
+    source: Annotated[Path, typer.Argument(help="Folder with DICOM or NIfTI inside, a DICOMDIR, or a file.")],
+    output: Annotated[Path, typer.Argument(help="Empty folder for the images.")],
+    key: Annotated[
+        Path, typer.Option(help="File with the secret key, kept elsewhere; made if it is not there.")
+    ],
+) -> None:
+    """Copy images without what identifies their patients: pseudonyms, shifted dates, no free text."""
+    from pipeline.workflows.deidentification import deidentify as run_deidentification
+
+    result = run_deidentification(source, output, key)
+    show_faults("warning", result.warnings)
+    OUT.print(f"{result.num_files} images of {result.num_patients} DICOM patients lie in {output}")
+    OUT.print(f"The same key gives the same pseudonyms: keep {key} secret, and do not lose it.")
+    if result.faults:
+        raise InputError(result.faults)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything it makes.")] = Path(
         "demo"
