@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from pipeline.data.images import read_label_map
 from pipeline.export.nifti import read_label_names
+from pipeline.terminology import PALETTE, UNKNOWN
 
 
 @pytest.fixture
@@ -145,6 +147,12 @@ def test_the_mask_and_the_report_say_what_they_are(clinseg, trained, image, tmp_
     assert mask.get_data_dtype() == np.uint8
     assert read_label_names(tmp_path / "out/scan.nii.gz") == {"background": 0, "shell": 1, "core": 2}
     report = json.loads((tmp_path / "out/report.json").read_text())
+    core, shell = report["terminology"]["core"], report["terminology"]["shell"]
+    assert (core["code"]["meaning"], core["colour"]) == ("Lesion", "#112233")
+    assert (shell["code"]["value"], shell["colour"]) == (UNKNOWN.code.value, PALETTE[0])
+    rows = [shlex.split(line) for line in (tmp_path / "out/labels.txt").read_text().splitlines()[1:]]
+    assert [(row[0], row[-1]) for row in rows] == [("0", "background"), ("1", "shell"), ("2", "core")]
+    assert rows[2][1:4] == ["17", "34", "51"]
     (case,) = report["cases"]
     voxels = read_label_map(tmp_path / "out/scan.nii.gz").array
     assert case["volumes_ml"]["core"] == pytest.approx(

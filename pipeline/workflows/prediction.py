@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
+from pipeline.export.label_table import write_label_table
 from pipeline.files import check_writable, write_text
 from pipeline.inference.budget import Plan
 from pipeline.inference.classifier import ClassReport
@@ -39,6 +40,8 @@ def predict(
     on_plan: Callable[[str, Plan], None] = lambda case, plan: None,
 ) -> list[CaseReport] | list[ClassReport]:
     """Predicts every input with a trained model and writes `folder/<case>.nii.gz` and `folder/report.json`.
+
+    `folder/labels.txt` has the names and colours of the masks' values.
 
     A classifier writes `folder/predictions.csv` instead of masks; see `classify`.
 
@@ -82,6 +85,7 @@ def predict(
         "mask",
     )
     check_writable(folder)
+    write_label_table(folder / "labels.txt", predictor.contract)
     path = folder / "report.json"
     expected = {"model_sha256": checkpoint.content_hash}
     finished = find_finished(path, expected, cases, _parse, _files) if resume else {}
@@ -112,6 +116,7 @@ def write_report(
         **describe_model(checkpoint, predictor.device),
         "labels": dict(predictor.contract.labels),
         "structures": {name: list(values) for name, values in predictor.contract.structures.items()},
+        "terminology": {name: asdict(term) for name, term in predictor.contract.terms.items()},
         "cases": [_describe(report) for report in reports],
     }
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
