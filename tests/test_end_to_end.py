@@ -95,7 +95,7 @@ def write_series(folder, array, affine):
         slice_.SOPClassUID, slice_.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
         slice_.StudyInstanceUID, slice_.SeriesInstanceUID = study, series
         slice_.FrameOfReferenceUID, slice_.Modality = frame, "MR"
-        slice_.PatientName, slice_.PatientID = "Secret^Name", "4711"
+        slice_.PatientName, slice_.PatientID = "Secret^Name", "P4711X"
         slice_.Rows, slice_.Columns = array.shape[1], array.shape[0]
         slice_.ImageOrientationPatient = [f"{v:.10g}" for v in (*axes[:, 0], *axes[:, 1])]
         slice_.ImagePositionPatient = [f"{v:.10g}" for v in (lps @ (0, 0, k, 1))[:3]]
@@ -116,7 +116,7 @@ def test_a_dicom_series_gives_the_same_mask_and_no_name_leaves_it(
     voxels, affine = in_patient_space(mask)
     assert np.array_equal(voxels, expected[0]) and np.allclose(affine, expected[1], atol=1e-4)
     for path in (tmp_path / "out").iterdir():
-        assert b"Secret" not in path.read_bytes() and b"4711" not in path.read_bytes()
+        assert b"Secret" not in path.read_bytes() and b"P4711X" not in path.read_bytes()
 
 
 def test_a_process_that_read_dicom_ends_soundly(trained, image, tmp_path):
