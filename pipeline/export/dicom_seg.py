@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.pixels.utils import iter_pixels
 
 from pipeline.errors import Fault, IntegrityError, ResourceError
 from pipeline.export.dicom_source import Prediction, clean_text, lps_affine
@@ -202,10 +201,16 @@ def _is_placed(found: Dataset, prediction: Prediction, kind: _Kind, stack: NDArr
 
 
 def _pixels(found: Dataset) -> Iterator[NDArray[Any]]:
-    if int(found.NumberOfFrames) == 1:
-        yield found.pixel_array.reshape(found.Rows, found.Columns)
-    else:
-        yield from iter_pixels(found, raw=True)
+    """Frames one after the other; those of single bits need not begin with a byte."""
+    stored, size = np.frombuffer(found.PixelData, np.uint8), found.Rows * found.Columns
+    for first in range(0, int(found.NumberOfFrames) * size, size):
+        if found.BitsAllocated == 1:
+            start, end = first // 8, -(-(first + size) // 8)
+            bits = np.unpackbits(stored[start:end], bitorder="little")
+            frame = bits[first - 8 * start : first - 8 * start + size]
+        else:
+            frame = stored[first : first + size]
+        yield frame.reshape(found.Rows, found.Columns)
 
 
 def _segment(groups: Dataset, found: Dataset) -> Dataset:
