@@ -16,7 +16,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -m ''
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

@@ -1,13 +1,14 @@
 """The shipped classification jobs against MONAI's networks in its tutorial's loop, the same minutes.
 
-    python benchmarks/classification.py -o PAGE [--only pneumonia adrenal] [--minutes N]
+    python benchmarks/classification.py -o PAGE [--only pneumonia adrenal] [--minutes N] [--rates A B C]
 
 Ours is `clinseg train` as a user runs it, validations within its budget. The peers, DenseNet121 and
 ResNet-18, are trained as `mednist_tutorial.ipynb` of MONAI's tutorials trains: Adam, cross-entropy, its
 random rotation, flip and zoom by MONAI's DataLoader, the epoch with the best validation AUC kept; their
 validations do not count as time. They see 32 voxels along each axis, the least that DenseNet121 takes.
-Figures are of the validation images, AUC with DeLong's interval; accuracy of the peers is that of the most
-probable class.
+Where other programs run beside, `--rates` gives each method, ours first, the images that an idle machine
+trains in its minutes instead: so many per second. Figures are of the validation images, AUC with DeLong's
+interval; accuracy of the peers is that of the most probable class.
 """
 
 from __future__ import annotations
@@ -64,24 +65,51 @@ class Result:
         return f"| {self.name} | {' | '.join(cells)} | {self.images_per_second:.0f} |"
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How long a method may train.
+
+    Attributes:
+        minutes: On an idle machine.
+        rate: Images per second there; None to look at the clock.
+    """
+
+    minutes: float
+    rate: float | None
+
+    @property
+    def images(self) -> float:
+        """How many may be seen."""
+        return math.inf if self.rate is None else 60 * self.minutes * self.rate
+
+    @property
+    def seconds(self) -> float:
+        """How long it may take."""
+        return 60 * self.minutes if self.rate is None else math.inf
+
+
 def told(figure: Estimate) -> str:
     return f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
 
 
-def train_ours(config: Path, job: ClassificationJob, minutes: float) -> Result:
+def train_ours(config: Path, job: ClassificationJob, budget: Budget) -> Result:
     """`clinseg train` in a folder of its own."""
+    settings = [f"data.manifest={job.data.manifest}", f"training.minutes={budget.minutes}"]
+    per_epoch = job.training.steps_per_epoch * job.training.batch_size
+    if budget.rate is not None:
+        epochs = round(budget.images / per_epoch)
+        settings[1:] = ["training.minutes=null", f"training.epochs={epochs}"]
     with TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pipeline", "train", str(config)]
-        command += ["--set", f"training.minutes={minutes}", "--set", f"data.manifest={job.data.manifest}"]
+        command += [part for setting in settings for part in ("--set", setting)]
         subprocess.run(command, check=True, cwd=folder)
         run = find_run("latest", Path(folder) / "mlruns")
         table = read_class_table(run.path / "cases.csv")
-        rates = [value for _, value in read_metrics(run)["training/patches_per_second"]]
+        num_epochs = len(read_metrics(run)["training/loss"])
+    rate = budget.rate or num_epochs * per_epoch / (60 * budget.minutes)
     known = read_references(Path(f"{job.data.manifest}#val"), table.classes, is_multi_label=False)
     truth = [known[case.removeprefix("val-")] for case in table.cases]
-    return Result(
-        "clinseg", judge(table.probabilities, table.predicted, truth, table.classes), np.median(rates)
-    )
+    return Result("clinseg", judge(table.probabilities, table.predicted, truth, table.classes), rate)
 
 
 def judge(
@@ -95,7 +123,7 @@ def judge(
 
 
 def train_peer(
-    name: str, build: Callable[[int], nn.Module], job: ClassificationJob, minutes: float
+    name: str, build: Callable[[int], nn.Module], job: ClassificationJob, budget: Budget
 ) -> Result:
     """The tutorial's loop."""
     assert job.data.classes is not None
@@ -124,7 +152,7 @@ def train_peer(
     optimizer, loss = torch.optim.Adam(network.parameters(), 1e-3), nn.CrossEntropyLoss()
     best: dict[str, Estimate] = {}
     num_images, seconds = 0, 0.0
-    while seconds < 60 * minutes:
+    while seconds < budget.seconds and num_images < budget.images:
         network.train()
         start = time.monotonic()
         for image, label in loader:
@@ -132,13 +160,13 @@ def train_peer(
             loss(network(image.to(DEVICE)), label.to(DEVICE)).backward()
             optimizer.step()
             num_images += len(image)
-            if seconds + time.monotonic() - start >= 60 * minutes:
+            if seconds + time.monotonic() - start >= budget.seconds or num_images >= budget.images:
                 break
         seconds += time.monotonic() - start
         figures = judge_network(network, held_out, truth, job.data.classes)
         if not best or figures["auc"].value > best["auc"].value:
             best = figures
-    return Result(name, best, num_images / seconds)
+    return Result(name, best, budget.rate or num_images / seconds)
 
 
 class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -165,19 +193,23 @@ def judge_network(
     return judge(logits.double().softmax(1).numpy(), predicted, truth, classes)
 
 
-def measure(name: str, minutes: float | None) -> list[str]:
+def measure(name: str, minutes: float | None, rates: Sequence[float | None]) -> list[str]:
     config = ROOT / "configs" / f"{name}.yaml"
     job = classification_job(load_job(config))
-    budget = minutes or job.training.minutes
-    assert budget is not None
+    allowed = minutes or job.training.minutes
+    assert allowed is not None
     peers: dict[str, Callable[[int], nn.Module]] = {
         "MONAI DenseNet121": lambda dims: DenseNet121(spatial_dims=dims, in_channels=1, out_channels=2),
         "MONAI ResNet-18": lambda dims: resnet18(spatial_dims=dims, n_input_channels=1, num_classes=2),
     }
-    rows = [train_ours(config, job, budget)]
-    rows += [train_peer(peer, build, job, budget) for peer, build in peers.items()]
+    ours, *others = (Budget(allowed, rate) for rate in rates)
+    rows = [train_ours(config, job, ours)]
+    rows += [
+        train_peer(peer, build, job, budget)
+        for (peer, build), budget in zip(peers.items(), others, strict=True)
+    ]
     return [
-        f"`configs/{name}.yaml`, {budget:g} minutes each, one seed:",
+        f"`configs/{name}.yaml`, {allowed:g} minutes each, one seed:",
         "",
         "| method | AUC | accuracy | balanced accuracy | training images/s |",
         "|---|---|---|---|---|",
@@ -192,6 +224,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/benchmarks/classification.md"))
     parser.add_argument("--only", nargs="+", choices=JOBS, default=[*JOBS])
     parser.add_argument("--minutes", type=float, help="of each training; else those of the config")
+    parser.add_argument("--rates", nargs=3, type=float, default=[None] * 3, help="images/s when idle")
     arguments = parser.parse_args()
     machine = (
         torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"{torch.get_num_threads()} CPU cores"
@@ -200,10 +233,10 @@ def main() -> None:
         "# Classification against MONAI's networks in its tutorial's loop",
         "",
         f"Measured on {machine} with torch {torch.__version__} by",
-        f"`python benchmarks/classification.py --only {' '.join(arguments.only)}`;",
+        f"`python benchmarks/classification.py {' '.join(sys.argv[1:])}`;",
         "value (95 % interval) on the validation images, by which each method also chose what it kept.",
         "",
-        *(line for name in arguments.only for line in measure(name, arguments.minutes)),
+        *(line for name in arguments.only for line in measure(name, arguments.minutes, arguments.rates)),
     ]
     arguments.output.write_text("\n".join(page), encoding="utf-8")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Two workers share two cores; said before torch is imported, and heard by the processes that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -15,6 +16,8 @@ from pipeline import cli
 from pipeline.data.synthetic import write_phantom_study
 
 ROOT = Path(__file__).parents[1]
+settings.register_profile("any machine", deadline=None)  # a loaded one takes longer
+settings.load_profile("any machine")
 _ending = {}
 
 

@@ -70,7 +70,7 @@ scores = arrays.arrays(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scores, st.floats(0, 1), st.randoms(use_true_random=False))
 @example(np.full(100, 0.5), 0.55, None)
 def test_the_operating_point_is_the_largest_that_finds_enough(scores, min_sensitivity, random):
@@ -116,7 +116,7 @@ def test_how_many_cases_of_a_class_there_are_does_not_move_the_balanced_point():
     assert scores.min() < once < scores.max()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scores, st.randoms(use_true_random=False))
 def test_the_balanced_point_lies_among_the_scores_or_is_one_half(scores, random):
     positive = np.array([random.random() < 0.5 for _ in scores])
@@ -140,7 +140,7 @@ def test_a_threshold_lies_in_the_middle_of_the_gap():
     assert operating_point(logits_apart, positive, 1.0) == pytest.approx(0.4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(scores, st.floats(0.01, 1))
 def test_the_coverage_is_reached_and_no_more_is_answered_than_needed(confidence, coverage):
     threshold = review_threshold(confidence, coverage)
@@ -191,7 +191,7 @@ def test_a_fit_answers_the_coverage_and_survives_json(num_classes, multi_label):
     assert calibration.num_cases == 97
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     arrays.arrays(
         np.float32,

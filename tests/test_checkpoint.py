@@ -217,7 +217,7 @@ nested = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(state=nested)
 def test_any_nested_state_comes_back_exactly(path, state):
     write_checkpoint(path, make_checkpoint(state=state))
@@ -526,7 +526,7 @@ def test_a_checkpoint_replaced_while_it_is_read_is_never_a_mixture(path):
         assert epoch == (0 if checkpoint.content_hash == first else written[checkpoint.content_hash])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=300), hashed=st.booleans())
 def test_no_bytes_end_in_a_traceback(path, data, hashed):
     start = (

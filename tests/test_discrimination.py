@@ -144,7 +144,7 @@ def test_more_classes_and_labels_have_a_figure_each():
     assert figures["auc"].value == pytest.approx(metrics.roc_auc_score(truth, probabilities))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     arrays.arrays(
         np.float64,
@@ -210,7 +210,7 @@ def test_risk_and_coverage_by_hand():
     assert curve.area == pytest.approx(1 / 3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.sampled_from([0.5, 0.7, 1.0]), st.booleans()), min_size=1, max_size=20),
     st.randoms(use_true_random=False),

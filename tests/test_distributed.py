@@ -54,6 +54,9 @@ def kill_the_second(process, folder):
     second.kill()
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return write_phantom_study(tmp_path_factory.mktemp("phantoms") / "study", num_cases=5)

@@ -28,7 +28,7 @@ def read_figures(run):
         return {row["case"]: row for row in csv.DictReader(file)}
 
 
-@pytest.mark.parametrize("method", ["cyclegan", "supervised"])
+@pytest.mark.parametrize("method", [pytest.param("cyclegan", marks=pytest.mark.slow), "supervised"])
 def test_what_a_run_says_of_its_validation_is_what_enhance_says(
     clinseg, images, tmp_path, monkeypatch, method
 ):

@@ -84,7 +84,7 @@ def test_agrees_with_surface_distance_where_every_border_voxel_has_the_same_dist
     assert ours["dice"] == surface_distance.compute_dice_coefficient(reference, prediction) == 0.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(blobs())
 def test_is_finite_bounded_and_symmetric(drawn):
     prediction, reference, spacing = drawn
@@ -100,7 +100,7 @@ def test_is_finite_bounded_and_symmetric(drawn):
     assert forth["volume_ml"] == back["reference_volume_ml"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(blobs(), st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 3))
 def test_background_around_changes_nothing(drawn, padding):
     prediction, reference, spacing = drawn
@@ -109,7 +109,7 @@ def test_background_around_changes_nothing(drawn, padding):
     assert padded == pytest.approx(inside)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(blobs(), st.floats(0, 10), st.floats(0, 10))
 def test_a_larger_tolerance_never_lowers_nsd(drawn, one, other):
     prediction, reference, spacing = drawn
@@ -119,7 +119,7 @@ def test_a_larger_tolerance_never_lowers_nsd(drawn, one, other):
     assert small <= large
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(blobs(), st.permutations(range(3)), st.floats(0.2, 5))
 def test_axis_order_does_not_matter_and_distances_scale_with_spacing(drawn, order, factor):
     prediction, reference, spacing = drawn

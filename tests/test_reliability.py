@@ -49,7 +49,7 @@ probability_tables = arrays.arrays(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(probability_tables, st.booleans(), st.randoms(use_true_random=False))
 def test_neither_order_nor_ties_matter_and_gaps_add_up_to_the_error(probabilities, multi_label, random):
     num, num_classes = probabilities.shape

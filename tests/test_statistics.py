@@ -27,7 +27,7 @@ def test_equal_values_have_an_interval_without_width(value, num):
     assert summary.deviation == pytest.approx(0.0, abs=1e-12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.floats(0, 1000), min_size=1, max_size=40))
 def test_an_interval_is_ordered_and_lies_within_the_values(values):
     low, high = bootstrap_interval(values, num_resamples=200)

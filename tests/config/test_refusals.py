@@ -236,7 +236,7 @@ def test_a_path_that_cannot_be_one_is_refused(faults, path):
     assert message.startswith("`data.manifest`: ")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(st.sampled_from("ab01.-:,#~?|>%@&*!'\"[]{}<\\U\n\t ") | st.characters(), max_size=60))
 def test_any_text_ends_in_a_job_or_a_config_error(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "any.yaml"

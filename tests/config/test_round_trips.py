@@ -43,7 +43,7 @@ jobs = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=jobs)
 def test_a_job_survives_every_way_out_and_back(tmp_path_factory, values):
     job = job_from_mapping(values)

@@ -257,9 +257,7 @@ def rotation(angles) -> np.ndarray:
     origin=st.tuples(*[st.floats(-500, 500)] * 3),
     kind=st.sampled_from([nib.Nifti1Image, nib.Nifti2Image]),
 )
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 def test_an_oblique_affine_reads_back_as_stored(angles, spacing, origin, kind, tmp_path):
     affine = np.eye(4)
     affine[:3, :3] = rotation(angles) * spacing

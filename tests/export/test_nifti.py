@@ -105,7 +105,7 @@ def test_a_mask_has_its_images_affine_in_all_48_orientations(tmp_path, codes):
         assert np.array_equal(np.asanyarray(nib.load(path).dataobj), labels_array)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     angles=st.tuples(*[st.floats(-np.pi, np.pi) | st.sampled_from([0, 1e-9, np.pi / 2, np.pi])] * 3),
     spacing=st.tuples(*[st.floats(0.3, 10)] * 3),
@@ -133,7 +133,7 @@ def test_a_mask_has_its_images_affine_to_the_bit(
 finite32 = st.floats(-1, 1, width=32)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(quaternion=st.tuples(finite32, finite32, finite32), qfac=st.sampled_from([-1, 1]))
 def test_any_stored_quaternion_survives(tmp_path, quaternion, qfac):
     assume(sum(x * x for x in quaternion) <= 1)

@@ -3,7 +3,7 @@
 import re
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ResourceError
@@ -29,7 +29,6 @@ def test_the_buffer_does_not_grow_with_depth():
     assert shallow == deep
 
 
-@settings(deadline=None)  # a loaded machine takes longer
 @given(
     limit=st.integers(60 * MIB, 200 * MIB), per_window=st.integers(0, 20 * MIB), num_lanes=st.integers(1, 4)
 )
@@ -53,7 +52,6 @@ def test_a_plan_keeps_within_its_limit_and_cuts_no_more_than_it_must(limit, per_
         assert needed + 5 * MIB + DECIDING_BYTES > limit
 
 
-@settings(deadline=None)  # a loaded machine takes longer
 @given(num_parts=st.integers(1, 80))
 def test_parts_cover_the_volume_and_share_what_resampling_needs(num_parts):
     boxes = work().boxes(num_parts)

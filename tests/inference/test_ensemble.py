@@ -60,7 +60,7 @@ def mirrored_mean(network):
 SIZES = st.tuples(*[st.sampled_from([1, 3, 6, 8, 12])] * 3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     shape=SIZES,
     num_labels=st.sampled_from([2, 5, 9, 14]),  # of 4 features each

@@ -67,7 +67,7 @@ def whole_scores(net, image, window, overlap):
     return (total[(slice(None), *inner)] / share[inner]).float()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     shape=st.tuples(*[st.integers(2, 13)] * 3),
     spacing=st.tuples(*[st.sampled_from([1.0, 0.5, 0.7, 1.9])] * 3),
@@ -198,6 +198,7 @@ assert np.array_equal(limited, free) and len(np.unique(free)) > 3
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["cut", "two lanes"])
 def test_a_budget_is_kept_under_a_hard_limit_and_changes_no_label(request, budget):
     command = [sys.executable, "-c", LIMITED, str(request.path.parent), budget]

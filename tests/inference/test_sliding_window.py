@@ -91,7 +91,7 @@ VOLUMES = st.tuples(*[st.integers(1, 12)] * 3)
 SIZES = st.tuples(*[st.sampled_from([4, 5, 8])] * 3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=VOLUMES,
     size=SIZES,
@@ -118,7 +118,7 @@ def test_equals_monai(shape, size, overlap, outputs, parts, keep, batch, lanes, 
         assert is_clear.float().mean() > 0.99
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(shape=VOLUMES, size=SIZES, overlap=st.floats(0, 0.8), parts=st.integers(1, 5), keep=st.integers(0, 1))
 def test_however_it_is_cut_the_bits_are_the_same(shape, size, overlap, parts, keep):
     network, image = context(), torch.randn(1, *shape)

@@ -25,7 +25,7 @@ machines = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     data=st.fixed_dictionaries(
         {

@@ -27,6 +27,9 @@ serve_ui(int(sys.argv[1]))
 """
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def server(empty_database, tmp_path_factory):
     """A folder with a store, and the address and process of its pages."""
@@ -129,5 +132,5 @@ def test_ctrl_c_ends_it_with_all_its_processes(server):
     family = psutil.Process(process.pid).children(recursive=True)
     assert family
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 0
-    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert process.wait(timeout=300) == 0
+    assert psutil.wait_procs(family, timeout=60)[1] == []

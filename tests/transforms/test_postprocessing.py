@@ -36,7 +36,7 @@ def resample_all_then_decide(scores, affine, shape, target_affine, values):
     return np.asarray(values)[resampled.argmax(0)].reshape(shape), is_clear
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.tuples(*[st.integers(1, 9)] * 3),
     spacing=st.tuples(*[st.floats(0.6, 4)] * 3),

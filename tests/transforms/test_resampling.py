@@ -20,7 +20,7 @@ ORIENTATIONS = [
 TILT = nib.eulerangles.euler2mat(0.1, -0.2, 0.3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(*[st.integers(1, 7)] * 3),
     target_shape=st.tuples(*[st.integers(1, 9)] * 3),
