@@ -39,10 +39,11 @@ def predicted(tmp_path):
         contract = contract or LabelContract(LABELS, regions, terminology=TERMS)
         array = np.zeros(volume.grid.shape, np.uint8)
         if not is_empty:
-            chosen = np.random.default_rng(0).random(tuple(n - 3 for n in volume.grid.shape))
+            chosen = np.random.default_rng(0).random(tuple(min(n - 3, 24) for n in volume.grid.shape))
             block = np.zeros(chosen.shape, np.uint8)
             block[chosen > 0.4], block[chosen > 0.9] = contract.values[1], contract.values[2]
-            array[1:-2, 1:-2, 1:-2] = block
+            i, j, k = block.shape
+            array[1 : i + 1, 1 : j + 1, 1 : k + 1] = block
         return Prediction(array, volume.grid, contract, source, Maker("run-1", "ab" * 32, "0.1.0"))
 
     return make

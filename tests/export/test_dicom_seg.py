@@ -108,7 +108,9 @@ def test_probabilities_become_levels(predicted, tmp_path):
     write_fractional_segmentation(tmp_path / "a.dcm", prediction)
     found = highdicom.seg.segread(tmp_path / "a.dcm").get_volume()
     to_ours = np.linalg.inv(prediction.grid.affine) @ LPS_TO_RAS @ found.affine
-    places = to_ours @ np.c_[np.argwhere(np.ones(found.spatial_shape)), np.ones(np.prod(found.spatial_shape))].T
+    places = (
+        to_ours @ np.c_[np.argwhere(np.ones(found.spatial_shape)), np.ones(np.prod(found.spatial_shape))].T
+    )
     expected = frames[tuple(np.rint(places[:3]).astype(int))][:, 1:]
     assert np.abs(found.array.reshape(-1, 3) - expected).max() <= 0.5 / 255 + 1e-6
 
