@@ -170,6 +170,10 @@ def predict(
     compiles: Annotated[
         bool, typer.Option("--compile", help="Compile the networks first: pays off with many windows.")
     ] = False,
+    also: Annotated[
+        str | None,
+        typer.Option(help="Further forms for DICOM series, such as dicom-seg,rtstruct: DIR/FORM/<case>.dcm."),
+    ] = None,
     explain: Annotated[
         Explanation | None, typer.Option("--explain", help="Show what a classifier's answers rest on.")
     ] = None,
@@ -188,6 +192,7 @@ def predict(
         resume=resume,
         with_probabilities=probabilities,
         compiles=compiles,
+        also=[form.strip() for form in also.split(",")] if also is not None else [],
         method=explain.value if explain is not None else None,
         on_plan=plan_shower(verbose),
     )
