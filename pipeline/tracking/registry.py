@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault
-from pipeline.tracking.listing import main_figure
+from pipeline.tracking.listing import BEST, main_figure
 from pipeline.tracking.models import asking
 from pipeline.tracking.runs import STORE
 from pipeline.tracking.store import NAME_TAG, connect
@@ -146,7 +146,10 @@ def _make_version(client: MlflowClient, servable: Servable, run: Run, name: str)
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 - see store.prepare_mlflow
 
     task = run.data.tags.get(_TASK_TAG, "")
-    score = main_figure(run.data.metrics)
+    figures = {
+        name.removeprefix(BEST): value for name, value in run.data.metrics.items() if name.startswith(BEST)
+    }
+    score = main_figure(figures)
     tags = {
         NAME_TAG: run.data.tags.get(NAME_TAG, run.info.run_id),
         _TASK_TAG: task,
