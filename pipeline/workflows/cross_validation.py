@@ -19,7 +19,7 @@ from pipeline.workflows.reporting import keep_report
 from pipeline.workflows.resuming import CONFIG, find_job
 from pipeline.workflows.starting import Start
 from pipeline.workflows.tasks import COLUMNS
-from pipeline.workflows.training import TrainingResult, begin, ended_by_trouble, part_name, train
+from pipeline.workflows.training import Place, TrainingResult, begin, ended_by_trouble, train
 
 
 def train_folds(
@@ -52,7 +52,7 @@ def train_folds(
             return train(job, run, signals, world, on_needs, on_start)
         world.check_alone("data.fold", "train one fold after the other (--fold 0, …), or leave torchrun out")
         column = COLUMNS[job.task]
-        folds = list_folds(column.read_cases(job), job.data, job.training.seed)
+        folds = list_folds(column.read_cases(job), job.data)
         record = resume_record(run) if run is not None else begin(job)
         with ended_by_trouble(record, signals):
             describe_job(record, job)
@@ -85,11 +85,12 @@ def _train_fold(
 ) -> Part:
     """Trains a fold, or goes on with it; one that is finished stays as it is."""
     job = on_fold(job, fold)
-    run = find_child(record.run, part_name(fold))
+    place = Place(record.run, f"fold{fold}")
+    run = find_child(record.run, place.name)
     if run is None or read_status(run) != "FINISHED":
         is_begun = run is not None and (run.path / CONFIG).is_file()
-        train(job, run if is_begun else None, signals, ALONE, on_needs, on_start, record.run)
-        run = find_child(record.run, part_name(fold))
+        train(job, run if is_begun else None, signals, ALONE, on_needs, on_start, place)
+        run = find_child(record.run, place.name)
     assert run is not None, "it was trained"
     part = Part(fold, run)
     record.log_metrics(COLUMNS[job.task].summarise_fold(part), step=fold)

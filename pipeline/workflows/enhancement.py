@@ -40,6 +40,8 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
     """See `Column`."""
 
     command = "enhance"
+    metric = None
+    score = "best/ssim_after"
 
     def read_cases(self, job: EnhancementJob) -> Sequence[Case]:
         """See `Column`."""

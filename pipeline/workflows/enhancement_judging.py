@@ -147,13 +147,13 @@ def _draw_cases(
 
 def _slices(case: Case, folder: Path, truths: dict[str, Case]) -> dict[str, NDArray[np.generic]]:
     """Middle axial slices of a case's first channel, upright, all on the grid of the enhanced image."""
-    given = read_image(case.images[0])[0]
+    given = read_image(*case.sources[0])[0]
     stem = case.id if len(case.images) == 1 else f"{case.id}_0000"
     enhanced = read_image(folder / ENHANCED / f"{stem}.nii.gz")[0]
     before, after = on_grid(given, enhanced.grid), enhanced.array
     shown = {"input": before, "enhanced": after}
     if case.id in truths:
-        truth = read_image(truths[case.id].images[0])[0]
+        truth = read_image(*truths[case.id].sources[0])[0]
         shown["truth"] = on_grid(truth, enhanced.grid)
     shown["change"] = np.subtract(after, before, dtype=np.float32)
     turn = io_orientation(enhanced.grid.affine)

@@ -109,6 +109,7 @@ def _draw_overlays(
                 title=f"{case.id}, {_ordinal(position, len(ranked))} of {len(ranked)} by Dice",
                 unlabelled={value for name in unlabelled for value in contract.structures[name]},
                 ignore_value=contract.ignore_value,
+                colours=contract.colours,
             )
             record.log_artifact(path, "overlays")
             advance()

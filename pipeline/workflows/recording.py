@@ -20,6 +20,8 @@ from pipeline.training.loop import Ending
 from pipeline.workflows.columns import AbstractMaterial
 from pipeline.workflows.resuming import CONFIG
 
+ENDING = "clinseg.ending"
+"""Tag that says how a training ended."""
 _DIGEST_LENGTH: Final = 36  # all that MLflow takes
 _EVERY_EPOCH: Final = "training/epoch_seconds"
 FIRST: Final = (
@@ -64,6 +66,8 @@ def describe_material(
     """Records on what a network is trained and judged, and where."""
     if material.segmenter is not None:
         record.set_tags({"clinseg.segmenter.sha256": str(material.segmenter.content_hash)})
+    if material.enhancer_hash is not None:
+        record.set_tags({"clinseg.enhancer.sha256": material.enhancer_hash})
     record.set_tags(
         {
             "clinseg.data_hash": material.data_hash,
@@ -107,7 +111,7 @@ def kept_epoch(record: Record, checkpoint: Checkpoint) -> int:
 
 def record_ending(record: Record, ending: Ending) -> None:
     """Records why a training ended that ended well."""
-    record.set_tags({"clinseg.ending": ending})
+    record.set_tags({ENDING: ending})
 
 
 def record_best_masks(record: Record, rows: Sequence[CaseMetrics], step: int) -> None:

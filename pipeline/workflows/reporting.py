@@ -96,7 +96,7 @@ def _write(path: Path, material: ReportMaterial, cases: Sequence[str], end: floa
         title=material.title,
         lead=material.lead,
         figures=[*segmentation_figures(material.rows), *material.figures],
-        strips=structure_strips(material.rows, material.labels.names),
+        strips=structure_strips(material.rows, material.labels.by_structure),
         cases=material.table or case_table(material.rows, material.entries),
         views=views,
         charts=material.charts,

@@ -37,6 +37,8 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
     """See `Column`."""
 
     command = "predict"
+    metric = SegmentationTask.metric
+    score = "best/dice/mean"
 
     def read_cases(self, job: SegmentationJob) -> Sequence[Case]:
         """See `Column`."""
@@ -84,6 +86,7 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
             section.batch_size,
             section.foreground_fraction,
             section.seed,
+            job.augmentation.enhancer_probability,
             share=(task.world.rank, task.world.size),
         )
 
