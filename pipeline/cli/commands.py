@@ -462,7 +462,7 @@ def register(
     reference = f"models:/{version.name}" + (f"@{alias}" if alias else f"/{version.version}")
     command = "enhance" if version.task == "enhancement" else "predict"
     OUT.print(f"Apply it: clinseg {command} {shlex.quote(reference)} INPUT -o results", markup=False)
-    serve = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow models serve --env-manager local"
+    serve = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow models serve --env-manager local -t 600"
     OUT.print(f"Serve it: {serve} -p 5001 -m {shlex.quote(reference)}", markup=False)
 
 
