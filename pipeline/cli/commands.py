@@ -418,16 +418,15 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.
     """List the runs on this disk."""
     from pipeline.workflows.records import runs as list_runs
 
-    table = Table("run", "experiment", "status", "started", "minutes", "Dice or AUC", "undelivered", box=None)
+    table = Table("run", "experiment", "status", "started", "minutes", "score", "undelivered", box=None)
     for run in list_runs(limit):
-        best = run.best.get("dice/mean", run.best.get("auc"))
         table.add_row(
             run.name,
             run.experiment,
             run.status.lower(),
             f"{run.started:%Y-%m-%d %H:%M}",
             f"{run.minutes:.1f}",
-            "" if best is None else f"{best:.4f}",
+            run.score,
             str(run.undelivered),
         )
     OUT.print(table if table.row_count else "There are no runs here yet; `clinseg train CONFIG` makes one.")
@@ -463,7 +462,7 @@ def register(
     reference = f"models:/{version.name}" + (f"@{alias}" if alias else f"/{version.version}")
     command = "enhance" if version.task == "enhancement" else "predict"
     OUT.print(f"Apply it: clinseg {command} {shlex.quote(reference)} INPUT -o results", markup=False)
-    serve = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow models serve --env-manager local"
+    serve = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow models serve --env-manager local -t 600"
     OUT.print(f"Serve it: {serve} -p 5001 -m {shlex.quote(reference)}", markup=False)
 
 
