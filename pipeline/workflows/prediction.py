@@ -21,7 +21,13 @@ from pipeline.inference.explain import Method
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
-from pipeline.workflows.case_reports import describe_model, find_finished, parse_report, refuse_overwriting
+from pipeline.workflows.case_reports import (
+    describe_model,
+    find_finished,
+    parse_report,
+    refuse_overwriting,
+    refuse_unused_rules,
+)
 from pipeline.workflows.class_prediction import classify
 from pipeline.workflows.models import load_model
 
@@ -79,6 +85,7 @@ def predict(
         return classify(checkpoint, inputs, folder, select_device(device), method, rules)
     predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
     cases = find_inputs(inputs, predictor.num_channels, rules)
+    refuse_unused_rules(cases, rules)
     refuse_overwriting(
         cases,
         lambda case: (folder / f"{case.id}.nii.gz", probabilities_path(folder, case.id)),
