@@ -152,6 +152,12 @@ def test_one_series_of_a_study_is_predicted_as_if_it_lay_alone(clinseg, trained,
     assert answer.code == 0, answer.err
     voxels, _ = in_patient_space(nib.load(tmp_path / "out/study.nii.gz"))
     assert np.array_equal(voxels, expected[0])
+    (case,) = json.loads((tmp_path / "out/report.json").read_text())["cases"]
+    assert "Main" in case["warnings"][0] and "one of 2 that lie there" in case["warnings"][0]
+    answer = clinseg(
+        "predict", trained.model, trained.manifest.parent / "imagesTr", "--series", "main", "-o", "x"
+    )
+    assert answer.code == 2 and "no-dicom" in answer.err
     answer = clinseg("series", tmp_path / "study")
     assert answer.code == 0 and "Other" in answer.out and "Made^Up" not in answer.out + answer.err
 

@@ -376,6 +376,26 @@ def series(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="An .nrrd or .mha file, or a folder or DICOMDIR of DICOM.")],
+    target: Annotated[Path, typer.Argument(help="The .nii or .nii.gz to write.")],
+    series_: Annotated[
+        str | None, typer.Option("--series", help="DICOM series to read: id, number or description.")
+    ] = None,
+    regularise: Regularise = False,
+) -> None:
+    """Write an image of another format as NIfTI, verified, with its geometry."""
+    from pipeline.data.dicom import SeriesRule
+    from pipeline.workflows.converting import convert as run_conversion
+
+    grid, doubts = run_conversion(source, target, SeriesRule(series_, regularise))
+    show_faults("warning", doubts)
+    shape = " x ".join(map(str, grid.shape))
+    spacing = " x ".join(f"{mm:.4g}" for mm in grid.spacing)
+    OUT.print(f"{target}: {shape} voxels of {spacing} mm, {grid.orientation}", markup=False)
+
+
+@app.command()
 def deidentify(
     source: Annotated[Path, typer.Argument(help="Folder with DICOM or NIfTI inside, a DICOMDIR, or a file.")],
     output: Annotated[Path, typer.Argument(help="Empty folder for the images.")],

@@ -23,7 +23,13 @@ from pipeline.inference.predictor import select_device
 from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
 from pipeline.statistics import Summary, summarise
-from pipeline.workflows.case_reports import describe_model, find_finished, parse_report, refuse_overwriting
+from pipeline.workflows.case_reports import (
+    describe_model,
+    find_finished,
+    parse_report,
+    refuse_overwriting,
+    refuse_unused_rules,
+)
 from pipeline.workflows.models import load_model
 
 
@@ -83,6 +89,7 @@ def enhance(
     num_channels = len(enhancer.channels)
     cases = find_inputs(inputs, num_channels, rules)
     truths, faults = pair_truths(cases, truth, num_channels, rules) if truth is not None else ({}, [])
+    refuse_unused_rules(cases, rules)
     refuse_overwriting(
         cases, lambda case: [folder / name for name in output_names(case.id, num_channels)], "enhanced image"
     )

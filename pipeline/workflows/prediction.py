@@ -27,7 +27,13 @@ from pipeline.inference.exporting import Exports, probabilities_path
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
-from pipeline.workflows.case_reports import describe_model, find_finished, parse_report, refuse_overwriting
+from pipeline.workflows.case_reports import (
+    describe_model,
+    find_finished,
+    parse_report,
+    refuse_overwriting,
+    refuse_unused_rules,
+)
 from pipeline.workflows.class_prediction import classify
 from pipeline.workflows.models import load_model
 
@@ -91,6 +97,7 @@ def predict(
     exports = _choose_exports(also, checkpoint, with_probabilities=with_probabilities)
     predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
     cases = find_inputs(inputs, predictor.num_channels, rules)
+    refuse_unused_rules(cases, rules)
     if exports is not None:
         _refuse_without_series(cases)
     refuse_overwriting(
