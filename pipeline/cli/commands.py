@@ -353,6 +353,41 @@ def report(
     OUT.print(f"{path} is written; any browser opens it.", markup=False)
 
 
+audit_app = typer.Typer(help="The log of what was predicted.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
+
+
+@audit_app.command("verify")
+def audit_verify(
+    log: Annotated[Path, typer.Argument(help="An audit.jsonl, or the folder that it lies in.")],
+    head: Annotated[
+        str | None, typer.Option(help="Hash of its last line as you noted it; else that in report.json.")
+    ] = None,
+) -> None:
+    """Tell whether any line of the log, or a file that it tells of, was changed, removed or moved."""
+    from pipeline.workflows.auditing import verify_log
+
+    audit = verify_log(log, head)
+    gone = f", {len(audit.missing)} are no longer there" if audit.missing else ""
+    OUT.print(f"{audit.num_entries} entries are whole; {audit.num_outputs} files are as written{gone}.")
+    OUT.print(f"Its head, to be noted elsewhere: {audit.head}", soft_wrap=True)
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Markdown to write.")] = None,
+) -> None:
+    """Write what there is to know of a model, with gaps where only a person knows."""
+    from pipeline.workflows.cards import card as write_card
+
+    text = write_card(model, output)
+    if output is None:
+        print(text, end="")
+    else:
+        OUT.print(f"{output} is written; fill in what it asks for.", markup=False)
+
+
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
     """Read everything a job needs once and say all that is wrong."""
