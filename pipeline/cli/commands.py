@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.cli.showing import (
@@ -18,12 +20,16 @@ from pipeline.cli.showing import (
     plan_shower,
     show_comparison,
     show_delivery,
+    show_effects,
     show_faults,
     show_figures,
     show_image_figures,
     show_judgement,
     show_metrics,
     show_series,
+    show_sweep,
+    show_trial,
+    show_turns,
 )
 from pipeline.errors import ConfigError, ExitCode, Fault, FaultError, InputError, Stopped
 from pipeline.files import resource_error
@@ -97,6 +103,34 @@ def train(
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path | None, typer.Argument(help="YAML of the job; not needed to resume.")] = None,
+    *,
+    choices: Annotated[
+        list[str] | None, typer.Option("--set-grid", help="Values to try, key=a,b,…; may be repeated.")
+    ] = None,
+    ranges: Annotated[
+        list[str] | None, typer.Option("--set-range", help="Numbers to draw, key=low..high[:log].")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="How many to draw; else every combination of --set-grid.")
+    ] = None,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="YAML to write the best config to.")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this sweep, or `latest`.")] = None,
+) -> None:
+    """Train a job with several settings, one after the other, and find the best of them."""
+    from pipeline.workflows.sweep_course import Request
+    from pipeline.workflows.sweeping import sweep as run_sweep
+
+    request = Request(tuple(choices or ()), tuple(ranges or ()), trials)
+    result = run_sweep(config, request, overrides or [], resume, output, show_trial)
+    show_sweep(result)
+
+
+@app.command()
 def plan(
     data: Annotated[Path, typer.Argument(help="A dataset.json, an nnU-Net raw folder, or a CSV.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="YAML to write.")],
@@ -136,6 +170,10 @@ def predict(
     compiles: Annotated[
         bool, typer.Option("--compile", help="Compile the networks first: pays off with many windows.")
     ] = False,
+    also: Annotated[
+        str | None,
+        typer.Option(help="Further forms for DICOM series, such as dicom-seg,rtstruct: DIR/FORM/<case>.dcm."),
+    ] = None,
     explain: Annotated[
         Explanation | None, typer.Option("--explain", help="Show what a classifier's answers rest on.")
     ] = None,
@@ -154,6 +192,7 @@ def predict(
         resume=resume,
         with_probabilities=probabilities,
         compiles=compiles,
+        also=[form.strip() for form in also.split(",")] if also is not None else [],
         method=explain.value if explain is not None else None,
         on_plan=plan_shower(verbose),
     )
@@ -212,7 +251,9 @@ def enhance(
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of label maps, or one; or predictions.csv.")],
-    references: Annotated[Path, typer.Argument(help="What is true; of classes an .npz, folder or CSV.")],
+    references: Annotated[
+        Path, typer.Argument(help="What is true; of classes an .npz, folder or CSV; of images the true ones.")
+    ],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="CSV to write.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="SegmentationJob whose word counts on what is labelled in each case.")
@@ -220,8 +261,19 @@ def evaluate(
     ignore: Annotated[
         int | None, typer.Option(min=1, help="Value of the references' voxels to leave out.")
     ] = None,
+    downstream: Annotated[
+        str | None,
+        typer.Option(help="Segmentation model; PREDICTIONS are enhanced images, REFERENCES true ones."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="With --downstream: label maps that its masks are held against.")
+    ] = None,
 ) -> None:
-    """Compare predictions with references."""
+    """Compare predictions with references, or what is measured on enhanced images with what should be."""
+    if downstream is not None or labels is not None:
+        others = {"--output": output, "--config": config, "--ignore": ignore}
+        _evaluate_downstream(predictions, references, downstream, labels, others)
+        return
     if predictions.suffix == ".csv":
         _evaluate_classes(predictions, references, output)
         return
@@ -232,6 +284,28 @@ def evaluate(
     show_faults("warning", evaluation.warnings)
     if evaluation.faults:
         raise InputError(evaluation.faults)
+
+
+def _evaluate_downstream(
+    enhanced: Path, truth: Path, segmenter: str | None, labels: Path | None, others: Mapping[str, object]
+) -> None:
+    if segmenter is None:
+        raise ConfigError(Fault("--labels", "contradiction", "it goes with --downstream; name a model there"))
+    if wrong := [option for option, value in others.items() if value is not None]:
+        message = "does not go with --downstream, which writes beside the enhanced images; leave it out"
+        raise ConfigError(Fault(option, "contradiction", message) for option in wrong)
+    from pipeline.workflows.downstream import REPORT, evaluate_downstream
+
+    result = evaluate_downstream(enhanced, truth, segmenter, labels)
+    show_effects(result.effects)
+    show_turns(result.turns)
+    if result.told is not None:
+        (ERR if result.is_warning else OUT).print(
+            f"{'warning: ' if result.is_warning else ''}{result.told}", markup=False
+        )
+    OUT.print(f"Masks, the table and figures lie in {enhanced}; see {REPORT}", markup=False)
+    if result.faults:
+        raise InputError(result.faults)
 
 
 def _evaluate_classes(predictions: Path, references: Path, output: Path | None) -> None:
@@ -277,6 +351,41 @@ def report(
     wanted = [case.strip() for case in cases.split(",")] if cases is not None else []
     path = run_report(source, output, wanted, images or [], references)
     OUT.print(f"{path} is written; any browser opens it.", markup=False)
+
+
+audit_app = typer.Typer(help="The log of what was predicted.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
+
+
+@audit_app.command("verify")
+def audit_verify(
+    log: Annotated[Path, typer.Argument(help="An audit.jsonl, or the folder that it lies in.")],
+    head: Annotated[
+        str | None, typer.Option(help="Hash of its last line as you noted it; else that in report.json.")
+    ] = None,
+) -> None:
+    """Tell whether any line of the log, or a file that it tells of, was changed, removed or moved."""
+    from pipeline.workflows.auditing import verify_log
+
+    audit = verify_log(log, head)
+    gone = f", {len(audit.missing)} are no longer there" if audit.missing else ""
+    OUT.print(f"{audit.num_entries} entries are whole; {audit.num_outputs} files are as written{gone}.")
+    OUT.print(f"Its head, to be noted elsewhere: {audit.head}", soft_wrap=True)
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Markdown to write.")] = None,
+) -> None:
+    """Write what there is to know of a model, with gaps where only a person knows."""
+    from pipeline.workflows.cards import card as write_card
+
+    text = write_card(model, output)
+    if output is None:
+        print(text, end="")
+    else:
+        OUT.print(f"{output} is written; fill in what it asks for.", markup=False)
 
 
 @app.command()
@@ -364,16 +473,15 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.
     """List the runs on this disk."""
     from pipeline.workflows.records import runs as list_runs
 
-    table = Table("run", "experiment", "status", "started", "minutes", "Dice or AUC", "undelivered", box=None)
+    table = Table("run", "experiment", "status", "started", "minutes", "score", "undelivered", box=None)
     for run in list_runs(limit):
-        best = run.best.get("dice/mean", run.best.get("auc"))
         table.add_row(
             run.name,
             run.experiment,
             run.status.lower(),
             f"{run.started:%Y-%m-%d %H:%M}",
             f"{run.minutes:.1f}",
-            "" if best is None else f"{best:.4f}",
+            run.score,
             str(run.undelivered),
         )
     OUT.print(table if table.row_count else "There are no runs here yet; `clinseg train CONFIG` makes one.")
@@ -393,13 +501,61 @@ def sync(run: Annotated[str, typer.Argument(help="Run, or `latest`.")]) -> None:
 
 
 @app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="Run, or `latest`.")],
+    name: Annotated[str, typer.Argument(help="Name of the model, such as hippocampus.")],
+    alias: Annotated[
+        str | None, typer.Option(help="Shall stand for this version from now on, such as champion.")
+    ] = None,
+) -> None:
+    """Register a run's model, so that others apply or serve it by name."""
+    from pipeline.workflows.registering import register as run_register
+
+    version, uri = run_register(run, name, alias)
+    state = "is now" if version.is_new else "was already"
+    OUT.print(f"{version.run} {state} version {version.version} of {version.name}", markup=False)
+    reference = f"models:/{version.name}" + (f"@{alias}" if alias else f"/{version.version}")
+    command = "enhance" if version.task == "enhancement" else "predict"
+    OUT.print(f"Apply it: clinseg {command} {shlex.quote(reference)} INPUT -o results", markup=False)
+    serve = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow models serve --env-manager local -t 600"
+    OUT.print(f"Serve it: {serve} -p 5001 -m {shlex.quote(reference)}", markup=False)
+
+
+@app.command()
+def models() -> None:
+    """List the registered models and their versions."""
+    from pipeline.workflows.registering import models as list_models
+
+    table = Table("name", "version", "aliases", "run", "task", "score", box=None)
+    for version in list_models():
+        cells = (", ".join(version.aliases), version.run, version.task, version.score)
+        table.add_row(*map(escape, (version.name, str(version.version), *cells)))
+    OUT.print(table if table.row_count else "No model is registered; `clinseg register RUN NAME` does it.")
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback.")] = 5000) -> None:
     """Open MLflow's UI on this project's store."""
     from pipeline.workflows.records import ui as run_ui
 
-    address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
-    OUT.print(f"MLflow answers until you press Ctrl-C at\n{address}", soft_wrap=True)
-    run_ui(port)
+    def tell(address: str) -> None:
+        OUT.print(f"MLflow answers until you press Ctrl-C at\n{address}", markup=False, soft_wrap=True)
+
+    run_ui(port, tell)
+
+
+@app.command()
+def import_mlruns(
+    folder: Annotated[Path, typer.Argument(help="Where an older MLflow kept runs as files, such as mlruns.")],
+) -> None:
+    """Take over the runs of a folder that MLflow no longer reads."""
+    from pipeline.workflows.records import import_mlruns as run_import
+
+    done = run_import(folder)
+    known = f", {done.num_known} were here already" if done.num_known else ""
+    OUT.print(f"{len(done.imported)} runs are imported{known}. Look at them with: clinseg ui")
+    if done.num_models:
+        ERR.print(f"warning: {done.num_models} registered models stay there; register their runs anew")
 
 
 @app.command()

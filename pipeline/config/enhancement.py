@@ -134,7 +134,13 @@ class EnhancementTrainingSection(LoopSection):
     patch_size: Axes = (64, 64, 64)
     """Voxels per axis of a training patch, on the network's grid."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """Of generators and discriminators."""
+    """Of the generators."""
+    backward_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Of the one that goes from target to source; null is the same. Where it is random, its discriminator
+    alone teaches it, and it has to be slower than that."""
+    discriminator_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Of the discriminators; null is that of the generators. A higher one lets them keep up with what is
+    made, where both sides would else chase each other in circles (Heusel et al. 2017)."""
     constant_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the budget over which it stays; it then falls to zero in a straight line."""
     adversarial_weight: Annotated[float, Field(ge=0)] = 1.0

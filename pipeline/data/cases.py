@@ -187,7 +187,10 @@ def _label_faults(path: Path, labels: dict[str, int] | None) -> Iterator[Fault]:
 
 def _build_contract(section: DataSection, labels: dict[str, int], ignore_value: int | None) -> LabelContract:
     contract = LabelContract(
-        labels, section.regions, ignore_value if section.ignore_value is None else section.ignore_value
+        labels,
+        section.regions,
+        ignore_value if section.ignore_value is None else section.ignore_value,
+        terminology=section.terms,
     )
     doubtful = section.absent_means_unlabelled
     if isinstance(doubtful, bool):
@@ -211,6 +214,8 @@ def _contract_faults(contract: LabelContract) -> Iterator[Fault]:
         yield Fault("data.ignore_value", "ignore-value", message)
     if unknown := _unknown_structures(contract.absent_means_unlabelled, contract):
         yield Fault("data.absent_means_unlabelled", "unknown-structure", unknown)
+    if unknown := _unknown_structures(tuple(contract.terminology), contract):
+        yield Fault("data.terminology", "unknown-structure", unknown)
 
 
 def _labelled_faults(entries: Sequence[Entry], contract: LabelContract) -> Iterator[Fault]:

@@ -90,7 +90,7 @@ def split_enhancement(
         ConfigError: If there is no such fold, too few patients, or no truth where one is needed.
         InputError: If the manifest spreads a patient over several folds.
     """
-    split = split_cases(study.cases, section, training.seed)
+    split = split_cases(study.cases, section)
     is_paired = training.method == "supervised"
     if section.corruption is None:
         given = set(study.sources)

@@ -10,19 +10,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import itk
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 - its customary name
 
 
 def main() -> None:
     """Reads the image that the command line names."""
     source, folder = sys.argv[1], Path(sys.argv[2])
-    image = sitk.ReadImage(source)
+    image = itk.imread(source)
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
+    affine[:3, :3] = itk.array_from_matrix(image.GetDirection()) * np.array(itk.spacing(image))
+    affine[:3, 3] = itk.origin(image)
     np.save(folder / "affine.npy", affine)
-    np.save(folder / "voxels.npy", sitk.GetArrayViewFromImage(image).T)
+    np.save(folder / "voxels.npy", itk.array_view_from_image(image).T)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,10 @@ class CycleGANTask(AbstractTask):
         self.forward, self.backward = forward, backward
         self.source_critic = build_discriminator(network, num_channels).to(device)
         self.target_critic = build_discriminator(network, num_channels).to(device)
-        self.generators = Stepper([forward, backward], section, device)
-        self.critics = Stepper([self.source_critic, self.target_critic], section, device)
+        rates = [None, section.backward_learning_rate]
+        self.generators = Stepper([forward, backward], section, device, rates)
+        critics = [self.source_critic, self.target_critic]
+        self.critics = Stepper(critics, section, device, [section.discriminator_learning_rate] * 2)
         self.averages = Averages({FORWARD: forward, BACKWARD: backward}, section.ema_decay)
         self.source_pool, self.target_pool = ImagePool(section.pool_size), ImagePool(section.pool_size)
 

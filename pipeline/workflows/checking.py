@@ -27,10 +27,8 @@ def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
     job = load_job(config, overrides)
     column = COLUMNS[job.task]
     cases = column.read_cases(job)
-    folds = list_folds(cases, job.data, job.training.seed) if job.data.fold == "all" else (job.data.fold,)
-    splits = [
-        split_cases(cases, job.data.model_copy(update={"fold": fold}), job.training.seed) for fold in folds
-    ]
+    folds = list_folds(cases, job.data) if job.data.fold == "all" else (job.data.fold,)
+    splits = [split_cases(cases, job.data.model_copy(update={"fold": fold})) for fold in folds]
     find_start(job)
     with progress_bar("Checking cases", len(cases)) as advance:
         report = column.check(job, splits, advance)

@@ -33,6 +33,7 @@ from pipeline.statistics import Estimate, summarise
 from pipeline.tracking import Record, RunFolder, read_metrics
 from pipeline.workflows.enhancement_material import EnhancementMaterial
 from pipeline.workflows.models import BEST
+from pipeline.workflows.recording import kept_epoch, record_best
 
 INPUTS, ENHANCED = Path("validation/inputs"), Path("validation/enhanced")
 TABLE = Path("cases.csv")
@@ -72,10 +73,7 @@ def judge_enhancer(
         raise InputError(faults)
     figures = _write_table(folder / TABLE, reports)
     record.log_artifact(folder / TABLE)
-    values = {f"best/{name}": figure.value for name, figure in figures.items()}
-    values |= {f"best_low/{name}": figure.low for name, figure in figures.items()}
-    values |= {f"best_high/{name}": figure.high for name, figure in figures.items()}
-    record.log_metrics(values, step=checkpoint.provenance["epoch"] or 0)
+    record_best(record, figures, kept_epoch(record, checkpoint))
     _draw_cases(record, job.tracking.overlays, cases, reports, truths)
     return figures
 

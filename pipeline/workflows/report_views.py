@@ -92,6 +92,7 @@ def read_view(material: ReportMaterial, case: str, rank: str, remarks: list[str]
         maps=maps,
         image=image,
         values=drawn_values({**labels.names, **ignored}, maps),
+        colours=labels.colours,
         ignore_value=labels.ignore_value,
         unlabelled=frozenset(unlabelled),
         slices=None,
@@ -150,6 +151,7 @@ def _draw_slices(material: ReportMaterial, view: View) -> Picture:
             title=view.case,
             unlabelled=view.unlabelled,
             ignore_value=view.ignore_value,
+            colours=view.colours,
         )
         return Picture(caption, path.read_bytes())
 

@@ -13,6 +13,7 @@ from pipeline.data.cases import Case, read_manifest
 from pipeline.errors import FaultError
 from pipeline.inference.class_table import read_class_table
 from pipeline.inference.evaluation import CaseMetrics, read_table
+from pipeline.inference.predictor import load_contract
 from pipeline.report.class_tables import class_case_table, class_figures
 from pipeline.report.content import Figure, Picture, Table
 from pipeline.report.enhancement import enhancement_figures
@@ -75,7 +76,7 @@ def read_run(run: RunFolder) -> ReportMaterial:
         masks=masks,
         cases=cases,
         overlays=drawn_cases(parts),
-        figures=_FIGURES[run.task](_estimates(run)) if run.task in _FIGURES else (),
+        figures=_FIGURES[run.task](read_estimates(run)) if run.task in _FIGURES else (),
         table=_read_answers(run, checkpoint, remarks) if run.task == "classification" else None,
         charts=_charts(run, parts),
         pictures=() if is_segmentation else _pictures(parts),
@@ -142,12 +143,10 @@ def _read_cases(
         )
         if checkpoint is None:
             return {}, Labels()
-        return {}, Labels(
-            checkpoint.labels, checkpoint.structures, checkpoint.job["data"].get("ignore_value")
-        )
-    contract = study.contract
-    cases = {case.id: case for case in study.cases}
-    return cases, Labels(contract.labels, contract.structures, contract.ignore_value)
+        cases, contract = {}, load_contract(checkpoint)
+    else:
+        cases, contract = {case.id: case for case in study.cases}, study.contract
+    return cases, Labels(contract.labels, contract.structures, contract.ignore_value, contract.colours)
 
 
 def _read_rows(run: RunFolder, remarks: list[str]) -> list[CaseMetrics]:
@@ -171,7 +170,7 @@ def _read_answers(run: RunFolder, checkpoint: Checkpoint | None, remarks: list[s
         return None
 
 
-def _estimates(run: RunFolder) -> dict[str, Estimate]:
+def read_estimates(run: RunFolder) -> dict[str, Estimate]:
     """Figures with the ends of their intervals, as they were recorded last."""
     last = {name: points[-1][1] for name, points in read_metrics(run).items()}
     return {

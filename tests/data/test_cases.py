@@ -305,6 +305,13 @@ def test_with_regions_the_regions_are_what_is_labelled(tmp_path):
     assert [fault.rule for fault in faults_of(path, labels=LABELS)] == ["unknown-structure"]
 
 
+def test_a_term_of_no_structure_is_refused_with_those_there_are(tmp_path):
+    path = table(tmp_path, "case,image\na,a.nii.gz\n")
+    (fault,) = faults_of(path, labels=LABELS, terminology={"liver": {"colour": "#112233"}})
+    assert (fault.where, fault.rule) == ("data.terminology", "unknown-structure")
+    assert "organ" in fault.message
+
+
 def test_nnunets_ignore_label_is_taken_over(tmp_path):
     path = nnunet(tmp_path, labels=LABELS | {"ignore": 3})
     assert (read(path).labels, read(path).contract.ignore_value) == (LABELS, 3)

@@ -69,6 +69,15 @@ def read_series(path: Path, rule: SeriesRule = SeriesRule()) -> Reading:  # noqa
     return Reading((volume,), (*notes, Fault(where, "regularised", told)))
 
 
+def series_files(path: Path, rule: SeriesRule) -> list[Path]:
+    """The files of the series that `read_series` reads.
+
+    Raises:
+        InputError: As `read_series`.
+    """
+    return list(dict.fromkeys(choose_stack(str(path), list_series(path), rule).files))
+
+
 def series_hash(path: Path, rule: SeriesRule) -> str:
     """SHA-256 of the files of the series that `read_series` reads, whatever they are called, and what it is.
 
