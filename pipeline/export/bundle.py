@@ -183,6 +183,11 @@ def _postprocessing(job: SegmentationJob, contract: LabelContract) -> list[Confi
     return chain
 
 
+def _needed(job: SegmentationJob) -> dict[str, str]:
+    """MONAI finds connected components with scikit-image."""
+    return {"scikit-image": "0.24"} if job.inference.largest_component else {}
+
+
 def _metadata(
     job: SegmentationJob, contract: LabelContract, channels: Sequence[str], about: Mapping[str, Any]
 ) -> Config:
@@ -212,7 +217,11 @@ def _metadata(
         "monai_version": versions["monai"],
         "pytorch_version": versions["torch"],
         "numpy_version": versions["numpy"],
-        "required_packages_version": {"nibabel": versions["nibabel"], "pytorch-ignite": "0.5"},
+        "required_packages_version": {
+            "nibabel": versions["nibabel"],
+            "pytorch-ignite": "0.5",
+            **_needed(job),
+        },
         "name": about["name"],
         "task": f"Segmentation of {', '.join(contract.structures)}",
         "description": "Exported by clinseg; docs/README.md is its card.",

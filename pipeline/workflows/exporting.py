@@ -68,7 +68,7 @@ GRAPHS: Final = {
     "torch-export": _Form(".pt2", write_torch_export, load_torch_export),
 }
 FORMATS: Final = ("bundle", *GRAPHS)
-_BUNDLE_MODULES: Final = ("ignite", "fire")
+_BUNDLE_MODULES: Final = ("ignite", "fire", "skimage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +254,8 @@ def _compare_masks(model: _Model, folder: Path, scratch: Path, volumes: Sequence
     )
     path = scratch / "masks/case.nii.gz"
     if done.returncode != 0 or not path.is_file():
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise IntegrityError(Fault("bundle", "bundle-does-not-run", f"`monai.bundle run` failed: {last[0]}"))
+        told = [line for line in done.stderr.splitlines() if "Error" in line] or ["no message"]
+        raise IntegrityError(Fault("bundle", "bundle-does-not-run", f"`monai.bundle run` failed: {told[0]}"))
     theirs = read_label_map(path)
     if not theirs.grid.is_close(grid):
         message = "`monai.bundle run` puts the mask elsewhere than the image; nothing was exported"

@@ -38,6 +38,9 @@ SCHEMA = {
 }
 
 
+GAPS = {"labels": {"background": 0, "shell": 7, "core": 300}, "structures": {"shell": (7,), "core": (300,)}}
+
+
 @pytest.fixture
 def image(trained, tmp_path):
     """A phantom, turned and off the model's grid."""
@@ -78,7 +81,7 @@ def variant(trained, folder, job=(), **changes):
     [
         ({}, {}, 0),
         ({"preprocessing.orientation": "LAS", "inference.largest_component": ["core"]}, {}, 0),
-        ({}, {"labels": {"background": 0, "shell": 7, "core": 300}, "structures": {"shell": (7,), "core": (300,)}}, 0),
+        ({}, GAPS, 0),
         ({"preprocessing.spacing": [1.3, 0.9, 1.1]}, {}, 0.001),
         ({"preprocessing.normalisation": "window", "preprocessing.window": [50.0, 600.0]}, {}, 0),
     ],
@@ -91,7 +94,8 @@ def test_monai_runs_the_bundle_to_the_same_mask(trained, image, tmp_path, clinse
     assert clinseg("predict", model, image, "-o", tmp_path / "ours").code == 0
     command = [
         sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json",
-        "--meta_file", "configs/metadata.json", "--dataset_dir", str(image.parent), "--output_dir", str(tmp_path / "theirs"),
+        "--meta_file", "configs/metadata.json", "--dataset_dir", str(image.parent),
+        "--output_dir", str(tmp_path / "theirs"),
     ]  # fmt: skip
     subprocess.run(command, cwd=tmp_path / "bundle", check=True, capture_output=True)
     ours, theirs = nib.load(tmp_path / "ours/scan.nii.gz"), nib.load(tmp_path / "theirs/scan.nii.gz")
