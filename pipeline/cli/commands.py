@@ -374,6 +374,24 @@ def audit_verify(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
+    form: Annotated[str, typer.Option("--format", help="bundle (MONAI), onnx or torch-export.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File, or folder of a bundle.")],
+    on: Annotated[
+        Path | None, typer.Option("--on", help="Image to measure on what is lost; else a made-up one.")
+    ] = None,
+) -> None:
+    """Write a segmentation model in a form that other programs run, and say what was lost."""
+    from pipeline.workflows.exporting import export as run_export
+
+    result = run_export(model, form, output, on)
+    OUT.print(f"{result.path} is written. Its card: {result.card}", markup=False, soft_wrap=True)
+    share = f"{result.num_differing} of {result.num_voxels} voxels of {result.on}"
+    OUT.print(f"{share} get another label than by `clinseg predict`.", markup=False, soft_wrap=True)
+
+
+@app.command()
 def card(
     model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Markdown to write.")] = None,

@@ -92,7 +92,8 @@ def verify(path: Path, head: str | None = None) -> Audit:
 
     Args:
         path: The log.
-        head: What its last line once hashed to; more may have come since. None takes the `audit_head` of a `report.json` beside it.
+        head: What its last line once hashed to; more may have come since. None takes the `audit_head` of a
+            `report.json` beside it.
 
     Raises:
         ConfigError: If it cannot be read.
@@ -117,7 +118,7 @@ def verify(path: Path, head: str | None = None) -> Audit:
             outputs |= {} if told else entry.get("outputs") or {}
     known_head = head or _reported_head(path)
     if known_head is not None and known_head not in heads:
-        message = f"no line hashes to {known_head[:16]}…, as the last one once did: lines at its end are gone"
+        message = f"no line has the hash {known_head[:16]}…, as the last one once had: lines are gone"
         faults.append(Fault(str(path), "other-head", message))
     missing = [name for name in outputs if not (path.parent / name).is_file()]
     faults += _changed(path.parent, {name: outputs[name] for name in outputs if name not in missing})
@@ -135,8 +136,8 @@ def _head(path: Path, file: IO[bytes]) -> str:
     entry = _parse(tail.rstrip(b"\n").rpartition(b"\n")[2]) if tail.endswith(b"\n") else None
     if entry is None or entry.get("hash") != _hash_of(entry):
         message = (
-            "the log does not end with a line of its chain; look at it with `clinseg audit verify`, then move "
-            "it aside or choose another folder"
+            "the log does not end with a line of its chain; look at it with `clinseg audit verify`, then "
+            "move it aside or choose another folder"
         )
         raise ConfigError(Fault(str(path), "audit-broken", message))
     return str(entry["hash"])

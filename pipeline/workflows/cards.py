@@ -124,7 +124,7 @@ def _use() -> Iterator[str]:
     yield f"- {TO_FILL} for whom, for what decision, on which images (scanner, protocol, age)?"
     yield f"- {TO_FILL} who reviews the results, and what happens when one is wrong?"
     yield f"- {TO_FILL} what must it not be used for?"
-    yield "- It is no medical device. No result replaces the judgement of a person who is qualified to give it."
+    yield "- It is no medical device. No result replaces the judgement of a person qualified to give it."
 
 
 def _data(checkpoint: Checkpoint) -> Iterator[str]:
@@ -182,8 +182,8 @@ def _limits(checkpoint: Checkpoint) -> Iterator[str]:
     yield from ("", "## Limits", "")
     cases = "case" if num == 1 else "cases"
     yield (
-        f"- Judged on {num} {cases} of the study that it was trained on: nothing is known of other hospitals, "
-        "scanners or populations."
+        f"- Judged on {num} {cases} of the study that it was trained on: nothing is known of other "
+        "hospitals, scanners or populations."
     )
     if num < 30:
         yield "- Few cases were held out; the intervals are wide for a reason."
