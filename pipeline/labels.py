@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+from pipeline.terminology import PALETTE, Term, fill_colours, term_of
 from transforms.laterality import Laterality
 
 
@@ -18,12 +19,14 @@ class LabelContract:
         ignore_value: What label maps hold where nobody knows; no label, never predicted. None if nothing.
         absent_means_unlabelled: Structures that were not drawn where a label map holds none of their values,
             unless the manifest says that they were.
+        terminology: Terms of structures of which their names do not tell all.
     """
 
     labels: Mapping[str, int]
     regions: Mapping[str, tuple[int, ...]] | None = None
     ignore_value: int | None = None
     absent_means_unlabelled: tuple[str, ...] = ()
+    terminology: Mapping[str, Term] = field(default_factory=dict)
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -40,6 +43,22 @@ class LabelContract:
             return dict(self.regions)
         ordered = sorted(self.labels.items(), key=lambda item: item[1])
         return {name: (value,) for name, value in ordered if value != 0}
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """What each structure is, with its colour."""
+        terms = {name: self.terminology.get(name) or term_of(name) for name in self.structures}
+        colours = fill_colours(term.colour for term in terms.values())
+        return {
+            name: replace(term, colour=colour)
+            for (name, term), colour in zip(terms.items(), colours, strict=True)
+        }
+
+    @property
+    def colours(self) -> dict[int, str]:
+        """The colour of each label value that stands for a structure of its own in a label map."""
+        terms = self.terms
+        return {values[0]: terms[name].colour or PALETTE[0] for name, values in self.structures.items()}
 
     def labelled_structures(
         self, declared: Collection[str] | None, present: Collection[int]

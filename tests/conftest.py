@@ -85,6 +85,7 @@ def trained(tmp_path_factory):
     settings = {
         "data.manifest": manifest,
         "data.cache_dir": folder / "cache",
+        "data.terminology": '{core: {code: "52988006", meaning: Lesion, colour: "#112233"}}',
         "training.epochs": 3,
         "training.steps_per_epoch": 20,
         "training.validate_every": 1,

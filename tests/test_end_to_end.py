@@ -2,20 +2,22 @@
 
 import csv
 import json
+import shlex
 import sqlite3
 import subprocess
 import sys
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from pipeline.data.images import read_label_map
+from pipeline.data.synthetic.series import write_series
 from pipeline.export.nifti import read_label_names
+from pipeline.files import sha256_of
+from pipeline.terminology import PALETTE, UNKNOWN
+from pipeline.volume import Grid, Volume
 
 
 @pytest.fixture
@@ -30,6 +32,10 @@ def predict(clinseg, trained, path, folder):
     assert answer.code == 0, answer.err
     (mask,) = folder.glob("*.nii.gz")
     return nib.load(mask)
+
+
+def as_volume(array, affine):
+    return Volume(array, Grid(array.shape, affine))
 
 
 def in_patient_space(mask):
@@ -77,48 +83,92 @@ def test_slope_type_and_tilt_do_not_change_the_mask(clinseg, trained, image, exp
         assert np.array_equal(in_patient_space(mask)[0], expected[0]), name
 
 
-def write_series(folder, array, affine):
-    """An axial series, one file per slice along the last axis."""
-    folder.mkdir()
-    lps = np.diag([-1, -1, 1, 1]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    axes = lps[:3, :3] / spacing
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    for k in range(array.shape[2]):
-        meta = FileMetaDataset()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        meta.MediaStorageSOPClassUID = MRImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        slice_.SOPClassUID, slice_.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
-        slice_.StudyInstanceUID, slice_.SeriesInstanceUID = study, series
-        slice_.FrameOfReferenceUID, slice_.Modality = frame, "MR"
-        slice_.PatientName, slice_.PatientID = "Secret^Name", "4711"
-        slice_.Rows, slice_.Columns = array.shape[1], array.shape[0]
-        slice_.ImageOrientationPatient = [f"{v:.10g}" for v in (*axes[:, 0], *axes[:, 1])]
-        slice_.ImagePositionPatient = [f"{v:.10g}" for v in (lps @ (0, 0, k, 1))[:3]]
-        slice_.PixelSpacing = [f"{spacing[1]:.10g}", f"{spacing[0]:.10g}"]
-        slice_.SliceThickness, slice_.InstanceNumber = spacing[2], k + 1
-        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
-        slice_.BitsAllocated = slice_.BitsStored = 16
-        slice_.HighBit, slice_.PixelRepresentation = 15, 1
-        slice_.PixelData = np.ascontiguousarray(array[:, :, k].T).tobytes()
-        pydicom.dcmwrite(folder / f"{array.shape[2] - k:03d}.dcm", slice_, enforce_file_format=True)
-
-
 def test_a_dicom_series_gives_the_same_mask_and_no_name_leaves_it(
     clinseg, trained, image, expected, tmp_path
 ):
-    write_series(tmp_path / "series", *image)
+    write_series(tmp_path / "series", as_volume(*image))
     mask = predict(clinseg, trained, tmp_path / "series", tmp_path / "out")
     voxels, affine = in_patient_space(mask)
     assert np.array_equal(voxels, expected[0]) and np.allclose(affine, expected[1], atol=1e-4)
     for path in (tmp_path / "out").iterdir():
-        assert b"Secret" not in path.read_bytes() and b"4711" not in path.read_bytes()
+        assert b"Made^Up" not in path.read_bytes() and b"made-up" not in path.read_bytes()
+
+
+def test_masks_leave_as_dicom_objects_that_say_the_same_in_the_patient(clinseg, trained, image, tmp_path):
+    import highdicom
+
+    write_series(tmp_path / "scan", as_volume(*image))
+    forms = "dicom-seg,dicom-seg-fractional,rtstruct"
+    answer = clinseg(
+        "predict",
+        trained.model,
+        tmp_path / "scan",
+        "-o",
+        tmp_path / "out",
+        "--also",
+        forms,
+        "--probabilities",
+    )
+    assert answer.code == 0, answer.err
+    mask = nib.load(tmp_path / "out/scan.nii.gz")
+    segmentation = highdicom.seg.segread(tmp_path / "out/dicom-seg/scan.dcm")
+    found = segmentation.get_volume(combine_segments=True, allow_missing_positions=True)
+    lps_to_ras = np.diag([-1, -1, 1, 1])
+    voxels = np.argwhere(np.asarray(mask.dataobj)).astype(float)
+    placed = np.linalg.inv(lps_to_ras @ found.affine) @ mask.affine @ np.c_[voxels, np.ones(len(voxels))].T
+    indices = np.rint(placed[:3]).astype(int)
+    assert np.abs(placed[:3] - indices).max() < 0.01
+    assert np.array_equal(found.array[tuple(indices)], np.asarray(mask.dataobj)[np.asarray(mask.dataobj) > 0])
+    assert np.count_nonzero(found.array) == len(voxels)
+    assert [s.SegmentLabel for s in segmentation.SegmentSequence] == ["shell", "core"]
+    assert segmentation.SegmentSequence[1].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Lesion"
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    for form, known in report["cases"][0]["exports"].items():
+        assert sha256_of(tmp_path / f"out/{form}/scan.dcm") == known
+    assert (
+        clinseg(
+            "predict", trained.model, tmp_path / "scan", "-o", tmp_path / "b", "--also", "rtstruct,x"
+        ).code
+        == 2
+    )
+
+
+def test_dicom_objects_are_only_made_of_dicom_series(clinseg, trained, image, tmp_path):
+    nib.save(nib.Nifti1Image(*image), tmp_path / "scan.nii.gz")
+    answer = clinseg(
+        "predict", trained.model, tmp_path / "scan.nii.gz", "-o", tmp_path / "out", "--also", "rtstruct"
+    )
+    assert (answer.code, "scan: --also makes DICOM objects" in answer.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_series_of_a_study_is_predicted_as_if_it_lay_alone(clinseg, trained, image, expected, tmp_path):
+    array, affine = image
+    write_series(tmp_path / "study/one", as_volume(array, affine), description="Main")
+    write_series(tmp_path / "study/other", as_volume(array[::-1], affine), description="Other")
+    answer = clinseg("predict", trained.model, tmp_path / "study", "-o", tmp_path / "out")
+    assert answer.code == 3 and "--series" in answer.err and "Other" in answer.err
+    answer = clinseg("predict", trained.model, tmp_path / "study", "--series", "main", "-o", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    voxels, _ = in_patient_space(nib.load(tmp_path / "out/study.nii.gz"))
+    assert np.array_equal(voxels, expected[0])
+    answer = clinseg("series", tmp_path / "study")
+    assert answer.code == 0 and "Other" in answer.out and "Made^Up" not in answer.out + answer.err
+
+
+def test_what_a_regularised_series_became_stands_in_the_report(clinseg, trained, image, tmp_path):
+    write_series(tmp_path / "series", as_volume(*image))
+    (tmp_path / "series/010.dcm").unlink()
+    predicted = ("predict", trained.model, tmp_path / "series", "-o", tmp_path / "out")
+    assert "slice-step" in clinseg(*predicted).err
+    assert clinseg(*predicted, "--regularise").code == 0
+    (case,) = json.loads((tmp_path / "out/report.json").read_text())["cases"]
+    assert "1 slices mixed from their neighbours" in case["warnings"][0]
+    assert nib.load(tmp_path / "out/series.nii.gz").shape == image[0].shape
 
 
 def test_a_process_that_read_dicom_ends_soundly(trained, image, tmp_path):
-    write_series(tmp_path / "series", *image)
+    write_series(tmp_path / "series", as_volume(*image))
     command = [sys.executable, "-m", "pipeline", "predict", trained.model, tmp_path / "series"]
     done = subprocess.run([*command, "-o", tmp_path / "out"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -145,6 +195,12 @@ def test_the_mask_and_the_report_say_what_they_are(clinseg, trained, image, tmp_
     assert mask.get_data_dtype() == np.uint8
     assert read_label_names(tmp_path / "out/scan.nii.gz") == {"background": 0, "shell": 1, "core": 2}
     report = json.loads((tmp_path / "out/report.json").read_text())
+    core, shell = report["terminology"]["core"], report["terminology"]["shell"]
+    assert (core["code"]["meaning"], core["colour"]) == ("Lesion", "#112233")
+    assert (shell["code"]["value"], shell["colour"]) == (UNKNOWN.code.value, PALETTE[0])
+    rows = [shlex.split(line) for line in (tmp_path / "out/labels.txt").read_text().splitlines()[1:]]
+    assert [(row[0], row[-1]) for row in rows] == [("0", "background"), ("1", "shell"), ("2", "core")]
+    assert rows[2][1:4] == ["17", "34", "51"]
     (case,) = report["cases"]
     voxels = read_label_map(tmp_path / "out/scan.nii.gz").array
     assert case["volumes_ml"]["core"] == pytest.approx(

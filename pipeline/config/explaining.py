@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
+from typing import get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -41,6 +42,8 @@ _EXPECTED = {
 
 Keys = Mapping[KeyPath, FieldInfo]
 
+_ANY = "*"
+"""Stands for a name of the user's own in the path of a key."""
 _NAMED = re.compile(r"(?P<key>[a-z_.]+): (?P<said>.+)", re.DOTALL)
 
 
@@ -133,6 +136,8 @@ def _advice(path: KeyPath, keys: Keys) -> str:
     """The nearest key that does exist or, with none near, those of the section."""
     known, around = list(keys), path[:-1]
     siblings = [key for key in known if key[:-1] == around]
+    if not siblings:  # those of a section with a name of the user's
+        siblings = [(*around, key[-1]) for key in known if key[:-1] == (*around[:-1], _ANY)]
     wanted = str(path[-1]).lower().replace("-", "_").rpartition(".")[2]
     for some, likeness in ((siblings, 1.0), (known, 1.0), (siblings, 0.7), (known, 0.7)):
         names = dict.fromkeys(str(key[-1]) for key in some)
@@ -149,5 +154,8 @@ def _known_keys(kind: type[Job]) -> Keys:
 def _keys_of(section: type[Section], path: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:
     for name, field in section.model_fields.items():
         yield (*path, name), field
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
-            yield from _keys_of(field.annotation, (*path, name))
+        kind, inner = field.annotation, (*path, name)
+        if get_origin(kind) is dict:
+            kind, inner = get_args(kind)[1], (*inner, _ANY)
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield from _keys_of(kind, inner)

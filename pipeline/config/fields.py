@@ -72,3 +72,4 @@ Pairs = Annotated[
 PathField = Annotated[Path, BeforeValidator(_as_path)]
 ModelField = Annotated[Path | str, BeforeValidator(_as_model)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Colour = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]

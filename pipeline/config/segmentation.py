@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Axes, ModelField, Names, Pairs, PathField, Probability, Region
+from pipeline.config.fields import Axes, Colour, ModelField, Names, Pairs, PathField, Probability, Region
 from pipeline.config.sections import (
     AugmentationSection,
     CasesSection,
@@ -17,6 +17,38 @@ from pipeline.config.sections import (
     SlidingSection,
     TrackingSection,
 )
+from pipeline.terminology import Category, Code, Side, Term, term_of
+
+
+class TermSection(Section):
+    """What a structure is, where its name does not tell or another colour is wanted."""
+
+    code: Annotated[str, Field(min_length=1, max_length=16)] | None = None
+    """Code of the structure itself, without its side; null takes that of its name."""
+    meaning: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """What the code means, in words."""
+    scheme: Annotated[str, Field(min_length=1, max_length=16)] = "SCT"
+    """Coding scheme of the code; `SCT` is SNOMED CT."""
+    category: Category | None = None
+    """What kind of thing it is; null takes that of its name."""
+    side: Side | None = None
+    """Which of a pair; null takes what its name says."""
+    colour: Colour | None = None
+    """`"#rrggbb"`; null takes the next of the palette."""
+
+    @model_validator(mode="after")
+    def _check_code(self) -> TermSection:
+        if (self.code is None) != (self.meaning is None):
+            raise ValueError("code: is given together with its `meaning`")
+        return self
+
+    def resolve(self, name: str) -> Term:
+        """The term of the structure called `name`: what is said here, else what its name says."""
+        known = term_of(name)
+        code = known.code
+        if self.code is not None and self.meaning is not None:
+            code = Code(self.code, self.meaning, self.scheme)
+        return Term(code, self.category or known.category, self.side or known.side, self.colour)
 
 
 class DataSection(CasesSection):
@@ -38,6 +70,14 @@ class DataSection(CasesSection):
     left_right_pairs: Pairs = ()
     """Names of labels of the two sides, such as `[[left_kidney, right_kidney]]`: they change places whenever
     a patch (`augmentation.mirror_axes`) or a window (`inference.flips`) is mirrored from left to right."""
+    terminology: dict[str, TermSection] = Field(default_factory=dict)
+    """Codes and colours of structures for DICOM and for pages; what is not said here follows from the
+    structure's name (`docs/labels.md`)."""
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The terms of the structures of which something is said."""
+        return {name: said.resolve(name) for name, said in self.terminology.items()}
 
     @model_validator(mode="after")
     def _check_labels(self) -> DataSection:

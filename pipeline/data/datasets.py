@@ -21,8 +21,8 @@ from pipeline.config import DataSection
 from pipeline.data.cache import cached
 from pipeline.data.cases import Case
 from pipeline.data.checks import labelled_fault, read_checked_case
+from pipeline.data.images import source_hash
 from pipeline.errors import Fault, InputError
-from pipeline.files import sha256_of
 from pipeline.labels import LabelContract
 from pipeline.volume import Volume
 from transforms.cropping import crop
@@ -104,7 +104,8 @@ def add_twins(
         InputError: With all faults of all cases.
         ResourceError: If the cache folder cannot be written or the disk is full.
     """
-    twins, faults = [], []
+    twins: list[PreparedCase] = []
+    faults: list[Fault] = []
     for prepared in cases:
 
         def build(case: Case = prepared.case) -> dict[str, Tensor]:
@@ -304,7 +305,7 @@ def _prepare_case(
     case: Case, contract: LabelContract, num_channels: int, settings: Preprocessing, cache_dir: Path
 ) -> PreparedCase:
     assert case.label is not None, "training cases have labels"
-    content_hash = hash_files(case.id, [*case.images, case.label])
+    content_hash = hash_files(case, case.label)
     meaning = [contract.values, contract.ignore_value]
     key = [_CACHE_VERSION, content_hash, asdict(settings), meaning]
     tensors = cached(cache_dir, key, lambda: _prepare_tensors(case, contract, num_channels, settings))
@@ -328,18 +329,18 @@ def _prepare_case(
     )
 
 
-def hash_files(case: str, paths: Sequence[Path]) -> str:
-    """SHA-256 over the content of the files, and of all files in the folders, of a case.
+def hash_files(case: Case, *others: Path) -> str:
+    """SHA-256 over the content of the images of a case, be they files or DICOM series, and of other files.
 
     Raises:
         InputError: If one cannot be read.
     """
     try:
-        files = [p for path in paths for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        return hashlib.sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()
+        hashes = [source_hash(path, rule) for path, rule in case.sources] + [source_hash(p) for p in others]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     except OSError as error:
         reason = (error.strerror or "cannot be read").lower()
-        raise InputError(Fault(case, "unreadable-file", f"a file of the case: {reason}")) from error
+        raise InputError(Fault(case.id, "unreadable-file", f"a file of the case: {reason}")) from error
 
 
 def _prepare_tensors(

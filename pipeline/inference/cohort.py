@@ -12,11 +12,15 @@ from numpy.typing import NDArray
 
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
+from pipeline.data.dicom import series_files
+from pipeline.data.images import source_hash
 from pipeline.errors import Fault, ResourceError
+from pipeline.export.dicom_source import Prediction, Source, read_source
 from pipeline.export.nifti import write_label_map
 from pipeline.export.probabilities import write_probabilities
 from pipeline.files import sha256_of
 from pipeline.inference.budget import Plan
+from pipeline.inference.exporting import Exports, export, probabilities_path
 from pipeline.inference.labelling import LabelMap
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.relay import Steps, relay
@@ -38,9 +42,10 @@ class CaseReport:
         num_windows: Windows that were blended, mirrored copies not counted.
         num_skipped: Of these, how many were empty and needed no forward pass.
         plan: How the volume was cut.
+        exports: SHA-256 of the case in each further form, by the form's name.
         input_hashes: SHA-256 of each input file.
         warnings: What was odd about the input.
-        faults: Why there is no mask.
+        faults: Why there is no mask, or one of its further forms.
     """
 
     case: str
@@ -51,6 +56,7 @@ class CaseReport:
     num_windows: int = 0
     num_skipped: int = 0
     plan: str | None = None
+    exports: dict[str, str] | None = None
     input_hashes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
@@ -62,6 +68,7 @@ class _Loaded:
 
     prepared: Prepared
     grid: Grid
+    source: Source | None
     report: CaseReport
 
 
@@ -73,6 +80,7 @@ def predict_cohort(
     on_plan: Callable[[str, Plan], None] = lambda case, plan: None,
     *,
     with_probabilities: bool = False,
+    exports: Exports | None = None,
 ) -> list[CaseReport]:
     """Predicts every case and writes `folder/<case>.nii.gz`.
 
@@ -85,6 +93,7 @@ def predict_cohort(
         on_case: Is told each report as soon as its mask is on disk.
         on_plan: Is told each case's plan before its first window.
         with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well.
+        exports: Further forms of each mask, whose images have to be DICOM series then.
 
     Returns:
         One report per case, in their order; a refused case is one with faults.
@@ -93,14 +102,14 @@ def predict_cohort(
         ResourceError: If a mask cannot be written; what was finished stays.
     """
     steps = Steps[_Loaded, _Predicted, CaseReport](
-        load=lambda case: _load(predictor, case),
+        load=lambda case: _load(predictor, case, has_source=exports is not None),
         make=lambda loaded: _label(
             predictor,
             loaded,
             probabilities_path(folder, loaded.report.case) if with_probabilities else None,
             on_plan,
         ),
-        write=lambda predicted: _write(predictor, predicted, folder),
+        write=lambda predicted: _write(predictor, predicted, folder, exports),
         refuse=lambda case, faults: CaseReport(case.id, faults=faults),
     )
     return relay(steps, cases, on_case, is_sequential=predictor.max_memory is not None)
@@ -112,12 +121,13 @@ class _Predicted:
 
     label_map: LabelMap
     grid: Grid
+    source: Source | None
     report: CaseReport
 
 
-def _load(predictor: Predictor, case: Case) -> _Loaded:
+def _load(predictor: Predictor, case: Case, *, has_source: bool) -> _Loaded:
     start = time.monotonic()
-    image_only = Case(case.id, case.patient, case.images)
+    image_only = Case(case.id, case.patient, case.images, series=case.series)
     checked = read_checked_case(image_only, predictor.contract, predictor.num_channels)
     report = CaseReport(
         case=case.id,
@@ -125,8 +135,10 @@ def _load(predictor: Predictor, case: Case) -> _Loaded:
         warnings=tuple(str(warning) for warning in checked.warnings),
     )
     check_preparing(case, predictor.preparing_bytes(checked.images[0].grid), predictor.max_memory)
+    grid = checked.images[0].grid
+    source = read_source(case.id, series_files(*case.sources[0]), grid) if has_source else None
     prepared = predictor.prepare(checked.images)
-    return _Loaded(prepared, checked.images[0].grid, replace(report, seconds=time.monotonic() - start))
+    return _Loaded(prepared, grid, source, replace(report, seconds=time.monotonic() - start))
 
 
 def check_preparing(case: Case, num_bytes: int, max_memory: int | None) -> None:
@@ -163,19 +175,26 @@ def _label(
         plan=str(label_map.plan),
         seconds=loaded.report.seconds + time.monotonic() - start,
     )
-    return _Predicted(label_map, loaded.grid, report)
+    return _Predicted(label_map, loaded.grid, loaded.source, report)
 
 
-def _write(predictor: Predictor, predicted: _Predicted, folder: Path) -> CaseReport:
+def _write(predictor: Predictor, predicted: _Predicted, folder: Path, exports: Exports | None) -> CaseReport:
     start, report = time.monotonic(), predicted.report
     mask = folder / f"{report.case}.nii.gz"
     write_label_map(mask, predicted.label_map.array, predicted.grid, predictor.contract.labels)
-    volumes = _measure(predicted.label_map.array, predicted.grid, predictor.contract.structures)
+    array, contract = predicted.label_map.array, predictor.contract
+    exported: dict[str, str] | None = None
+    faults: tuple[Fault, ...] = ()
+    if exports is not None and predicted.source is not None:
+        prediction = Prediction(array, predicted.grid, contract, predicted.source, exports.maker)
+        exported, faults = export(report.case, prediction, folder, exports.forms)
     return replace(
         report,
         mask=mask.name,
         mask_hash=sha256_of(mask),
-        volumes_ml=volumes,
+        volumes_ml=_measure(array, predicted.grid, contract.structures),
+        exports=exported,
+        faults=faults,
         seconds=round(report.seconds + time.monotonic() - start, 3),
     )
 
@@ -192,16 +211,6 @@ def _measure(
     }
 
 
-def probabilities_path(folder: Path, case: str) -> Path:
-    """Where the probabilities of a case lie beside its mask in `folder`."""
-    return folder / f"probabilities/{case}.nii"
-
-
 def hash_inputs(case: Case) -> tuple[str, ...]:
-    """SHA-256 of each image; of a series those of its files, whatever they are called."""
-    return tuple(
-        " ".join(sorted(sha256_of(file) for file in path.iterdir() if file.is_file()))
-        if path.is_dir()
-        else sha256_of(path)
-        for path in case.images
-    )
+    """SHA-256 of each image; of a series one of all its files, whatever they are called."""
+    return tuple(source_hash(path, rule) for path, rule in case.sources)

@@ -104,7 +104,7 @@ def load_predictor(
 ) -> Predictor:
     """Builds networks and chain that a checkpoint describes; see `Predictor`."""
     job = segmentation_job(job_from_mapping(checkpoint.job))
-    contract = LabelContract(checkpoint.labels, job.data.regions)
+    contract = load_contract(checkpoint)
     networks, statistics = [], []
     for member in checkpoint.members or (checkpoint,):
         network = build_network(job.network, len(checkpoint.channels), len(contract.channel_values))
@@ -115,6 +115,12 @@ def load_predictor(
     return Predictor(
         job, contract, checkpoint.channels, networks, statistics, device, max_memory, compiles=compiles
     )
+
+
+def load_contract(checkpoint: Checkpoint) -> LabelContract:
+    """What the label maps of a segmentation model mean."""
+    data = segmentation_job(job_from_mapping(checkpoint.job)).data
+    return LabelContract(checkpoint.labels, data.regions, data.ignore_value, terminology=data.terms)
 
 
 def build_preprocessing(

@@ -23,8 +23,8 @@ from pipeline.report.charts import (
     style_unit_axes,
     white_page,
 )
-from pipeline.report.layout import PALETTE
 from pipeline.statistics import estimate_share
+from pipeline.terminology import PALETTE
 
 Floats = NDArray[np.floating]
 Targets = NDArray[np.integer] | NDArray[np.bool_]

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from pipeline.inference.evaluation import MEAN, CaseMetrics, case_means, summarise_structures
 from pipeline.report.content import Cell, Column, Figure, Strip, Table
-from pipeline.report.layout import structure_styles
 
 MAX_ROWS: Final = 2000
 _MAX_STRUCTURES: Final = 4  # with a column of their own
@@ -36,10 +35,13 @@ def segmentation_figures(rows: Sequence[CaseMetrics]) -> list[Figure]:
     return [*figures, Figure("Cases", str(means["dice"].num), "on the patients' own grids")]
 
 
-def structure_strips(rows: Sequence[CaseMetrics], labels: Mapping[str, int]) -> list[Strip]:
-    """One per structure and, of several, one of their mean; colours are those of the overlays."""
-    styles = zip((name for name, value in labels.items() if value != 0), structure_styles(), strict=False)
-    colours = {name: colour for name, (colour, _) in styles}
+def structure_strips(rows: Sequence[CaseMetrics], colours: Mapping[str, str]) -> list[Strip]:
+    """One per structure and, of several, one of their mean.
+
+    Args:
+        rows: Metrics of all cases.
+        colours: Of the structures' overlays, by name.
+    """
     by_structure: dict[str, list[CaseMetrics]] = {}
     for row in rows:
         by_structure.setdefault(row.structure, []).append(row)

@@ -12,13 +12,15 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 from pipeline.files import atomic_path
-from pipeline.report.layout import DASHES, PALETTE, YELLOW
+from pipeline.report.layout import DASHES
+from pipeline.terminology import PALETTE
 
 GREY = "#6b7280"
 CHANCE: dict[str, Any] = {"color": GREY, "lw": 0.9, "ls": "dotted"}
 """Style of a line that shows what nothing known, or nothing wrong, would look like."""
 POINT: dict[str, Any] = {"marker": "o", "ms": 8, "mec": "white", "mew": 1.2, "ls": "none"}
 """Style of a dot that marks a choice on a curve."""
+_YELLOW = "#F0E442"
 _DPI = 150
 
 
@@ -31,7 +33,7 @@ def white_page(inches: tuple[float, float], title: str) -> Figure:
 
 def curve_styles() -> Iterator[tuple[str, Literal["solid", "dashed", "dotted"]]]:
     """Colour and line style of one curve after the other, without end; no yellow, too faint on white."""
-    return cycle((colour, dash) for dash in DASHES for colour in reversed(PALETTE) if colour != YELLOW)
+    return cycle((colour, dash) for dash in DASHES for colour in reversed(PALETTE) if colour != _YELLOW)
 
 
 def style_axes(axes: Axes) -> None:

@@ -107,6 +107,7 @@ class View:
         ignore_value: What the reference holds where nobody knows.
         unlabelled: Values that nobody drew in the reference.
         slices: The same as a picture, for where nothing can be rendered.
+        colours: `#rrggbb` by value; those missing take their place in the palette.
     """
 
     case: str
@@ -117,6 +118,7 @@ class View:
     ignore_value: int | None
     unlabelled: frozenset[int]
     slices: Picture | None
+    colours: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

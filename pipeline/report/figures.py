@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.metrics import label_map_dice
 from pipeline.report.charts import curve_styles, name_entries, save_page, style_axes, white_page
-from pipeline.report.layout import lay_out, structure_styles
+from pipeline.report.layout import Dash, lay_out, structure_styles
 from pipeline.report.panels import draw_cuts, draw_image, draw_letters, draw_scale_bar
 from pipeline.report.scene import Array, Plane, Scene, compose_scene
 from pipeline.volume import Volume
@@ -29,6 +29,7 @@ def draw_overlay(
     unlabelled: Collection[int] = (),
     ignore_value: int | None = None,
     beside: Sequence[Volume] = (),
+    colours: Mapping[int, str] | None = None,
 ) -> None:
     """Draws one case as a PNG: the image alone, with the reference and with the prediction, in three planes.
 
@@ -46,6 +47,7 @@ def draw_overlay(
         unlabelled: Values that nobody drew in the reference; the legend gives no Dice for them.
         ignore_value: What the reference holds where nobody knows; the Dice leaves these voxels out.
         beside: Other predictions of the case, so that their pictures show the same slices.
+        colours: `#rrggbb` by value; those missing take their place in the palette.
 
     Raises:
         ResourceError: If the file cannot be written.
@@ -56,14 +58,17 @@ def draw_overlay(
     values = drawn_values({**labels, **ignored}, maps)
     structures = [value for value in values.values() if value != ignore_value]
     scene = compose_scene(image, maps, structures, beside)
-    figure, panels = lay_out(scene, legend_texts(scene, values, unlabelled, ignore_value), title)
+    texts = legend_texts(scene, values, unlabelled, ignore_value)
+    styles = dict(zip(values.values(), structure_styles(values.values(), colours or {}), strict=True))
+    legend = [(text, *style) for text, style in zip(texts, styles.values(), strict=True)]
+    figure, panels = lay_out(scene, legend, title)
     for (row, plane), axes in panels.items():
         draw_image(axes, scene, plane)
         draw_letters(axes, plane)
         if row == "Image":
             draw_cuts(axes, scene, plane)
         else:
-            _draw_structures(axes, scene, plane, row, values)
+            _draw_structures(axes, scene, plane, row, styles)
         if row == "Prediction" and reference is not None:
             _draw_outlines(axes, scene, plane, values)
     draw_scale_bar(panels["Image", scene.planes[0]], scene.extent(scene.planes[0].horizontal))
@@ -113,9 +118,11 @@ def legend_texts(
     return list(texts.values())
 
 
-def _draw_structures(axes: Axes, scene: Scene, plane: Plane, row: str, values: Mapping[str, int]) -> None:
+def _draw_structures(
+    axes: Axes, scene: Scene, plane: Plane, row: str, styles: Mapping[int, tuple[str, Dash]]
+) -> None:
     label_map = scene.slice(scene.maps[row], plane)
-    for value, (colour, dash) in zip(values.values(), structure_styles(), strict=False):
+    for value, (colour, dash) in styles.items():
         if (label_map == value).any():
             field = _contour_field(label_map == value, scene, plane)
             axes.contourf(*field, levels=(0.5, 1.5), colors=[colour], alpha=0.3)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import cycle
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
@@ -12,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from pipeline.report.scene import Plane, Scene
+from pipeline.terminology import PALETTE, fill_colours
 
-YELLOW = "#F0E442"
-PALETTE = ("#E69F00", "#56B4E9", "#009E73", YELLOW, "#CC79A7", "#D55E00", "#0072B2")
-"""Okabe and Ito's colours, told apart with any colour vision; the eighth structure starts again, dashed."""
-DASHES: tuple[Literal["solid", "dashed", "dotted"], ...] = ("solid", "dashed", "dotted")
+Dash = Literal["solid", "dashed", "dotted"]
+DASHES: tuple[Dash, ...] = ("solid", "dashed", "dotted")
+"""One for each round through the palette."""
 PAPER, INK, FAINT = "#0e1116", "#f2f4f7", "#a9b3c1"
 
 # Inches.
@@ -26,7 +25,7 @@ _MIN_WIDTH, _SIDE, _TOP, _GAP, _LEGEND_LINE = 5.0, 0.42, 0.75, 0.06, 0.22
 
 
 def lay_out(
-    scene: Scene, legend: Sequence[str], title: str, foot: float = 0.0
+    scene: Scene, legend: Sequence[tuple[str, str, Dash]], title: str, foot: float = 0.0
 ) -> tuple[Figure, dict[tuple[str, Plane], Axes]]:
     """Makes the page: a row of empty panels for the image and for each label map, a column for each plane.
 
@@ -34,7 +33,7 @@ def lay_out(
 
     Args:
         scene: What will be drawn.
-        legend: A text for each structure, in the order of `structure_styles`.
+        legend: Text, colour and line style of each structure.
         title: Heading; shortened to the width of the page.
         foot: Inches left empty under the legend.
 
@@ -47,7 +46,9 @@ def lay_out(
     scale = min(_LARGEST[0] / sum(widths), _LARGEST[1] / (tallest * len(rows)))
     block = scale * sum(widths) + _GAP * (len(widths) - 1)
     width = max(_MIN_WIDTH, block + 2 * _SIDE)
-    num_columns = max(1, int((width - 0.4) / (0.6 + 0.075 * max(map(len, legend), default=0))))
+    num_columns = max(
+        1, int((width - 0.4) / (0.6 + 0.075 * max((len(text) for text, _, _ in legend), default=0)))
+    )
     bottom = _LEGEND_LINE * (math.ceil(len(legend) / num_columns) + 1.5) + foot
     height = _TOP + len(rows) * (scale * tallest + _GAP) + bottom
     figure = Figure(figsize=(width, height), facecolor=PAPER)
@@ -64,9 +65,10 @@ def lay_out(
     return figure, panels
 
 
-def structure_styles() -> Iterator[tuple[str, Literal["solid", "dashed", "dotted"]]]:
-    """Colour and line style of one structure after the other, without end."""
-    return cycle((colour, dash) for dash in DASHES for colour in PALETTE)
+def structure_styles(values: Collection[int], colours: Mapping[int, str]) -> list[tuple[str, Dash]]:
+    """Colour and line style of each structure; what has no colour of its own takes that of its place."""
+    filled = fill_colours(colours.get(value) for value in values)
+    return [(colour, DASHES[place // len(PALETTE) % len(DASHES)]) for place, colour in enumerate(filled)]
 
 
 def text_style(size: float, colour: str = FAINT) -> dict[str, Any]:
@@ -93,10 +95,12 @@ def _add_headings(figure: Figure, title: str, panels: dict[tuple[str, Plane], Ax
             figure.text((box.x0 + box.x1) / 2, 1 - (_TOP - 0.14) / height, plane.name, **text_style(9))
 
 
-def _add_legend(figure: Figure, texts: Sequence[str], num_columns: int, *, has_reference: bool) -> None:
+def _add_legend(
+    figure: Figure, entries: Sequence[tuple[str, str, Dash]], num_columns: int, *, has_reference: bool
+) -> None:
+    texts = [text for text, _, _ in entries]
     handles = [
-        Patch(facecolor=(colour, 0.45), edgecolor=colour, linestyle=dash)
-        for _, (colour, dash) in zip(texts, structure_styles(), strict=False)
+        Patch(facecolor=(colour, 0.45), edgecolor=colour, linestyle=dash) for _, colour, dash in entries
     ]
     legend = figure.legend(
         handles,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,7 +51,7 @@ def write_report(path: Path, report: Report) -> None:
 def _describe(view: View, max_voxels: int) -> dict[str, Any]:
     """What the viewer needs to know of a case."""
     cutout = cut_out(view, max_voxels)
-    styles = islice(structure_styles(), len(view.values))
+    styles = structure_styles(view.values.values(), view.colours)
     return {
         "case": view.case,
         "labels": [

@@ -14,7 +14,7 @@ import torch
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case
 from pipeline.environment import environment
-from pipeline.errors import ConfigError, Fault
+from pipeline.errors import ConfigError, Fault, FaultError
 from pipeline.files import sha256_of
 from pipeline.inference.cohort import hash_inputs
 
@@ -118,5 +118,5 @@ def _is_finished(report: Report, files: Mapping[str, str], case: Case, folder: P
             (folder / name).is_file() and sha256_of(folder / name) == known for name, known in files.items()
         )
         return is_same and hash_inputs(case) == report.input_hashes
-    except OSError:
+    except (OSError, FaultError):
         return False  # what cannot be read now is told when it is made

@@ -124,9 +124,13 @@ class Column(ABC, Generic[AnyJob, AnyMaterial, AnyTask]):
 
     Attributes:
         command: What applies a model of the task.
+        metric: Validation metric by which a training is judged while it runs; None if there is none.
+        score: Metric of a finished run by which one is better than another; larger is better.
     """
 
     command: str
+    metric: str | None
+    score: str
 
     @abstractmethod
     def read_cases(self, job: AnyJob) -> Sequence[Case]:

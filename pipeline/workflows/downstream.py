@@ -142,7 +142,8 @@ def _segment(
     predictor: Predictor, cases: Sequence[Case], truths: Mapping[str, Case], enhanced: Path
 ) -> tuple[dict[str, dict[str, Path]], list[Fault]]:
     """Masks by case and image, of the cases that have all of them, and what is wrong with the others."""
-    folder, faults, originals = enhanced / FOLDER, [], []
+    folder, originals = enhanced / FOLDER, []
+    faults: list[Fault] = []
     for case in cases:
         try:
             originals.append(restore_original(case, enhanced / CHANGES, folder / "images"))

@@ -27,6 +27,7 @@ from pipeline.workflows.enhancement_judging import gather_figures, judge_enhance
 from pipeline.workflows.enhancement_material import EnhancementMaterial, load_enhancement_material
 from pipeline.workflows.joining import write_ensemble
 from pipeline.workflows.models import BEST
+from pipeline.workflows.recording import record_best
 from pipeline.workflows.starting import Start
 
 EnhancementTask = CycleGANTask | SupervisedEnhancementTask
@@ -40,6 +41,8 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
     """See `Column`."""
 
     command = "enhance"
+    metric = None
+    score = "best/ssim_after"
 
     def read_cases(self, job: EnhancementJob) -> Sequence[Case]:
         """See `Column`."""
@@ -121,7 +124,7 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
         checkpoints = [read_checkpoint(part.run.path / BEST) for part in parts]
         write_ensemble(record, job, checkpoints)
         figures = gather_figures([part.run for part in parts])
-        record.log_metrics({f"best/{name}": f.value for name, f in figures.items()}, step=len(parts))
+        record_best(record, figures, len(parts))
         return Judgement(figures=figures)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from pipeline.workflows import downstream
 from pipeline.workflows.downstream import find_segmenter, measure_downstream
 from pipeline.workflows.enhancement_material import EnhancementMaterial
 from pipeline.workflows.models import BEST
+from pipeline.workflows.recording import record_best
 
 INPUTS, ENHANCED = Path("validation/inputs"), Path("validation/enhanced")
 TABLE = Path("cases.csv")
@@ -81,7 +82,7 @@ def judge_enhancer(
     _draw_cases(record, job.tracking.overlays, cases, reports, truths)
     if job.inference.downstream is not None:
         figures |= _judge_downstream(record, job, cases, truths, device)
-    _log(record, figures, checkpoint.provenance["epoch"] or 0)
+    record_best(record, figures, checkpoint.provenance["epoch"] or 0)
     return figures
 
 
@@ -107,13 +108,6 @@ def _judge_downstream(
         f"downstream_dice_{moment}": Estimate(found.mean, found.low, found.high)
         for moment, found in moments.items()
     }
-
-
-def _log(record: Record, figures: Mapping[str, Estimate], epoch: int) -> None:
-    values = {f"best/{name}": figure.value for name, figure in figures.items()}
-    values |= {f"best_low/{name}": figure.low for name, figure in figures.items()}
-    values |= {f"best_high/{name}": figure.high for name, figure in figures.items()}
-    record.log_metrics(values, step=epoch)
 
 
 def gather_figures(runs: Sequence[RunFolder]) -> dict[str, Estimate]:
@@ -185,13 +179,13 @@ def _draw_cases(
 
 def _slices(case: Case, folder: Path, truths: dict[str, Case]) -> dict[str, NDArray[np.generic]]:
     """Middle axial slices of a case's first channel, upright, all on the grid of the enhanced image."""
-    given = read_image(case.images[0])[0]
+    given = read_image(*case.sources[0])[0]
     stem = case.id if len(case.images) == 1 else f"{case.id}_0000"
     enhanced = read_image(folder / ENHANCED / f"{stem}.nii.gz")[0]
     before, after = on_grid(given, enhanced.grid), enhanced.array
     shown = {"input": before, "enhanced": after}
     if case.id in truths:
-        truth = read_image(truths[case.id].images[0])[0]
+        truth = read_image(*truths[case.id].sources[0])[0]
         shown["truth"] = on_grid(truth, enhanced.grid)
     shown["change"] = np.subtract(after, before, dtype=np.float32)
     turn = io_orientation(enhanced.grid.affine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -114,7 +115,14 @@ def _labels(content: Mapping[str, Any], rows: list[CaseMetrics]) -> Labels:
     if not names and rows:  # without a report, evaluate names structures by their value
         found = dict.fromkeys(row.structure for row in rows)
         names = {name: int(name) for name in found if name.isdecimal()}
-    return Labels(names, structures or {name: (value,) for name, value in names.items() if value})
+    structures = structures or {name: (value,) for name, value in names.items() if value}
+    told = {name: str(term.get("colour")) for name, term in content.get("terminology", {}).items()}
+    by_value = {
+        structures[name][0]: colour
+        for name, colour in told.items()
+        if name in structures and re.fullmatch("#[0-9a-fA-F]{6}", colour)
+    }
+    return Labels(names, structures, colours=by_value)
 
 
 def _facts(content: Mapping[str, Any], report: Path) -> dict[str, dict[str, str]]:

@@ -9,14 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
+from pipeline.data.cases import Case
+from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
+from pipeline.export.dicom_source import Maker
+from pipeline.export.exporters import EXPORTERS, NEED_PROBABILITIES
+from pipeline.export.label_table import write_label_table
 from pipeline.files import check_writable, write_text
 from pipeline.inference.budget import Plan
 from pipeline.inference.classifier import ClassReport
-from pipeline.inference.cohort import CaseReport, predict_cohort, probabilities_path
+from pipeline.inference.cohort import CaseReport, predict_cohort
 from pipeline.inference.explain import Method
+from pipeline.inference.exporting import Exports, probabilities_path
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
@@ -32,13 +39,17 @@ def predict(
     device: str = "auto",
     max_memory: str | None = None,
     *,
+    rules: Sequence[SeriesRule] = (SeriesRule(),),
     resume: bool = False,
     with_probabilities: bool = False,
     compiles: bool = False,
+    also: Sequence[str] = (),
     method: Method | None = None,
     on_plan: Callable[[str, Plan], None] = lambda case, plan: None,
 ) -> list[CaseReport] | list[ClassReport]:
     """Predicts every input with a trained model and writes `folder/<case>.nii.gz` and `folder/report.json`.
+
+    `folder/labels.txt` has the names and colours of the masks' values.
 
     A classifier writes `folder/predictions.csv` instead of masks; see `classify`.
 
@@ -46,14 +57,16 @@ def predict(
 
     Args:
         model: A run, `latest`, a checkpoint file or `models:/name@alias`; everything else comes from it.
-        inputs: NIfTI files, folders of them, or DICOM series folders; for a classifier also PNG, JPEG and
-            `.npz`.
+        inputs: NIfTI files, folders of them, or folders with DICOM series; for a classifier also PNG, JPEG
+            and `.npz`.
         folder: Where masks go.
         device: `auto`, `cpu` or `cuda`.
         max_memory: A size such as `2GiB` that the prediction keeps within; None for what is free.
+        rules: Which DICOM series each channel is, where inputs are DICOM.
         resume: Whether to keep the masks that this model made of these very files before.
         with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well.
         compiles: Whether to compile the networks first.
+        also: Further forms of each mask, keys of `EXPORTERS`: `folder/<form>/<case>.dcm`.
         method: How to show what a classifier's answers rest on; None to show nothing.
         on_plan: Is told each case's plan before its first window.
 
@@ -70,24 +83,35 @@ def predict(
         "--resume": resume,
         "--probabilities": with_probabilities,
         "--compile": compiles,
+        "--also": bool(also),
     }
     _refuse_task(checkpoint, asked, method)
     if checkpoint.job.get("task") == "classification":
-        return classify(checkpoint, inputs, folder, select_device(device), method)
+        return classify(checkpoint, inputs, folder, select_device(device), method, rules)
+    exports = _choose_exports(also, checkpoint, with_probabilities=with_probabilities)
     predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
-    cases = find_inputs(inputs, predictor.num_channels)
+    cases = find_inputs(inputs, predictor.num_channels, rules)
+    if exports is not None:
+        _refuse_without_series(cases)
     refuse_overwriting(
         cases,
         lambda case: (folder / f"{case.id}.nii.gz", probabilities_path(folder, case.id)),
         "mask",
     )
     check_writable(folder)
+    write_label_table(folder / "labels.txt", predictor.contract)
     path = folder / "report.json"
     expected = {"model_sha256": checkpoint.content_hash}
     finished = find_finished(path, expected, cases, _parse, _files) if resume else {}
     if with_probabilities:
         finished = {
             name: report for name, report in finished.items() if probabilities_path(folder, name).is_file()
+        }
+    if exports is not None:
+        finished = {
+            name: report
+            for name, report in finished.items()
+            if set(exports.forms) <= set(report.exports or ())
         }
     reports = dict(finished)
     pending = [case for case in cases if case.id not in finished]
@@ -99,7 +123,9 @@ def predict(
             write_report(path, checkpoint, predictor, list(reports.values()))
             advance()
 
-        predict_cohort(predictor, pending, folder, keep, on_plan, with_probabilities=with_probabilities)
+        predict_cohort(
+            predictor, pending, folder, keep, on_plan, with_probabilities=with_probabilities, exports=exports
+        )
     write_report(path, checkpoint, predictor, [reports[case.id] for case in cases])
     return [reports[case.id] for case in cases]
 
@@ -112,6 +138,7 @@ def write_report(
         **describe_model(checkpoint, predictor.device),
         "labels": dict(predictor.contract.labels),
         "structures": {name: list(values) for name, values in predictor.contract.structures.items()},
+        "terminology": {name: asdict(term) for name, term in predictor.contract.terms.items()},
         "cases": [_describe(report) for report in reports],
     }
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -129,7 +156,32 @@ def _parse(entry: Mapping[str, Any]) -> CaseReport | None:
 
 
 def _files(report: CaseReport) -> dict[str, str]:
-    return {f"{report.case}.nii.gz": report.mask_hash or ""}
+    exports = {f"{form}/{report.case}.dcm": known for form, known in (report.exports or {}).items()}
+    return {f"{report.case}.nii.gz": report.mask_hash or ""} | exports
+
+
+def _choose_exports(
+    also: Sequence[str], checkpoint: Checkpoint, *, with_probabilities: bool
+) -> Exports | None:
+    """The further forms that were asked for; raises ConfigError for those that there are not."""
+    forms = tuple(dict.fromkeys(also))
+    if unknown := [form for form in forms if form not in EXPORTERS]:
+        message = f"there is no form {', '.join(map(repr, unknown))}; there are {', '.join(EXPORTERS)}"
+        raise ConfigError(Fault("--also", "unknown-form", message))
+    if not with_probabilities and (needing := [form for form in forms if form in NEED_PROBABILITIES]):
+        message = f"{', '.join(needing)} is made of probabilities; add --probabilities"
+        raise ConfigError(Fault("--also", "no-probabilities", message))
+    name = str(checkpoint.provenance.get("run") or "segmentation model")
+    return Exports(forms, Maker(name, checkpoint.content_hash or "", __version__)) if forms else None
+
+
+def _refuse_without_series(cases: Sequence[Case]) -> None:
+    """A DICOM object refers to the patient, the study and the slices that only a DICOM series has."""
+    message = (
+        "--also makes DICOM objects, which refer to a DICOM series; name its folder, or leave --also out"
+    )
+    if faults := [Fault(case.id, "not-dicom", message) for case in cases if not case.images[0].is_dir()]:
+        raise ConfigError(faults)
 
 
 def _refuse_task(checkpoint: Checkpoint, asked: Mapping[str, bool], method: Method | None) -> None:

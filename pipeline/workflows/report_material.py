@@ -15,6 +15,7 @@ from pipeline.errors import Fault, InputError
 from pipeline.inference.evaluation import CaseMetrics
 from pipeline.memory import parse_size
 from pipeline.report.content import Figure, Picture, Table
+from pipeline.terminology import fill_colours
 from pipeline.tracking import RunFolder
 
 Entry = Mapping[str, Any]
@@ -30,11 +31,20 @@ class Labels:
         names: Name → value, background included.
         structures: What is measured, as unions of values.
         ignore_value: What references hold where nobody knows.
+        colours: `#rrggbb` by value; of some values or none.
     """
 
     names: Mapping[str, int] = field(default_factory=dict)
     structures: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ignore_value: int | None = None
+    colours: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def by_structure(self) -> dict[str, str]:
+        """A colour for each structure, by name."""
+        firsts = {name: values[0] for name, values in self.structures.items() if values}
+        colours = fill_colours(self.colours.get(value) for value in firsts.values())
+        return dict(zip(firsts, colours, strict=True))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pipeline.data.cases import Case, read_manifest
 from pipeline.errors import FaultError
 from pipeline.inference.class_table import read_class_table
 from pipeline.inference.evaluation import CaseMetrics, read_table
+from pipeline.inference.predictor import load_contract
 from pipeline.report.class_tables import class_case_table, class_figures
 from pipeline.report.content import Figure, Picture, Table
 from pipeline.report.enhancement import enhancement_figures
@@ -160,12 +161,10 @@ def _read_cases(
         )
         if checkpoint is None:
             return {}, Labels()
-        return {}, Labels(
-            checkpoint.labels, checkpoint.structures, checkpoint.job["data"].get("ignore_value")
-        )
-    contract = study.contract
-    cases = {case.id: case for case in study.cases}
-    return cases, Labels(contract.labels, contract.structures, contract.ignore_value)
+        cases, contract = {}, load_contract(checkpoint)
+    else:
+        cases, contract = {case.id: case for case in study.cases}, study.contract
+    return cases, Labels(contract.labels, contract.structures, contract.ignore_value, contract.colours)
 
 
 def _read_rows(run: RunFolder, remarks: list[str]) -> list[CaseMetrics]:

@@ -226,6 +226,7 @@ def _draw_pair(
                 for value in values
             },
             ignore_value=study.contract.ignore_value,
+            colours=study.contract.colours,
             beside=[other for other in masks.values() if other is not mask],
         )
     return paths

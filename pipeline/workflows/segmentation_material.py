@@ -99,7 +99,7 @@ def load_material(job: SegmentationJob) -> SegmentationMaterial:
     study = read_manifest(job.data)
     contract = study.contract
     check_structures(job, contract)
-    split = split_cases(study.cases, job.data, job.training.seed)
+    split = split_cases(study.cases, job.data)
     cases = [*split.training, *split.validation]
     unlabelled = [case for case in cases if case.label is None]
     if unlabelled:

@@ -42,7 +42,7 @@ def test_left_right_front_and_top_are_where_radiologists_expect_them(tmp_path, f
     case = volume(stored, flips=flips)
     draw_overlay(tmp_path / "a.png", image=case, prediction=case, reference=None, labels={"x": 1}, title="a")
     scene = compose_scene(case, {"Prediction": case}, [1])
-    _, panels = lay_out(scene, ["x"], "a")
+    _, panels = lay_out(scene, [("x", "#ff0000", "solid")], "a")
     picture = pixels(tmp_path / "a.png")
     rows, columns = where(picture, PALETTE[0])
     y, x = 1 - (rows + 0.5) / picture.shape[0], (columns + 0.5) / picture.shape[1]
@@ -61,7 +61,7 @@ def test_a_ball_of_millimetres_is_round_in_anisotropic_voxels(tmp_path):
     case = volume(ball(shape, (45, 25, 8), 18, spacing), spacing)
     draw_overlay(tmp_path / "a.png", image=case, prediction=case, reference=None, labels={"x": 1}, title="a")
     scene = compose_scene(case, {"Prediction": case}, [1])
-    figure, panels = lay_out(scene, ["x"], "a")
+    figure, panels = lay_out(scene, [("x", "#ff0000", "solid")], "a")
     inches = figure.get_size_inches()
     for (_, plane), axes in panels.items():
         box = axes.get_position()

@@ -27,6 +27,7 @@ def test_a_training_ends_with_its_page(trained, validation):
     views = data_of(page)["views"]
     assert {view["case"] for view in views} <= set(validation) and views
     assert all(set(view["layers"]) == {"image", "reference", "prediction", "difference"} for view in views)
+    assert {label["name"]: label["colour"] for label in views[0]["labels"]}["core"] == "#112233"
     text = page.read_text(encoding="utf-8")
     assert trained.run.name in text and "model_sha256" not in text and str(trained.folder) not in text
     assert list((trained.folder / "mlruns/artifacts").rglob("report.html"))

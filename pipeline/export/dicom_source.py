@@ -1,0 +1,232 @@
+"""The series that a DICOM object was made from: whose it is, and which of its slices lie on the grid.
+
+Objects go to the archive that the images came from, so they name the same patient and study, in the very
+words of the images. That is the only place where a name is taken over; it goes into no log and no report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from pydicom.uid import UID, generate_uid
+from pydicom.valuerep import DS
+
+from pipeline.errors import Fault, InputError
+from pipeline.labels import LabelContract
+from pipeline.volume import Affine, Grid
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_ON_GRID = 0.02
+"""Voxels by which a slice of the series may lie beside a plane of the grid and still be that plane."""
+
+# Type 1 in what is written, type 1 in images too, and yet not always there.
+_NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_EMPTY_IF_MISSING = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+"""Type 2 of the modules Patient and General Study."""
+_IDENTITY = (
+    *_EMPTY_IF_MISSING,
+    "IssuerOfPatientID",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "StudyInstanceUID",
+    "StudyDescription",
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialSubjectID",
+    "ClinicalTrialSubjectReadingID",
+)
+_GEOMETRY = (
+    "Rows",
+    "Columns",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "NumberOfFrames",
+    "PerFrameFunctionalGroupsSequence",
+    "SharedFunctionalGroupsSequence",
+)
+_READ = ("SpecificCharacterSet", "Modality", "SeriesNumber", "PositionReferenceIndicator")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A series, without its pixels.
+
+    Attributes:
+        headers: Of every file.
+        planes: Those whose slice is a plane of the grid, by its index.
+    """
+
+    headers: tuple[Dataset, ...]
+    planes: Mapping[int, Dataset]
+
+    @property
+    def first(self) -> Dataset:
+        """A header for what all have in common."""
+        return self.headers[0]
+
+    def describe(self, target: Dataset) -> None:
+        """Gives a new object patient and study of the series, word for word, as UTF-8."""
+        target.SpecificCharacterSet = "ISO_IR 192"
+        for keyword in _IDENTITY:
+            if keyword in self.first:
+                target[keyword] = self.first[keyword]
+        for keyword in _EMPTY_IF_MISSING:
+            if keyword not in target:
+                setattr(target, keyword, None)
+
+    def stand_ins(self, step: float) -> list[Dataset]:
+        """The headers with nothing in them that a strict library could stumble over: geometry and references.
+
+        Args:
+            step: Millimetres between slices, as measured; what a header says of it need not be true.
+        """
+        first = self.first
+        alike = [h for h in self.headers if (h.Rows, h.Columns) == (first.Rows, first.Columns)]
+        return [_stand_in(header, step) for header in alike]
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """What made a prediction.
+
+    Attributes:
+        name: Of the run or model.
+        sha256: Of the checkpoint.
+        version: Of this program.
+    """
+
+    name: str
+    sha256: str
+    version: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What an exporter writes.
+
+    Attributes:
+        array: `(I, J, K)` label values on the grid.
+        grid: That of the series.
+        contract: What the values mean.
+        source: The series.
+        maker: The model.
+        probabilities: NIfTI file `(I, J, K, channel)`, where there is one.
+    """
+
+    array: NDArray[np.unsignedinteger]
+    grid: Grid
+    contract: LabelContract
+    source: Source
+    maker: Maker
+    probabilities: Path | None = None
+
+    def mask(self, name: str, plane: int) -> NDArray[np.bool_]:
+        """Where a structure is in a plane, `(row, column)` as in DICOM."""
+        values = self.contract.structures[name]
+        shown = self.array[:, :, plane].T
+        return shown == values[0] if len(values) == 1 else np.isin(shown, values)
+
+    def uid(self, what: str) -> UID:
+        """A UID for something made of this: the same result has the same, so that it arrives only once."""
+        content = hashlib.sha256(self.array.tobytes()).hexdigest()
+        return generate_uid(
+            entropy_srcs=[what, str(self.source.first.SeriesInstanceUID), self.maker.sha256, content]
+        )
+
+
+def read_source(where: str, files: Sequence[Path], grid: Grid) -> Source:
+    """Reads the headers of a series whose voxels lie on `grid`.
+
+    Args:
+        where: What faults name.
+        files: Of one series.
+        grid: As the series was read.
+
+    Raises:
+        InputError: If the series cannot be referred to: a UID that every image has is missing.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom quotes the values it warns about
+        try:
+            headers = tuple(
+                dcmread(path, specific_tags=[*_NEEDED, *_IDENTITY, *_GEOMETRY, *_READ]) for path in files
+            )
+            for header in headers:
+                header.decode()
+        except Exception as error:  # a parser fed with damaged bytes may raise anything
+            message = "a header of the series cannot be read; fetch the series again from its source"
+            raise InputError(Fault(where, "unreadable", message)) from error
+    missing = {name: sum(not header.get(name) for header in headers) for name in _NEEDED}
+    faults = [
+        Fault(
+            where,
+            "missing-tag",
+            f"{name} is missing in {num} of {len(headers)} files; a DICOM object could not refer to them",
+        )
+        for name, num in missing.items()
+        if num
+    ]
+    if faults:
+        raise InputError(faults)
+    return Source(headers, _planes(headers, grid))
+
+
+def clean_text(text: str, length: int) -> str:
+    """A text that a DICOM value can hold: printable, no backslash, at most so many characters."""
+    kept = "".join(c if c.isprintable() and c != "\\" else " " for c in text)
+    return " ".join(kept.split())[:length].strip() or "unnamed"
+
+
+def lps_affine(grid: Grid) -> Affine:
+    """Voxel → world in DICOM's coordinates: millimetres to the left, back and head."""
+    return _LPS_TO_RAS @ grid.affine
+
+
+def _planes(headers: Sequence[Dataset], grid: Grid) -> dict[int, Dataset]:
+    """Single-frame headers by the plane of the grid that they are."""
+    to_voxel = np.linalg.inv(lps_affine(grid))
+    columns, rows, num_planes = grid.shape
+    planes = {}
+    for header in headers:
+        if "ImagePositionPatient" not in header or (header.Columns, header.Rows) != (columns, rows):
+            continue
+        i, j, k = (to_voxel @ (*map(float, header.ImagePositionPatient), 1))[:3]
+        plane = round(float(k))
+        if max(abs(i), abs(j), abs(k - plane)) < _ON_GRID and 0 <= plane < num_planes:
+            planes[plane] = header
+    return planes
+
+
+def _stand_in(header: Dataset, step: float) -> Dataset:
+    copy = Dataset()
+    copy.SliceThickness = DS(step, auto_format=True)
+    for keyword in (*_NEEDED, *_GEOMETRY, "Modality"):
+        if keyword in header and not header[keyword].is_empty:
+            copy[keyword] = header[keyword]
+    copy.SpacingBetweenSlices = DS(step, auto_format=True)
+    for keyword in _EMPTY_IF_MISSING:
+        setattr(copy, keyword, None)
+    return copy
