@@ -86,3 +86,27 @@ def test_thick_slices_become_thin_where_they_were(clinseg, images, tmp_path, mon
     assert np.allclose(*centres)
     reach = [image.affine @ [*np.subtract(image.shape, 1), 1] for image in (thick, thin)]
     assert np.abs(reach[0] - reach[1]).max() < 1
+
+
+@pytest.mark.slow
+def test_a_run_tells_whether_what_it_makes_is_measured_as_the_truth_is(
+    clinseg, trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "data.manifest": trained.manifest,
+        "data.corruption.name": "blur",
+        "preprocessing.normalisation": "zscore",
+        "training.method": "supervised",
+        "inference.downstream": trained.model,
+    }
+    answer = clinseg("train", CONFIG, *(f"--set={name}={value}" for name, value in settings.items()))
+    assert answer.code == 0 and "downstream_dice_after" in answer.out, answer.err
+    (run,) = Path("mlruns/runs").iterdir()
+    told = json.loads((run / "validation/enhanced/downstream.json").read_text())["told"]
+    page = (run / "report.html").read_text()
+    assert "What a segmentation finds in enhanced images: " in page and "Dice in originals" in page
+    assert told.split(" (")[0] in page
+    settings["inference.downstream"] = run / "checkpoints/best.safetensors"
+    answer = clinseg("train", CONFIG, *(f"--set={name}={value}" for name, value in settings.items()))
+    assert answer.code == 2 and "no segmentation model" in answer.err

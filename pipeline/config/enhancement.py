@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Axes, Integers, PathField
+from pipeline.config.fields import Axes, Integers, ModelField, PathField
 from pipeline.config.sections import (
     CasesSection,
     LevelsSection,
@@ -53,14 +53,14 @@ class EnhancementDataSection(CasesSection):
 class EnhancementPreprocessingSection(PreprocessingSection):
     """The deterministic way from the stored image to what the network sees, which can be undone.
 
-    `zscore` measures a blurred copy, so that noise does not count, and `window` does not clip.
+    It measures a blurred copy, so that noise does not count, and clips nothing.
     """
 
-    @model_validator(mode="after")
-    def _check_normalisation(self) -> EnhancementPreprocessingSection:
-        if self.normalisation == "dataset":
-            raise ValueError("normalisation: `dataset` measures labelled structures; take zscore or window")
-        return self
+    # What measures labelled structures is left out, and what keeps 0 in its place is added.
+    normalisation: Literal["zscore", "magnitude", "window"] = "zscore"  # type: ignore[assignment]
+    """`zscore`: mean 0, deviation 1 per image and channel. `magnitude`: no signal (0) to -2, what is bright
+    (the 95th percentile) to 2, for MR, where noise lifts what is dark, and so the mean. `window`: `window`
+    to [-1, 1]."""
 
 
 class EnhancementAugmentationSection(Section):
@@ -168,6 +168,9 @@ class EnhancementInferenceSection(SlidingSection):
     intensities: Literal["input", "target"] = "input"
     """The scale of the result: the input's own, or the median of the training targets, where another contrast
     is made."""
+    downstream: ModelField | None = None
+    """A segmentation model, by any of its names: at the end of a training it is applied to the validation
+    cases before and after, and to their truth; the report warns if Dice falls. See `docs/enhancement.md`."""
 
 
 class EnhancementJob(Section):

@@ -174,9 +174,7 @@ class CycleGANTask(AbstractTask):
                 "adversarial_source": least_squares(self.source_critic(made_source), is_real=True),
             }
             if section.target_cycle_weight:
-                # What a random way back adds cannot be undone wholly, and it is not to be punished for it:
-                # it would add nothing. The way forward learns from it as from pairs.
-                seen = made_source.detach() if self.job.network.noise_channels else made_source
+                seen = self._degrade(target) if self.job.network.noise_channels else made_source
                 cycled = self.forward(self._as_input(seen))
                 terms["cycle_target"] = distance(cycled, self._middle(target))
             if section.source_cycle_weight:
@@ -191,6 +189,17 @@ class CycleGANTask(AbstractTask):
         for critic in self.critics.networks:
             critic.requires_grad_(True)
         return terms, made_source, made_target
+
+    def _degrade(self, target: Tensor) -> Tensor:
+        """What the averaged way back makes of targets, for the way forward to learn from as from pairs.
+
+        No gradient goes back: what is random cannot be undone wholly, and the way back is not to be punished
+        for it, or it would add nothing. It and its discriminator chase each other about what is right, and
+        their average is nearer to it than where they are.
+        """
+        with torch.no_grad():
+            degraded: Tensor = self.averages.judged(BACKWARD)(self._with_noise(target))
+        return degraded
 
     def _weigh(self, terms: Mapping[str, Tensor]) -> Tensor:
         section = self.job.training

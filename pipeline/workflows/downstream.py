@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
+from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case
 from pipeline.data.images import find_inputs, read_label_map
 from pipeline.errors import ConfigError, Fault, FaultError, InputError
@@ -80,23 +83,59 @@ def evaluate_downstream(
     Raises:
         FaultError: If nothing can be compared at all.
     """
-    checkpoint = load_model(segmenter)
-    if checkpoint.job.get("task", "segmentation") != "segmentation":
-        message = f"{segmenter} is no segmentation model; name one that measures what matters in these images"
-        raise ConfigError(Fault("--downstream", "other-task", message))
+    checkpoint = find_segmenter("--downstream", segmenter)
     if not (enhanced / CHANGES).is_dir():
         message = "expected a folder that `clinseg enhance` wrote, with change maps in `changes/`"
         raise ConfigError(Fault(str(enhanced), "not-enhanced", message))
     check_writable(enhanced)
-    predictor = load_predictor(checkpoint, select_device(device))
-    cases = find_inputs([enhanced], predictor.num_channels)
-    truths, faults = pair_truths(cases, truth, predictor.num_channels)
-    folder = enhanced / FOLDER
-    masks, more = _segment(predictor, [case for case in cases if case.id in truths], truths, enhanced)
-    references, others = _find_references(folder, masks, labels)
+    cases = find_inputs([enhanced], len(checkpoint.channels))
+    truths, faults = pair_truths(cases, truth, len(checkpoint.channels))
+    known = [case for case in cases if case.id in truths]
+    return measure_downstream(checkpoint, known, truths, enhanced, select_device(device), labels, faults)
+
+
+def find_segmenter(setting: str, model: str, uri: str | None = None) -> Checkpoint:
+    """The segmentation model that `setting` names.
+
+    Raises:
+        ConfigError: If there is no such model, or it does something else.
+        IntegrityError: If its file is damaged.
+        ServiceError: If a registered model cannot be fetched.
+    """
+    checkpoint = load_model(model, uri=uri)
+    if checkpoint.job.get("task", "segmentation") != "segmentation":
+        message = f"{model} is no segmentation model; name one that measures what matters in these images"
+        raise ConfigError(Fault(setting, "other-task", message))
+    return checkpoint
+
+
+def measure_downstream(
+    segmenter: Checkpoint,
+    cases: Sequence[Case],
+    truths: Mapping[str, Case],
+    enhanced: Path,
+    device: torch.device,
+    labels: Path | None = None,
+    faults: Sequence[Fault] = (),
+) -> Downstream:
+    """Segments and compares; see `evaluate_downstream`.
+
+    Args:
+        segmenter: Checkpoint of a segmentation model.
+        cases: Enhanced images, in `enhanced`.
+        truths: What each should look like, by its id.
+        enhanced: Where change maps are, and where everything goes.
+        device: Where to compute.
+        labels: Folder of label maps, if there are.
+        faults: Why other cases are missing.
+    """
+    predictor = load_predictor(segmenter, device)
+    masks, unread = _segment(predictor, cases, truths, enhanced)
+    references, unpaired = _find_references(enhanced / FOLDER, masks, labels)
     result = _measure(predictor, masks, references)
-    _write(enhanced, result, describe_model(checkpoint, predictor.device), has_labels=labels is not None)
-    return replace(result, faults=[*faults, *more, *others, *result.faults])
+    result = replace(result, faults=[*faults, *unread, *unpaired, *result.faults])
+    _write(enhanced, result, describe_model(segmenter, device), has_labels=labels is not None)
+    return result
 
 
 def _segment(
@@ -168,6 +207,7 @@ def _write(enhanced: Path, result: Downstream, made_with: Mapping[str, object], 
         "num_cases": len({row.case for row in result.rows}),
         "told": result.told,
         "warning": result.is_warning,
+        "faults": [str(fault) for fault in result.faults],
         "effects": {
             structure: {name: asdict(effect) for name, effect in of_it.items()}
             for structure, of_it in result.effects.items()

@@ -22,6 +22,7 @@ from pipeline.training.cyclegan import CycleGANTask
 from pipeline.training.distributed import World
 from pipeline.training.supervised import SupervisedEnhancementTask
 from pipeline.workflows.columns import Column, Judgement, Part
+from pipeline.workflows.downstream import find_segmenter
 from pipeline.workflows.enhancement_judging import gather_figures, judge_enhancer
 from pipeline.workflows.enhancement_material import EnhancementMaterial, load_enhancement_material
 from pipeline.workflows.joining import write_ensemble
@@ -61,6 +62,8 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
 
     def load_material(self, job: EnhancementJob, run: RunFolder | None = None) -> EnhancementMaterial:
         """See `Column`."""
+        if job.inference.downstream is not None:  # known before the training, not found missing behind it
+            find_segmenter("inference.downstream", str(job.inference.downstream), job.tracking.uri)
         return load_enhancement_material(job)
 
     def build_task(
