@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _MLFLOW = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     # MLflow's own are 120 s and 7 retries: four minutes a call against a dead server. Ours come back later.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

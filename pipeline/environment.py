@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import pipeline
 
-_LIBRARIES = ("torch", "monai", "numpy", "scipy", "nibabel", "itk-core", "pydicom", "safetensors", "mlflow")
+_LIBRARIES = ("torch", "monai", "numpy", "scipy", "nibabel", "pydicom", "itk-core", "safetensors", "mlflow")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _GIT_TIMEOUT_S = 10.0
 
@@ -35,6 +37,11 @@ def environment() -> dict[str, str]:
     if _NVIDIA_DRIVER.is_file():
         found["nvidia-driver"] = _NVIDIA_DRIVER.read_text(encoding="utf-8").partition("\n")[0].strip()
     return found
+
+
+def command_line() -> str:
+    """The command that this process was started with, to be typed again in the same folder."""
+    return shlex.join(["clinseg", *sys.argv[1:]])
 
 
 def code_version() -> str | None:

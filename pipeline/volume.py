@@ -1,17 +1,30 @@
 """A volume with its geometry: valid once built, and the only form in which voxels cross rooms without torch.
 
 Axis order is `(i, j, k)` as stored; the affine maps voxel indices to world coordinates in RAS millimetres.
+`check_grid` is the door of every file: nothing is read from or written to a grid that does not pass it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 
+from pipeline.errors import Fault, InputError
+
 Affine = NDArray[np.float64]
+
+MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 100.0
+MAX_ANISOTROPY = 100.0
+MAX_COSINE = 1e-3
+"""Largest cosine between two voxel axes; a right angle to within 0.06 degrees."""
+
+FORM_TOLERANCE_MM = 1e-2
+"""How far a header's form may place a corner from where the affine does that was made of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +85,7 @@ class Grid:
         """Whether both grids have the same shape and every corner lies within `tolerance_mm` of its twin."""
         if self.shape != other.shape:
             return False
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1], indexing="ij")).reshape(4, -1)
-        return bool(np.abs((self.affine - other.affine) @ corners).max() <= tolerance_mm)
+        return corner_distance(self.affine, other.affine, self.shape) <= tolerance_mm
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,3 +108,77 @@ class Volume:
             raise ValueError(f"the array has shape {self.array.shape}, its grid {self.grid.shape}")
         if self.array.dtype.kind not in "uifb":
             raise ValueError(f"a volume holds real numbers, not {self.array.dtype}")
+
+
+def check_grid(where: str, grid: Grid) -> None:
+    """Lets a grid through on which something can be measured, predicted and written in place.
+
+    Raises:
+        InputError: With what is wrong with its affine, or if the header form in force places it elsewhere.
+    """
+    if faults := [*affine_faults(where, grid.affine), *_form_faults(where, grid)]:
+        raise InputError(faults)
+
+
+def _form_faults(where: str, grid: Grid) -> Iterator[Fault]:
+    """Faults of the form that readers go by: the sform if it has a code, else the qform."""
+    name, form = ("sform", grid.sform) if grid.sform_code else ("qform", grid.qform)
+    if not (grid.sform_code or grid.qform_code) or form is None:
+        return
+    distance = corner_distance(form, grid.affine, grid.shape)
+    if not distance <= FORM_TOLERANCE_MM:
+        message = f"the {name} cannot express its affine: its corners lie {distance:.3g} mm apart"
+        yield Fault(where, "form-contradicts-affine", message)
+
+
+def affine_faults(where: str, affine: Affine) -> list[Fault]:
+    """Faults of a 4x4 voxel → world affine: not finite, singular, spacing out of range, axes not orthogonal.
+
+    Only the first kind is reported, since the later ones follow from it.
+    """
+    if not np.isfinite(affine).all():
+        return [Fault(where, "affine-not-finite", "the affine holds NaN or infinity; write a valid one")]
+    axes = affine[:3, :3]
+    with np.errstate(all="ignore"):  # absurd numbers overflow, and are refused below
+        spacing = np.linalg.norm(axes, axis=0)
+        determinant = np.linalg.det(axes / spacing)
+    if not abs(determinant) > 1e-6:  # also when it is NaN
+        message = "the affine is singular: its voxel axes do not span space; write a valid sform or qform"
+        return [Fault(where, "affine-singular", message)]
+    told = " x ".join(f"{mm:.4g}" for mm in spacing)
+    if spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
+        message = (
+            f"voxels measure {told} mm, outside {MIN_SPACING_MM} to {MAX_SPACING_MM:g} mm; "
+            "check the unit and the header"
+        )
+        return [Fault(where, "spacing-range", message)]
+    if spacing.max() / spacing.min() > MAX_ANISOTROPY:
+        message = f"voxels measure {told} mm, more than {MAX_ANISOTROPY:g} to 1; check the header"
+        return [Fault(where, "anisotropy", message)]
+    cosines = (axes / spacing).T @ (axes / spacing) - np.eye(3)
+    if np.abs(cosines).max() > MAX_COSINE:
+        angle = np.degrees(np.arccos(np.clip(np.abs(cosines).max(), 0, 1)))
+        message = (
+            f"the voxel axes meet at {angle:.2f} degrees, not at right angles (shear or gantry tilt); "
+            "resample the image to an orthogonal grid first"
+        )
+        return [Fault(where, "shear", message)]
+    return []
+
+
+def corner_distance(one: Affine, other: Affine, shape: tuple[int, int, int]) -> float:
+    """Largest distance in mm between the centres of the same corner voxel under two affines."""
+    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))]).T
+    with np.errstate(all="ignore"):
+        return float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())
+
+
+def without_geometry(array: NDArray[np.generic]) -> Volume:
+    """A volume of voxels of which nothing is known but their order: axes as stored, 1 mm apart from 0.
+
+    Args:
+        array: `(I, J)`, which becomes `(I, J, 1)`, or `(I, J, K)`.
+    """
+    voxels = array[..., None] if array.ndim == 2 else array
+    i, j, k = voxels.shape
+    return Volume(voxels, Grid((i, j, k), np.eye(4), sform=np.eye(4)))

@@ -41,7 +41,7 @@ def test_every_command_says_what_it_does(clinseg):
     for command in app.registered_commands:
         assert command.callback.__doc__
         if not command.hidden:
-            assert command.callback.__name__ in answer.out
+            assert command.callback.__name__.replace("_", "-") in answer.out
 
 
 def test_doctor_names_versions_device_and_store(clinseg, tmp_path, monkeypatch):

@@ -142,6 +142,37 @@ def test_dicom_objects_are_only_made_of_dicom_series(clinseg, trained, image, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_one_series_of_a_study_is_predicted_as_if_it_lay_alone(clinseg, trained, image, expected, tmp_path):
+    array, affine = image
+    write_series(tmp_path / "study/one", as_volume(array, affine), description="Main")
+    write_series(tmp_path / "study/other", as_volume(array[::-1], affine), description="Other")
+    answer = clinseg("predict", trained.model, tmp_path / "study", "-o", tmp_path / "out")
+    assert answer.code == 3 and "--series" in answer.err and "Other" in answer.err
+    answer = clinseg("predict", trained.model, tmp_path / "study", "--series", "main", "-o", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    voxels, _ = in_patient_space(nib.load(tmp_path / "out/study.nii.gz"))
+    assert np.array_equal(voxels, expected[0])
+    (case,) = json.loads((tmp_path / "out/report.json").read_text())["cases"]
+    assert "Main" in case["warnings"][0] and "one of 2 that lie there" in case["warnings"][0]
+    answer = clinseg(
+        "predict", trained.model, trained.manifest.parent / "imagesTr", "--series", "main", "-o", "x"
+    )
+    assert answer.code == 2 and "no-dicom" in answer.err
+    answer = clinseg("series", tmp_path / "study")
+    assert answer.code == 0 and "Other" in answer.out and "Made^Up" not in answer.out + answer.err
+
+
+def test_what_a_regularised_series_became_stands_in_the_report(clinseg, trained, image, tmp_path):
+    write_series(tmp_path / "series", as_volume(*image))
+    (tmp_path / "series/010.dcm").unlink()
+    predicted = ("predict", trained.model, tmp_path / "series", "-o", tmp_path / "out")
+    assert "slice-step" in clinseg(*predicted).err
+    assert clinseg(*predicted, "--regularise").code == 0
+    (case,) = json.loads((tmp_path / "out/report.json").read_text())["cases"]
+    assert "1 slices mixed from their neighbours" in case["warnings"][0]
+    assert nib.load(tmp_path / "out/series.nii.gz").shape == image[0].shape
+
+
 def test_a_process_that_read_dicom_ends_soundly(trained, image, tmp_path):
     write_series(tmp_path / "series", as_volume(*image))
     command = [sys.executable, "-m", "pipeline", "predict", trained.model, tmp_path / "series"]

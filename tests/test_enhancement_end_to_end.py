@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 CONFIG = Path(__file__).parents[1] / "configs/smoke/enhancement.yaml"
+FINER = Path(__file__).parents[1] / "configs/smoke/super_resolution.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +68,45 @@ def test_a_cross_validation_joins_its_folds(clinseg, images, tmp_path, monkeypat
     answer = clinseg("enhance", "latest", images / "p0.nii.gz", "-o", "out")
     assert answer.code == 0, answer.err
     assert Path("out/uncertainty/p0.nii.gz").is_file()
+
+
+@pytest.mark.slow
+def test_thick_slices_become_thin_where_they_were(clinseg, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = clinseg("train", FINER, "--set", f"data.manifest={images}")
+    assert answer.code == 0 and "psnr_after" in answer.out, answer.err
+    (run,) = Path("mlruns/runs").iterdir()
+    case = json.loads((run / "split.json").read_text())["validation"][0]
+    thick, thin = (
+        nib.load(run / "validation" / place / f"{case}.nii.gz") for place in ("inputs", "enhanced")
+    )
+    assert thick.shape == (18, 18, 6) and np.allclose(thick.header.get_zooms(), (1, 1.5, 6))
+    assert np.allclose(thin.header.get_zooms(), 1) and thin.get_data_dtype() == np.float32
+    centres = [image.affine @ [0, 0, 0, 1] for image in (thick, thin)]
+    assert np.allclose(*centres)
+    reach = [image.affine @ [*np.subtract(image.shape, 1), 1] for image in (thick, thin)]
+    assert np.abs(reach[0] - reach[1]).max() < 1
+
+
+@pytest.mark.slow
+def test_a_run_tells_whether_what_it_makes_is_measured_as_the_truth_is(
+    clinseg, trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "data.manifest": trained.manifest,
+        "data.corruption.name": "blur",
+        "preprocessing.normalisation": "zscore",
+        "training.method": "supervised",
+        "inference.downstream": trained.model,
+    }
+    answer = clinseg("train", CONFIG, *(f"--set={name}={value}" for name, value in settings.items()))
+    assert answer.code == 0 and "downstream_dice_after" in answer.out, answer.err
+    (run,) = Path("mlruns/runs").iterdir()
+    told = json.loads((run / "validation/enhanced/downstream.json").read_text())["told"]
+    page = (run / "report.html").read_text()
+    assert "What a segmentation finds in enhanced images: " in page and "Dice in originals" in page
+    assert told.split(" (")[0] in page
+    settings["inference.downstream"] = run / "checkpoints/best.safetensors"
+    answer = clinseg("train", CONFIG, *(f"--set={name}={value}" for name, value in settings.items()))
+    assert answer.code == 2 and "no segmentation model" in answer.err

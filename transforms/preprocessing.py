@@ -46,14 +46,15 @@ class Preprocessing:
     Attributes:
         orientation: Anatomical direction of the array axes, such as `RAS`.
         spacing: Millimetres per voxel along them, or None to keep the image's own.
-        normalisation: `zscore` (per image and channel), `window` or `dataset`; `none` where it is done apart.
+        normalisation: `zscore` (per image and channel), `window` or `dataset`; `none` where it is done apart,
+            as `magnitude` is, which is an enhancer's.
         window: Lower and upper bound for `window`.
         statistics: One entry per channel for `dataset`.
     """
 
     orientation: str = "RAS"
     spacing: tuple[float, float, float] | None = None
-    normalisation: Literal["zscore", "window", "dataset", "none"] = "zscore"
+    normalisation: Literal["zscore", "window", "dataset", "magnitude", "none"] = "zscore"
     window: tuple[float, float] | None = None
     statistics: tuple[IntensityStatistics, ...] = ()
 

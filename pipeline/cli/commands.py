@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.cli.showing import (
@@ -18,15 +20,23 @@ from pipeline.cli.showing import (
     plan_shower,
     show_comparison,
     show_delivery,
+    show_effects,
     show_faults,
     show_figures,
     show_image_figures,
     show_judgement,
     show_metrics,
+    show_series,
+    show_sweep,
+    show_trial,
+    show_turns,
 )
 from pipeline.errors import ConfigError, ExitCode, Fault, FaultError, InputError, Stopped
 from pipeline.files import resource_error
 from pipeline.signals import StopSignals
+
+if TYPE_CHECKING:
+    from pipeline.data.dicom import SeriesRule
 
 app = typer.Typer(
     help="Train, compare and apply segmentation, classification and enhancement models on clinical images.",
@@ -37,6 +47,15 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Argument(help="YAML of the job, such as configs/hippocampus.yaml.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override of a setting, key=value; may be repeated.")
+]
+
+
+Series = Annotated[
+    list[str] | None,
+    typer.Option("--series", help="DICOM series to read: id, number or description; once per channel."),
+]
+Regularise = Annotated[
+    bool, typer.Option("--regularise", help="Resample a DICOM series with gaps, copies, tilt or mixed sizes.")
 ]
 
 
@@ -84,6 +103,34 @@ def train(
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path | None, typer.Argument(help="YAML of the job; not needed to resume.")] = None,
+    *,
+    choices: Annotated[
+        list[str] | None, typer.Option("--set-grid", help="Values to try, key=a,b,…; may be repeated.")
+    ] = None,
+    ranges: Annotated[
+        list[str] | None, typer.Option("--set-range", help="Numbers to draw, key=low..high[:log].")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="How many to draw; else every combination of --set-grid.")
+    ] = None,
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="YAML to write the best config to.")
+    ] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this sweep, or `latest`.")] = None,
+) -> None:
+    """Train a job with several settings, one after the other, and find the best of them."""
+    from pipeline.workflows.sweep_course import Request
+    from pipeline.workflows.sweeping import sweep as run_sweep
+
+    request = Request(tuple(choices or ()), tuple(ranges or ()), trials)
+    result = run_sweep(config, request, overrides or [], resume, output, show_trial)
+    show_sweep(result)
+
+
+@app.command()
 def plan(
     data: Annotated[Path, typer.Argument(help="A dataset.json, an nnU-Net raw folder, or a CSV.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="YAML to write.")],
@@ -106,7 +153,7 @@ def plan(
 def predict(
     model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
     inputs: Annotated[
-        list[Path], typer.Argument(help="NIfTI files, folders of them, or DICOM series folders.")
+        list[Path], typer.Argument(help="NIfTI files, folders of them, or folders or a DICOMDIR of DICOM.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for masks and report.json.")],
     *,
@@ -114,6 +161,8 @@ def predict(
     max_memory: Annotated[
         str | None, typer.Option(help="Memory to keep within, such as 2GiB; else what is free.")
     ] = None,
+    series: Series = None,
+    regularise: Regularise = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the masks made before.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write DIR/probabilities/<case>.nii as well.")
@@ -139,6 +188,7 @@ def predict(
         output,
         device,
         max_memory,
+        rules=_series_rules(series, regularise),
         resume=resume,
         with_probabilities=probabilities,
         compiles=compiles,
@@ -158,7 +208,7 @@ def predict(
 def enhance(
     model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
     inputs: Annotated[
-        list[Path], typer.Argument(help="NIfTI files, folders of them, or DICOM series folders.")
+        list[Path], typer.Argument(help="NIfTI files, folders of them, or folders or a DICOMDIR of DICOM.")
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for images and report.json.")],
     *,
@@ -166,6 +216,8 @@ def enhance(
     max_memory: Annotated[
         str | None, typer.Option(help="Memory to keep within, such as 2GiB; else what is free.")
     ] = None,
+    series: Series = None,
+    regularise: Regularise = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep the images made before.")] = False,
     reverse: Annotated[bool, typer.Option("--reverse", help="Go from the target to the source.")] = False,
     truth: Annotated[
@@ -182,6 +234,7 @@ def enhance(
         output,
         device,
         max_memory,
+        rules=_series_rules(series, regularise),
         resume=resume,
         reverse=reverse,
         truth=truth,
@@ -198,7 +251,9 @@ def enhance(
 @app.command()
 def evaluate(
     predictions: Annotated[Path, typer.Argument(help="Folder of label maps, or one; or predictions.csv.")],
-    references: Annotated[Path, typer.Argument(help="What is true; of classes an .npz, folder or CSV.")],
+    references: Annotated[
+        Path, typer.Argument(help="What is true; of classes an .npz, folder or CSV; of images the true ones.")
+    ],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="CSV to write.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="SegmentationJob whose word counts on what is labelled in each case.")
@@ -206,8 +261,19 @@ def evaluate(
     ignore: Annotated[
         int | None, typer.Option(min=1, help="Value of the references' voxels to leave out.")
     ] = None,
+    downstream: Annotated[
+        str | None,
+        typer.Option(help="Segmentation model; PREDICTIONS are enhanced images, REFERENCES true ones."),
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="With --downstream: label maps that its masks are held against.")
+    ] = None,
 ) -> None:
-    """Compare predictions with references."""
+    """Compare predictions with references, or what is measured on enhanced images with what should be."""
+    if downstream is not None or labels is not None:
+        others = {"--output": output, "--config": config, "--ignore": ignore}
+        _evaluate_downstream(predictions, references, downstream, labels, others)
+        return
     if predictions.suffix == ".csv":
         _evaluate_classes(predictions, references, output)
         return
@@ -218,6 +284,28 @@ def evaluate(
     show_faults("warning", evaluation.warnings)
     if evaluation.faults:
         raise InputError(evaluation.faults)
+
+
+def _evaluate_downstream(
+    enhanced: Path, truth: Path, segmenter: str | None, labels: Path | None, others: Mapping[str, object]
+) -> None:
+    if segmenter is None:
+        raise ConfigError(Fault("--labels", "contradiction", "it goes with --downstream; name a model there"))
+    if wrong := [option for option, value in others.items() if value is not None]:
+        message = "does not go with --downstream, which writes beside the enhanced images; leave it out"
+        raise ConfigError(Fault(option, "contradiction", message) for option in wrong)
+    from pipeline.workflows.downstream import REPORT, evaluate_downstream
+
+    result = evaluate_downstream(enhanced, truth, segmenter, labels)
+    show_effects(result.effects)
+    show_turns(result.turns)
+    if result.told is not None:
+        (ERR if result.is_warning else OUT).print(
+            f"{'warning: ' if result.is_warning else ''}{result.told}", markup=False
+        )
+    OUT.print(f"Masks, the table and figures lie in {enhanced}; see {REPORT}", markup=False)
+    if result.faults:
+        raise InputError(result.faults)
 
 
 def _evaluate_classes(predictions: Path, references: Path, output: Path | None) -> None:
@@ -331,6 +419,55 @@ def check(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def series(
+    path: Annotated[Path, typer.Argument(help="Folder with DICOM files inside, a DICOMDIR, or a file.")],
+) -> None:
+    """List the DICOM series in a folder, and why some cannot be volumes; no name of a patient is read."""
+    from pipeline.workflows.series import list_all_series
+
+    show_series(list_all_series(path))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="An .nrrd or .mha file, or a folder or DICOMDIR of DICOM.")],
+    target: Annotated[Path, typer.Argument(help="The .nii or .nii.gz to write.")],
+    series_: Annotated[
+        str | None, typer.Option("--series", help="DICOM series to read: id, number or description.")
+    ] = None,
+    regularise: Regularise = False,
+) -> None:
+    """Write an image of another format as NIfTI, verified, with its geometry."""
+    from pipeline.data.dicom import SeriesRule
+    from pipeline.workflows.converting import convert as run_conversion
+
+    grid, doubts = run_conversion(source, target, SeriesRule(series_, regularise))
+    show_faults("warning", doubts)
+    shape = " x ".join(map(str, grid.shape))
+    spacing = " x ".join(f"{mm:.4g}" for mm in grid.spacing)
+    OUT.print(f"{target}: {shape} voxels of {spacing} mm, {grid.orientation}", markup=False)
+
+
+@app.command()
+def deidentify(
+    source: Annotated[Path, typer.Argument(help="Folder with DICOM or NIfTI inside, a DICOMDIR, or a file.")],
+    output: Annotated[Path, typer.Argument(help="Empty folder for the images.")],
+    key: Annotated[
+        Path, typer.Option(help="File with the secret key, kept elsewhere; made if it is not there.")
+    ],
+) -> None:
+    """Copy images without what identifies their patients: pseudonyms, shifted dates, no free text."""
+    from pipeline.workflows.deidentification import deidentify as run_deidentification
+
+    result = run_deidentification(source, output, key)
+    show_faults("warning", result.warnings)
+    OUT.print(f"{result.num_files} images of {result.num_patients} DICOM patients lie in {output}")
+    OUT.print(f"The same key gives the same pseudonyms: keep {key} secret, and do not lose it.")
+    if result.faults:
+        raise InputError(result.faults)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything it makes.")] = Path(
         "demo"
@@ -354,16 +491,15 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.
     """List the runs on this disk."""
     from pipeline.workflows.records import runs as list_runs
 
-    table = Table("run", "experiment", "status", "started", "minutes", "Dice or AUC", "undelivered", box=None)
+    table = Table("run", "experiment", "status", "started", "minutes", "score", "undelivered", box=None)
     for run in list_runs(limit):
-        best = run.best.get("dice/mean", run.best.get("auc"))
         table.add_row(
             run.name,
             run.experiment,
             run.status.lower(),
             f"{run.started:%Y-%m-%d %H:%M}",
             f"{run.minutes:.1f}",
-            "" if best is None else f"{best:.4f}",
+            run.score,
             str(run.undelivered),
         )
     OUT.print(table if table.row_count else "There are no runs here yet; `clinseg train CONFIG` makes one.")
@@ -383,13 +519,61 @@ def sync(run: Annotated[str, typer.Argument(help="Run, or `latest`.")]) -> None:
 
 
 @app.command()
+def register(
+    run: Annotated[str, typer.Argument(help="Run, or `latest`.")],
+    name: Annotated[str, typer.Argument(help="Name of the model, such as hippocampus.")],
+    alias: Annotated[
+        str | None, typer.Option(help="Shall stand for this version from now on, such as champion.")
+    ] = None,
+) -> None:
+    """Register a run's model, so that others apply or serve it by name."""
+    from pipeline.workflows.registering import register as run_register
+
+    version, uri = run_register(run, name, alias)
+    state = "is now" if version.is_new else "was already"
+    OUT.print(f"{version.run} {state} version {version.version} of {version.name}", markup=False)
+    reference = f"models:/{version.name}" + (f"@{alias}" if alias else f"/{version.version}")
+    command = "enhance" if version.task == "enhancement" else "predict"
+    OUT.print(f"Apply it: clinseg {command} {shlex.quote(reference)} INPUT -o results", markup=False)
+    serve = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow models serve --env-manager local -t 600"
+    OUT.print(f"Serve it: {serve} -p 5001 -m {shlex.quote(reference)}", markup=False)
+
+
+@app.command()
+def models() -> None:
+    """List the registered models and their versions."""
+    from pipeline.workflows.registering import models as list_models
+
+    table = Table("name", "version", "aliases", "run", "task", "score", box=None)
+    for version in list_models():
+        cells = (", ".join(version.aliases), version.run, version.task, version.score)
+        table.add_row(*map(escape, (version.name, str(version.version), *cells)))
+    OUT.print(table if table.row_count else "No model is registered; `clinseg register RUN NAME` does it.")
+
+
+@app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopback.")] = 5000) -> None:
     """Open MLflow's UI on this project's store."""
     from pipeline.workflows.records import ui as run_ui
 
-    address = f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
-    OUT.print(f"MLflow answers until you press Ctrl-C at\n{address}", soft_wrap=True)
-    run_ui(port)
+    def tell(address: str) -> None:
+        OUT.print(f"MLflow answers until you press Ctrl-C at\n{address}", markup=False, soft_wrap=True)
+
+    run_ui(port, tell)
+
+
+@app.command()
+def import_mlruns(
+    folder: Annotated[Path, typer.Argument(help="Where an older MLflow kept runs as files, such as mlruns.")],
+) -> None:
+    """Take over the runs of a folder that MLflow no longer reads."""
+    from pipeline.workflows.records import import_mlruns as run_import
+
+    done = run_import(folder)
+    known = f", {done.num_known} were here already" if done.num_known else ""
+    OUT.print(f"{len(done.imported)} runs are imported{known}. Look at them with: clinseg ui")
+    if done.num_models:
+        ERR.print(f"warning: {done.num_models} registered models stay there; register their runs anew")
 
 
 @app.command()
@@ -447,6 +631,13 @@ def _estimate(config: Path | None, settings: Sequence[str], resume: str | None) 
 
     for line in estimate(config, settings).lines():
         OUT.print(line, markup=False)
+
+
+def _series_rules(patterns: Sequence[str] | None, is_regularised: bool) -> list[SeriesRule]:
+    from pipeline.data.dicom import SeriesRule
+
+    named: Sequence[str | None] = patterns or [None]
+    return [SeriesRule(pattern, is_regularised) for pattern in named]
 
 
 def _parse_labels(text: str) -> dict[str, int]:

@@ -12,12 +12,15 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from pipeline.comparison import Comparison
+    from pipeline.data.dicom import Stack
     from pipeline.inference.budget import Plan
     from pipeline.inference.components import Components
+    from pipeline.inference.downstream import Effect, Turn
     from pipeline.inference.evaluation import CaseMetrics
     from pipeline.statistics import Estimate, Summary
     from pipeline.tracking import Delivery
     from pipeline.workflows.columns import Judgement
+    from pipeline.workflows.sweeping import SweepResult
 
 # A pipe gets whole lines; a terminal its own width.
 OUT = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
@@ -59,6 +62,31 @@ def show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
     OUT.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
 
 
+def show_trial(number: int, total: int, settings: Mapping[str, str]) -> None:
+    """What is tried next, on the error output."""
+    told = ", ".join(f"{key}={value}" for key, value in settings.items())
+    ERR.print(f"trial {number + 1} of {total}: {told}", markup=False)
+
+
+def show_sweep(result: SweepResult) -> None:
+    """All trials, the best first, and how to go on."""
+    name = result.score.removeprefix("best/")
+    table = Table(name, *result.winner.settings, "ending", "minutes", "run", box=None)
+    for trial in sorted(result.trials, key=lambda trial: (trial.score is None, -(trial.score or 0.0))):
+        score = "" if trial.score is None else f"{trial.score:.4f}"
+        values = [escape(value) for value in trial.settings.values()]
+        table.add_row(score, *values, escape(trial.ending), f"{trial.minutes:.1f}", trial.run)
+    OUT.print(table)
+    OUT.print(
+        "The best of many on the same validation cases looks better than it is; judge it on other cases."
+    )
+    OUT.print(f"The sweep {result.run} lies in {result.folder}", markup=False)
+    OUT.print(f"Its best config: {result.config}", markup=False)
+    OUT.print(f"Apply it:        clinseg {result.command} {result.winner.run} INPUT -o results", markup=False)
+    for delivery in result.deliveries:
+        show_delivery(delivery)
+
+
 def show_image_figures(figures: Mapping[str, Summary]) -> None:
     """Means of PSNR and SSIM with their intervals."""
     if not figures:
@@ -71,6 +99,33 @@ def show_image_figures(figures: Mapping[str, Summary]) -> None:
         mean, low, high = (f"{value:.{digits}f}" for value in (figure.mean, figure.low, figure.high))
         table.add_row(name, str(figure.num), mean, f"{low} to {high}")
     OUT.print(table)
+
+
+def show_effects(effects: Mapping[str, Mapping[str, Effect]]) -> None:
+    """What is measured on images before and after they were enhanced."""
+    rows = [
+        (
+            structure,
+            name,
+            *(f"{summary.mean:.4f}" for summary in effect.images.values()),
+            f"{effect.change.value:+.4f} ({effect.change.low:+.4f} to {effect.change.high:+.4f})",
+        )
+        for structure, figures in effects.items()
+        for name, effect in figures.items()
+    ]
+    images = [*next(iter(next(iter(effects.values())).values())).images] if effects else []
+    show_table("Measured in each image", ("structure", "figure", *images, "enhanced - original (95 %)"), rows)
+
+
+def show_turns(turns: Sequence[Turn]) -> None:
+    """Structures that appear or disappear when an image is enhanced."""
+    rows = [
+        (turn.case, turn.structure, turn.what, *(f"{ml:.3f}" for ml in volumes))
+        for turn in turns
+        for volumes in [(turn.original_ml, turn.enhanced_ml, turn.reference_ml)]
+    ]
+    header = ("case", "structure", "when enhanced", "ml before", "after", "reference")
+    show_table("Structures that appear or disappear", header, rows)
 
 
 def show_judgement(judgement: Judgement) -> None:
@@ -122,6 +177,25 @@ def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]])
     if table.row_count:
         OUT.print(table)
         OUT.print()
+
+
+def show_series(stacks: Sequence[Stack]) -> None:
+    """A line for every series, or for every stack of a series that holds several."""
+    table = Table("series", "number", "modality", "description", box=None)
+    for name in ("slices", "size", "spacing [mm]"):
+        table.add_column(name, justify="right")
+    table.add_column("why it is no volume", overflow="fold")
+    for stack in stacks:
+        size, spacing = "", ""
+        if stack.frames:
+            size = " x ".join(map(str, stack.frames[0].size))
+            steps = (*stack.frames[0].spacing, *([] if stack.step is None else [stack.step]))
+            spacing = " x ".join(f"{mm:.2f}" for mm in steps)
+        described = ", ".join(part for part in (stack.description, stack.distinction) if part)
+        told = "; ".join(message for _, message in stack.problems)
+        cells = (stack.id, stack.number, stack.modality, described)
+        table.add_row(*map(escape, (*cells, str(len(stack.frames)), size, spacing, told)))
+    OUT.print(table)
 
 
 def show_components(components: Components) -> None:

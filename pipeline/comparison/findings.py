@@ -48,8 +48,8 @@ class Figure:
         return self.metric in _LOWER_IS_BETTER
 
     def show(self, value: float, *, signed: bool = False) -> str:
-        """A value with the digits that it is worth; 0.1 mm is nothing, 0.1 Dice is a lot."""
-        digits = 2 if self.metric.endswith("_mm") else 4
+        """A value with the digits that it is worth; 0.1 mm or dB is little, 0.1 Dice is a lot."""
+        digits = 2 if self.metric.endswith("_mm") or self.metric == "psnr" else 4
         value = round(value, digits) + 0.0  # no -0.0000
         return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 

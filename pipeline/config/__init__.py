@@ -2,7 +2,8 @@
 
 `schema` names the kinds of job; `sections`, `segmentation`, `classification` and `enhancement` hold every
 setting and `fields` what it can be; `strict_yaml` reads text with the place of every value, `explaining`
-turns what pydantic finds into faults, `loading` joins them; `commenting` writes a config for people.
+turns what pydantic finds into faults, `loading` joins them; `commenting` writes a config for people;
+`space` is what a sweep tries.
 Imports neither torch nor monai nor mlflow.
 """
 
@@ -57,6 +58,7 @@ from pipeline.config.segmentation import (
     SegmentationJob,
     TrainingSection,
 )
+from pipeline.config.space import Range, Space, parse_space
 
 __all__ = [
     "LABEL_MAP",
@@ -84,9 +86,11 @@ __all__ = [
     "LoopSection",
     "NetworkSection",
     "PreprocessingSection",
+    "Range",
     "Section",
     "SegmentationJob",
     "SlidingSection",
+    "Space",
     "TrackingSection",
     "TrainingSection",
     "classification_job",
@@ -99,5 +103,6 @@ __all__ = [
     "job_to_yaml",
     "load_job",
     "on_fold",
+    "parse_space",
     "segmentation_job",
 ]

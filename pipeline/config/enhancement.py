@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Axes, Integers, PathField
+from pipeline.config.fields import Axes, Integers, ModelField, PathField
 from pipeline.config.sections import (
     CasesSection,
     LevelsSection,
@@ -53,14 +53,14 @@ class EnhancementDataSection(CasesSection):
 class EnhancementPreprocessingSection(PreprocessingSection):
     """The deterministic way from the stored image to what the network sees, which can be undone.
 
-    `zscore` measures a blurred copy, so that noise does not count, and `window` does not clip.
+    It measures a blurred copy, so that noise does not count, and clips nothing.
     """
 
-    @model_validator(mode="after")
-    def _check_normalisation(self) -> EnhancementPreprocessingSection:
-        if self.normalisation == "dataset":
-            raise ValueError("normalisation: `dataset` measures labelled structures; take zscore or window")
-        return self
+    # What measures labelled structures is left out, and what keeps 0 in its place is added.
+    normalisation: Literal["zscore", "magnitude", "window"] = "zscore"  # type: ignore[assignment]
+    """`zscore`: mean 0, deviation 1 per image and channel. `magnitude`: no signal (0) to -2, what is bright
+    (the 95th percentile) to 2, for MR, where noise lifts what is dark, and so the mean. `window`: `window`
+    to [-1, 1]."""
 
 
 class EnhancementAugmentationSection(Section):
@@ -134,7 +134,13 @@ class EnhancementTrainingSection(LoopSection):
     patch_size: Axes = (64, 64, 64)
     """Voxels per axis of a training patch, on the network's grid."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """Of generators and discriminators."""
+    """Of the generators."""
+    backward_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Of the one that goes from target to source; null is the same. Where it is random, its discriminator
+    alone teaches it, and it has to be slower than that."""
+    discriminator_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Of the discriminators; null is that of the generators. A higher one lets them keep up with what is
+    made, where both sides would else chase each other in circles (Heusel et al. 2017)."""
     constant_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the budget over which it stays; it then falls to zero in a straight line."""
     adversarial_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -162,6 +168,9 @@ class EnhancementInferenceSection(SlidingSection):
     intensities: Literal["input", "target"] = "input"
     """The scale of the result: the input's own, or the median of the training targets, where another contrast
     is made."""
+    downstream: ModelField | None = None
+    """A segmentation model, by any of its names: at the end of a training it is applied to the validation
+    cases before and after, and to their truth; the report warns if Dice falls. See `docs/enhancement.md`."""
 
 
 class EnhancementJob(Section):

@@ -45,6 +45,13 @@ class CasesSection(Section):
     fold: Annotated[int, Field(ge=0)] | Literal["all", "none"] = 0
     """The fold held out for validation; `all` holds out one after the other and joins their networks to an
     ensemble; `none` trains on every case."""
+    series: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
+    """Which DICOM series to read where an image is a folder with several: per channel a series number, or a
+    description in which `*` stands for anything, such as `["*T1*post*"]` (`clinseg series DIR` lists them).
+    Null where each folder holds one volume."""
+    regularise: bool = False
+    """Resample DICOM series with gaps, copies, tilt or mixed sizes onto a regular grid instead of refusing
+    them; what was done is told."""
     cache_dir: PathField = Field(default=Path("~/.cache/clinseg"), validate_default=True)
     """Where preprocessed cases are kept, keyed by content and chain; holds image data."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Axes, Colour, Names, Pairs, PathField, Probability, Region
+from pipeline.config.fields import Axes, Colour, ModelField, Names, Pairs, PathField, Probability, Region
 from pipeline.config.sections import (
     AugmentationSection,
     CasesSection,
@@ -103,6 +103,18 @@ class DataSection(CasesSection):
         return self
 
 
+class SegmentationAugmentationSection(AugmentationSection):
+    """Random changes of training patches, and twins of the training images, which share their labels."""
+
+    from_enhancer: ModelField | None = None
+    """An enhancer that makes a twin of every training image, once, before training: a run, `latest`, a
+    checkpoint file (relative to this file) or `models:/name@alias`. See `docs/enhancement.md`."""
+    enhancer_reverse: bool = False
+    """The enhancer's way back, which makes good images noisy, say, for a network that shall stand noise."""
+    enhancer_probability: Probability = 0.5
+    """Of drawing a patch from the twin instead of the image."""
+
+
 class NetworkSection(LevelsSection):
     """The network's shape."""
 
@@ -148,7 +160,7 @@ class SegmentationJob(Section):
     """What kind of job it is."""
     data: DataSection
     preprocessing: PreprocessingSection = PreprocessingSection()
-    augmentation: AugmentationSection = AugmentationSection()
+    augmentation: SegmentationAugmentationSection = SegmentationAugmentationSection()
     network: NetworkSection = NetworkSection()
     training: TrainingSection
     inference: InferenceSection = InferenceSection()

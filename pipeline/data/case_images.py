@@ -10,13 +10,12 @@ from functools import partial
 import numpy as np
 
 from pipeline.data.cases import Case
-from pipeline.data.geometry import corner_distance
 from pipeline.data.images import read_with_warnings
 from pipeline.data.nifti import Reading
 from pipeline.data.npz import read_row
 from pipeline.data.pictures import is_picture, match_channels
 from pipeline.errors import Fault, FaultError, InputError
-from pipeline.volume import Grid, Volume
+from pipeline.volume import Grid, Volume, corner_distance
 
 GRID_TOLERANCE_MM = 0.05
 """How far apart the corners of two volumes of one case may lie: headers store rounded numbers."""
@@ -82,8 +81,8 @@ def draft_images(case: Case, num_channels: int) -> Draft:
     if case.row is not None:
         draft.images += draft.keep(partial(read_row, case.images[0], *case.row))
     else:
-        for path in case.images:
-            draft.images += draft.keep(partial(read_with_warnings, path))
+        for path, rule in case.sources:
+            draft.images += draft.keep(partial(read_with_warnings, path, rule))
         if len(case.images) == 1 and is_picture(case.images[0]):
             draft.images = match_channels(draft.images, num_channels)
     if not draft.errors:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.config.sections import CasesSection
 from pipeline.config.segmentation import DataSection
+from pipeline.data.dicom import SeriesRule
 from pipeline.data.manifests import Entry, parse_manifest
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.labels import LabelContract
@@ -28,6 +30,7 @@ class Case:
         classes: Names of the classes that the image is of, exactly one unless the job is multi-label; None if
             nothing is known of them.
         row: Array name and row, where `images` is one `.npz` that holds many images.
+        series: Per image, which DICOM series of it is meant; empty where no rule is needed.
     """
 
     id: str
@@ -38,6 +41,12 @@ class Case:
     labelled: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None
     row: tuple[str, int] | None = None
+    series: tuple[SeriesRule, ...] = ()
+
+    @property
+    def sources(self) -> tuple[tuple[Path, SeriesRule], ...]:
+        """Every image with the rule for it."""
+        return tuple(zip(self.images, self.series or (SeriesRule(),) * len(self.images), strict=True))
 
 
 @dataclass(frozen=True)
@@ -83,8 +92,44 @@ def read_manifest(section: DataSection) -> Study:
         raise InputError([*case_faults, *config_faults])
     if config_faults:
         raise ConfigError(config_faults)
-    cases = (Case(e.id, e.patient, e.images, e.label, e.fold, e.labelled) for e in manifest.entries)
-    return Study(tuple(cases), contract, manifest.channels)
+    cases = [Case(e.id, e.patient, e.images, e.label, e.fold, e.labelled) for e in manifest.entries]
+    chosen, channels = choose_series(cases, manifest.channels, section)
+    return Study(chosen, contract, channels)
+
+
+def choose_series(
+    cases: Sequence[Case], channels: tuple[str, ...], section: CasesSection
+) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """The cases with what a job says of DICOM series, and the names of their channels.
+
+    Where each case names one folder and the job several series, each series is a channel of that folder.
+
+    Raises:
+        ConfigError: If the job names another number of series than the manifest has channels.
+    """
+    patterns = section.series or (None,)
+    if 1 < len(channels) != len(patterns) and section.series:
+        message = (
+            f"names {len(patterns)} series, the manifest has {len(channels)} channels "
+            f"({', '.join(channels)}); name one series for each"
+        )
+        raise ConfigError(Fault("data.series", "num-channels", message))
+    if len(patterns) > 1:
+        channels = tuple(section.series or ())
+    return apply_rules(cases, [SeriesRule(pattern, section.regularise) for pattern in patterns]), channels
+
+
+def apply_rules(cases: Sequence[Case], rules: Sequence[SeriesRule]) -> tuple[Case, ...]:
+    """The cases with a rule for each image; of one folder and several rules, each is an image of its own."""
+    if list(rules) == [SeriesRule()]:
+        return tuple(cases)
+    return tuple(case if case.row is not None else _apply(case, tuple(rules)) for case in cases)
+
+
+def _apply(case: Case, rules: tuple[SeriesRule, ...]) -> Case:
+    if len(case.images) == 1:
+        return replace(case, images=case.images * len(rules), series=rules)
+    return replace(case, series=rules if len(rules) > 1 else rules * len(case.images))
 
 
 def entry_faults(entries: Sequence[Entry]) -> Iterator[Fault]:

@@ -193,7 +193,7 @@ def _prepare(
         return read_case_images(case, len(study.channels))
 
     if case.row is None:
-        hashed = hash_files(case.id, [*case.images, *(regions.files(case) if regions is not None else ())])
+        hashed = hash_files(case, *(regions.files(case) if regions is not None else ()))
         tensors = cached(data.cache_dir, _cache_key(hashed, section, regions), lambda: build(read()))
     else:
         volumes = read()

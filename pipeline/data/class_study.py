@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import LABEL_MAP, ClassificationDataSection
-from pipeline.data.cases import Case, entry_faults
+from pipeline.data.cases import Case, choose_series, entry_faults
 from pipeline.data.class_manifests import COLOURS, parse_class_manifest
 from pipeline.data.folds import Split
 from pipeline.data.images import read_image
@@ -76,7 +76,8 @@ def read_class_study(section: ClassificationDataSection) -> ClassStudy:
         )
         for entry in entries
     )
-    return ClassStudy(cases, classes, manifest.channels or _look_for_channels(cases), section.multi_label)
+    cases, channels = choose_series(cases, manifest.channels or (), section)
+    return ClassStudy(cases, classes, channels or _look_for_channels(cases), section.multi_label)
 
 
 def check_split(study: ClassStudy, split: Split) -> None:
@@ -158,7 +159,7 @@ def _look_for_channels(cases: Sequence[Case]) -> tuple[str, ...]:
     """Names of the channels of the first image that can be read; checks tell what is wrong with others."""
     for case in cases:
         try:
-            num_channels = len(read_image(case.images[0]))
+            num_channels = len(read_image(*case.sources[0]))
         except FaultError:
             continue
         if num_channels > 1:

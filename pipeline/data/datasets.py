@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,9 +21,10 @@ from pipeline.config import DataSection
 from pipeline.data.cache import cached
 from pipeline.data.cases import Case
 from pipeline.data.checks import labelled_fault, read_checked_case
+from pipeline.data.images import source_hash
 from pipeline.errors import Fault, InputError
-from pipeline.files import sha256_of
 from pipeline.labels import LabelContract
+from pipeline.volume import Volume
 from transforms.cropping import crop
 from transforms.keys import IMAGE, LABEL
 from transforms.preprocessing import Preprocessing, preprocess
@@ -47,6 +48,7 @@ class PreparedCase:
         affine: 4x4, voxel of `image` → world, RAS millimetres.
         content_hash: SHA-256 over the files the case was read from.
         labelled: The structures that were drawn in the label map; None if all were.
+        twin: The image as an enhancer shows it, like `image`; None if there is none.
     """
 
     case: Case
@@ -56,6 +58,7 @@ class PreparedCase:
     affine: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     content_hash: str
     labelled: tuple[str, ...] | None = None
+    twin: Tensor | None = None
 
 
 def prepare_cases(
@@ -77,6 +80,48 @@ def prepare_cases(
         return _prepare_case(case, contract, num_channels, settings, section.cache_dir)
 
     return prepare_all(cases, prepare, on_case)
+
+
+def add_twins(
+    cases: Sequence[PreparedCase],
+    render: Callable[[Case], Sequence[Volume]],
+    key: object,
+    settings: Preprocessing,
+    section: DataSection,
+    on_case: Callable[[], None] = lambda: None,
+) -> list[PreparedCase]:
+    """Prepares and caches another image of every case, on the same grid, beside its own.
+
+    Args:
+        cases: Prepared.
+        render: Makes the image of a case, one volume per channel on the grid of its own; called one by one.
+        key: JSON-able; with the case's id and files says all that `render` depends on.
+        settings: As for the cases' own images.
+        section: Says where the cache is.
+        on_case: Called after each.
+
+    Raises:
+        InputError: With all faults of all cases.
+        ResourceError: If the cache folder cannot be written or the disk is full.
+    """
+    twins: list[PreparedCase] = []
+    faults: list[Fault] = []
+    for prepared in cases:
+
+        def build(case: Case = prepared.case) -> dict[str, Tensor]:
+            volumes = render(case)
+            arrays = [volume.array for volume in volumes]
+            return {IMAGE: preprocess(settings, arrays, volumes[0].grid.affine).image}
+
+        content = [_CACHE_VERSION, "twin", prepared.case.id, prepared.content_hash, asdict(settings), key]
+        try:
+            twins.append(replace(prepared, twin=cached(section.cache_dir, content, build)[IMAGE]))
+        except InputError as error:
+            faults += error.faults
+        on_case()
+    if faults:
+        raise InputError(faults)
+    return twins
 
 
 def prepare_all(
@@ -165,6 +210,7 @@ class PatchSampler:
         batch_size: Samples per step.
         foreground_fraction: Share of patches centred on a random voxel of a random label.
         seed: Of the run.
+        twin_probability: Of drawing from a case's twin, where it has one.
         share: Of the samples of a step, where several processes train: which one this is, of how many. Each
             draws `batch_size` samples, and together they draw those of one with the sum.
     """
@@ -177,6 +223,7 @@ class PatchSampler:
         batch_size: int,
         foreground_fraction: float,
         seed: int,
+        twin_probability: float = 0.0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self.cases = cases
@@ -187,6 +234,7 @@ class PatchSampler:
         self.batch_size = batch_size
         self.foreground_fraction = foreground_fraction
         self.seed = seed
+        self.twin_probability = twin_probability
         self.share = share
 
     @property
@@ -220,11 +268,18 @@ class PatchSampler:
         random = np.random.default_rng(derive_seed(self.seed, "patch", number))
         centre = self._draw_centre(prepared, random)
         start = [c - s // 2 for c, s in zip(centre, self.source_size, strict=True)]
-        image = crop(prepared.image, start, self.source_size)
+        image = crop(self._draw_image(prepared, number), start, self.source_size)
         label = crop(prepared.label[None], start, self.source_size)[0]
         if self.is_2d:
             image, label = image[..., 0], label[..., 0]
         return image, label, int(random.integers(2**62)), prepared.labelled
+
+    def _draw_image(self, prepared: PreparedCase, number: int) -> Tensor:
+        if prepared.twin is None:
+            return prepared.image
+        # Numbers of its own, so that places and augmentation are those of a training without twins.
+        random = np.random.default_rng(derive_seed(self.seed, "twin", number))
+        return prepared.twin if random.random() < self.twin_probability else prepared.image
 
     def _draw_centre(self, prepared: PreparedCase, random: np.random.Generator) -> list[int]:
         shape = prepared.label.shape
@@ -250,7 +305,7 @@ def _prepare_case(
     case: Case, contract: LabelContract, num_channels: int, settings: Preprocessing, cache_dir: Path
 ) -> PreparedCase:
     assert case.label is not None, "training cases have labels"
-    content_hash = hash_files(case.id, [*case.images, case.label])
+    content_hash = hash_files(case, case.label)
     meaning = [contract.values, contract.ignore_value]
     key = [_CACHE_VERSION, content_hash, asdict(settings), meaning]
     tensors = cached(cache_dir, key, lambda: _prepare_tensors(case, contract, num_channels, settings))
@@ -274,18 +329,18 @@ def _prepare_case(
     )
 
 
-def hash_files(case: str, paths: Sequence[Path]) -> str:
-    """SHA-256 over the content of the files, and of all files in the folders, of a case.
+def hash_files(case: Case, *others: Path) -> str:
+    """SHA-256 over the content of the images of a case, be they files or DICOM series, and of other files.
 
     Raises:
         InputError: If one cannot be read.
     """
     try:
-        files = [p for path in paths for p in (sorted(path.iterdir()) if path.is_dir() else [path])]
-        return hashlib.sha256("\n".join(sha256_of(file) for file in files).encode()).hexdigest()
+        hashes = [source_hash(path, rule) for path, rule in case.sources] + [source_hash(p) for p in others]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
     except OSError as error:
         reason = (error.strerror or "cannot be read").lower()
-        raise InputError(Fault(case, "unreadable-file", f"a file of the case: {reason}")) from error
+        raise InputError(Fault(case.id, "unreadable-file", f"a file of the case: {reason}")) from error
 
 
 def _prepare_tensors(

@@ -193,7 +193,7 @@ def _prepare(
     def build() -> dict[str, Tensor]:
         return _prepare_tensors(case, truth, num_channels, chain, corruption)
 
-    hashed = hash_files(case.id, [*case.images, *(truth.images if truth is not None else ())])
+    hashed = [hash_files(each) for each in (case, truth) if each is not None]
     damage = None if corruption is None else [corruption.model_dump(), case.id]
     key = ["enhancement image", _CACHE_VERSION, hashed, asdict(chain), damage, truth is not None]
     tensors = cached(job.data.cache_dir, key, build)

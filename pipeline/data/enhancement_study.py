@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import EnhancementDataSection, EnhancementTrainingSection
-from pipeline.data.cases import Case, entry_faults, exists
+from pipeline.data.cases import Case, choose_series, entry_faults, exists
 from pipeline.data.class_folders import find_images, name_images
 from pipeline.data.folds import Split, split_cases
 from pipeline.data.manifests import Entry, Manifest, parse_manifest
@@ -74,7 +74,8 @@ def read_enhancement_study(section: EnhancementDataSection) -> EnhancementStudy:
     targets = _cases(target.entries) if target is not None else ()
     if faults := [*_patient_faults(_cases(manifest.entries), targets)]:
         raise InputError(faults)
-    return EnhancementStudy(_cases(manifest.entries), targets, manifest.channels)
+    sources, channels = choose_series(_cases(manifest.entries), manifest.channels, section)
+    return EnhancementStudy(sources, choose_series(targets, manifest.channels, section)[0], channels)
 
 
 def split_enhancement(
@@ -89,7 +90,7 @@ def split_enhancement(
         ConfigError: If there is no such fold, too few patients, or no truth where one is needed.
         InputError: If the manifest spreads a patient over several folds.
     """
-    split = split_cases(study.cases, section, training.seed)
+    split = split_cases(study.cases, section)
     is_paired = training.method == "supervised"
     if section.corruption is None:
         given = set(study.sources)

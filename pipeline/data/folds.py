@@ -20,12 +20,13 @@ class Split:
     validation: tuple[Case, ...]
 
 
-def split_cases(cases: Sequence[Case], section: CasesSection, seed: int) -> Split:
+def split_cases(cases: Sequence[Case], section: CasesSection) -> Split:
     """Holds out the fold that `section.fold` names; both parts keep the order of `cases`.
 
     Folds that the manifest gives are used as they are: cases of another fold, or of none, train. Otherwise
     `section.num_folds` folds are made by patient, of about equal numbers of cases and, where cases have
-    classes, of each class; they depend on the seed and the patients, not on their order.
+    classes, of each class; they depend on the patients alone, not on their order or on a training's seed:
+    several seeds are judged by the same cases.
 
     Raises:
         ConfigError: If there is no such fold, or fewer patients than folds.
@@ -34,7 +35,7 @@ def split_cases(cases: Sequence[Case], section: CasesSection, seed: int) -> Spli
     assert section.fold != "all", "each fold is split by itself"
     if section.fold == "none":
         return Split(tuple(cases), ())
-    folds = _fold_patients(cases, section, seed)
+    folds = _fold_patients(cases, section)
     known = _known(folds)
     if section.fold not in known:
         is_given = any(case.fold is not None for case in cases)
@@ -47,14 +48,14 @@ def split_cases(cases: Sequence[Case], section: CasesSection, seed: int) -> Spli
     )
 
 
-def list_folds(cases: Sequence[Case], section: CasesSection, seed: int) -> tuple[int, ...]:
+def list_folds(cases: Sequence[Case], section: CasesSection) -> tuple[int, ...]:
     """The folds of a cross-validation, in rising order.
 
     Raises:
         ConfigError: If there are fewer patients than folds, or the manifest gives less than two folds.
         InputError: If the manifest spreads a patient over several folds.
     """
-    folds = _known(_fold_patients(cases, section, seed))
+    folds = _known(_fold_patients(cases, section))
     if len(folds) < 2:
         message = (
             f"a cross-validation takes two folds or more; the manifest gives {folds[0]} alone, name that one"
@@ -67,9 +68,9 @@ def _known(folds: Mapping[str, int | None]) -> tuple[int, ...]:
     return tuple(sorted({fold for fold in folds.values() if fold is not None}))
 
 
-def _fold_patients(cases: Sequence[Case], section: CasesSection, seed: int) -> Mapping[str, int | None]:
+def _fold_patients(cases: Sequence[Case], section: CasesSection) -> Mapping[str, int | None]:
     is_given = any(case.fold is not None for case in cases)
-    return _given_folds(cases) if is_given else _made_folds(cases, section.num_folds, seed)
+    return _given_folds(cases) if is_given else _made_folds(cases, section.num_folds)
 
 
 def _given_folds(cases: Sequence[Case]) -> dict[str, int | None]:
@@ -96,7 +97,7 @@ def _told(fold: int | None) -> str:
     return "none" if fold is None else str(fold)
 
 
-def _made_folds(cases: Sequence[Case], num_folds: int, seed: int) -> dict[str, int]:
+def _made_folds(cases: Sequence[Case], num_folds: int) -> dict[str, int]:
     """Deals patients out, those with most cases first, each to the fold that has the least of what they are.
 
     That is the fold with the smallest share of the cases of their classes, and of those alike the one with
@@ -119,7 +120,7 @@ def _made_folds(cases: Sequence[Case], num_folds: int, seed: int) -> dict[str, i
 
     def turn(patient: str) -> tuple[int, tuple[int, str], str]:
         rarest = min(((totals[name], name) for name in own[patient]), default=(0, ""))
-        return -num_cases[patient], rarest, hashlib.sha256(f"{seed}|{patient}".encode()).hexdigest()
+        return -num_cases[patient], rarest, hashlib.sha256(f"0|{patient}".encode()).hexdigest()
 
     sizes = [0] * num_folds
     counts: list[Counter[str]] = [Counter() for _ in range(num_folds)]

@@ -9,37 +9,67 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.cases import Case, exists, id_fault
-from pipeline.data.dicom import list_dicom_files, read_series
+from pipeline.data.dicom import (
+    SeriesRule,
+    holds_dicom,
+    is_dicom,
+    list_dicom_files,
+    read_series,
+    series_hash,
+)
+from pipeline.data.foreign import is_foreign
 from pipeline.data.nifti import Reading, is_nifti, nifti_stem, read_nifti
 from pipeline.data.pictures import is_picture, read_picture
 from pipeline.errors import Fault, InputError
+from pipeline.files import sha256_of
 from pipeline.volume import Volume
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<index>\d{4})")
 
 
-def read_image(path: Path) -> tuple[Volume, ...]:
-    """Reads a NIfTI, PNG or JPEG file (one volume per channel) or the folder of a DICOM series (one volume).
+_ONLY_SERIES = SeriesRule()
+
+
+def read_image(path: Path, rule: SeriesRule = _ONLY_SERIES) -> tuple[Volume, ...]:
+    """Reads a NIfTI, PNG or JPEG file (one volume per channel) or a DICOM series (one volume).
+
+    Args:
+        path: A file, or a folder in which DICOM series lie.
+        rule: Which of the series.
 
     Raises:
         InputError: If it is damaged or not supported, with all faults found.
         ResourceError: If it does not fit into memory.
     """
-    return read_with_warnings(path).volumes
+    return read_with_warnings(path, rule).volumes
 
 
-def read_with_warnings(path: Path) -> Reading:
+def read_with_warnings(path: Path, rule: SeriesRule = _ONLY_SERIES) -> Reading:
     """As `read_image`, with what was accepted but deserves a look."""
     if not exists(path):
         raise InputError(Fault(str(path), "missing-file", "no such file or folder; check the path"))
-    if path.is_dir():
-        return Reading((read_series(path),))
-    if is_picture(path):
+    if is_picture(path) and not path.is_dir():
         return read_picture(path)
-    if not is_nifti(path):
-        message = "an image is a .nii, .nii.gz, .png or .jpg file, or the folder of a DICOM series"
-        raise InputError(Fault(str(path), "file-type", message))
-    return read_nifti(path)
+    if is_nifti(path) and not path.is_dir():
+        return read_nifti(path)
+    if is_series(path):
+        return read_series(path, rule)
+    raise InputError(_file_type_fault(path, ".nii, .nii.gz, .png or .jpg file"))
+
+
+def is_series(path: Path) -> bool:
+    """Whether the path stands for DICOM: a folder, a DICOMDIR, or a file."""
+    return path.is_dir() or is_dicom(path)
+
+
+def source_hash(path: Path, rule: SeriesRule = _ONLY_SERIES) -> str:
+    """SHA-256 of a file, or of the files of the DICOM series that the rule means.
+
+    Raises:
+        InputError: If it means none.
+        OSError: If a file cannot be read.
+    """
+    return sha256_of(path) if is_nifti(path) or not is_series(path) else series_hash(path, rule)
 
 
 def read_label_map(path: Path) -> Volume:
@@ -76,11 +106,18 @@ def read_label_with_warnings(path: Path) -> Reading:
     return Reading((Volume(integers, volume.grid),), reading.warnings)
 
 
-def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
-    """Finds the cases behind paths given by hand: files, folders of NIfTI files, folders of a DICOM series.
+def find_inputs(
+    paths: Sequence[Path], num_channels: int, rules: Sequence[SeriesRule] = (_ONLY_SERIES,)
+) -> list[Case]:
+    """Finds the cases behind paths given by hand: files, folders of NIfTI files, folders with DICOM inside.
 
     With several channels, the files `<case>_0000.nii.gz`, `<case>_0001.nii.gz` … of a folder make a case, and
     so does a single four-dimensional file. With one channel a trailing `_0000` is dropped from the id.
+
+    Args:
+        paths: Files and folders.
+        num_channels: Of every case.
+        rules: Which DICOM series each channel is.
 
     Raises:
         InputError: With all missing paths, unknown formats, wrong channels, and unsafe or doubled ids.
@@ -90,16 +127,20 @@ def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
     cases: list[Case] = []
     for path in dict.fromkeys(paths):
         try:
-            nifti, is_series = _search(path)
+            nifti, is_dicom_input = _search(path)
         except InputError as error:
             faults += error.faults
             continue
         files += nifti
-        if is_series and num_channels == 1:
-            name = path.resolve().name
-            cases.append(Case(id=name, patient=name, images=(path,)))
-        elif is_series:
-            message = f"a DICOM series is one channel, {num_channels} are needed; join them in one NIfTI file"
+        if is_dicom_input and len(rules) == num_channels:
+            name = _series_name(path)
+            series = () if list(rules) == [_ONLY_SERIES] else tuple(rules)
+            cases.append(Case(name, name, (path,) * num_channels, series=series))
+        elif is_dicom_input:
+            message = (
+                f"the model needs {num_channels} channels, {len(rules)} DICOM series are named; repeat "
+                "--series for each channel in their order, or join them in one NIfTI file"
+            )
             faults.append(Fault(str(path), "num-channels", message))
     files = list(dict.fromkeys(files))
     cases += _single_cases(files) if num_channels == 1 else group_channels(files, num_channels, faults)
@@ -110,28 +151,46 @@ def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
 
 
 def _search(path: Path) -> tuple[list[Path], bool]:
-    """The NIfTI files that a path stands for, and whether it is the folder of a DICOM series instead."""
+    """The NIfTI files that a path stands for, and whether it stands for DICOM instead."""
     where = str(path)
     if not exists(path):
         raise InputError(Fault(where, "missing-file", "no such file or folder; check the path"))
     if is_nifti(path) and not path.is_dir():
         return [path], False
+    if not is_series(path):
+        raise InputError(_file_type_fault(path, ".nii or .nii.gz file, a folder of them"))
     if not path.is_dir():
-        message = "an input is a .nii or .nii.gz file, a folder of them, or the folder of a DICOM series"
-        raise InputError(Fault(where, "file-type", message))
+        return [], True
     try:
         nifti = sorted(
             p for p in path.iterdir() if is_nifti(p) and not p.name.startswith(".") and p.is_file()
         )
-        dicom = list_dicom_files(path)
+        has_dicom = bool(list_dicom_files(path)) if nifti else holds_dicom(path)
     except OSError as error:
         message = f"the folder cannot be read ({(error.strerror or 'error').lower()})"
         raise InputError(Fault(where, "unreadable", message)) from error
-    if bool(nifti) == bool(dicom):
-        state = "both NIfTI and DICOM files lie" if nifti else "neither NIfTI nor DICOM files lie"
-        message = f"{state} in this folder; name a folder with one kind (sub-folders are not searched)"
-        raise InputError(Fault(where, "mixed-formats" if nifti else "no-images", message))
-    return nifti, bool(dicom)
+    if nifti and has_dicom:
+        message = "both NIfTI and DICOM files lie in this folder; name a folder with one kind"
+        raise InputError(Fault(where, "mixed-formats", message))
+    if not nifti and not has_dicom:
+        message = "neither NIfTI files nor, with the folders inside, DICOM files lie in this folder"
+        raise InputError(Fault(where, "no-images", message))
+    return nifti, has_dicom
+
+
+def _file_type_fault(path: Path, kinds: str) -> Fault:
+    message = f"an image is a {kinds}, or a DICOM series (its folder, or a DICOMDIR)"
+    if is_foreign(path):
+        message = "NRRD and MetaImage are converted first: clinseg convert IMAGE OUT.nii.gz"
+    return Fault(str(path), "file-type", message)
+
+
+def _series_name(path: Path) -> str:
+    """The case id of a DICOM input: its own name, or that of the folder that a DICOMDIR lies in."""
+    resolved = path.resolve()
+    if path.is_dir():
+        return resolved.name
+    return resolved.parent.name if path.name.upper().startswith("DICOMDIR") else resolved.stem
 
 
 def _single_cases(files: Iterable[Path]) -> list[Case]:

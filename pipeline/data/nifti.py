@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.data.nifti_header import Layout, read_layout
 from pipeline.errors import Fault, InputError, ResourceError
 from pipeline.memory import available_bytes, format_size
-from pipeline.volume import Volume
+from pipeline.volume import Volume, check_grid
 
 _SUFFIX = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 MAX_DEFLATE_RATIO = 1032
@@ -41,6 +41,11 @@ class Reading:
 
     volumes: tuple[Volume, ...]
     warnings: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Every reader ends here, so that no grid comes in but by the door."""
+        check_grid("image", self.volumes[0].grid)
+        assert all(volume.grid.is_close(self.volumes[0].grid) for volume in self.volumes)
 
 
 def is_nifti(path: Path) -> bool:

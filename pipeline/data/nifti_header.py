@@ -9,13 +9,16 @@ from typing import IO, Any
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
 
-from pipeline.data.geometry import affine_faults, corner_distance
 from pipeline.errors import Fault, InputError
-from pipeline.volume import Affine, Grid
+from pipeline.volume import Affine, Grid, affine_faults, corner_distance
 
 FORM_TOLERANCE_MM = 0.1
 """How far apart sform and qform may place a corner of the image before a warning is given."""
+
+PIXDIM_TOLERANCE = 0.01
+"""How far pixdim may differ from the sform's spacing, relative to it, before a warning is given."""
 
 _MAX_VOXELS = 2**31
 _MAX_OFFSET = 2**26  # header extensions of 64 MiB: far above anything seen
@@ -186,13 +189,29 @@ def _grid(
             "does. Left and right may be swapped: write the true orientation into the file"
         )
         return grid, (Fault(where, "no-orientation", message),)
-    if sform is None or qform is None or corner_distance(sform, qform, shape) <= FORM_TOLERANCE_MM:
-        return grid, ()
-    message = (
-        f"sform and qform place the image's corners {corner_distance(sform, qform, shape):.2f} mm apart; "
-        "the sform is used. Copy the right one over the other"
-    )
-    return grid, (Fault(where, "sform-qform", message),)
+    return grid, tuple(_form_warnings(where, grid, np.array(sizes)))
+
+
+def _form_warnings(where: str, grid: Grid, pixdim: NDArray[np.float64]) -> Iterator[Fault]:
+    """What other readers, which go by another field, would see elsewhere."""
+    if grid.sform is None:
+        return
+    if grid.qform is not None:
+        distance = corner_distance(grid.sform, grid.qform, grid.shape)
+        if distance > FORM_TOLERANCE_MM:
+            message = (
+                f"sform and qform place the image's corners {distance:.2f} mm apart; the sform is used. Copy "
+                "the right one over the other"
+            )
+            yield Fault(where, "sform-qform", message)
+    is_long = np.array(grid.shape) > 1  # the size of a single slice may hold anything
+    if (np.abs(pixdim - grid.spacing) > PIXDIM_TOLERANCE * np.array(grid.spacing))[is_long].any():
+        told = [" x ".join(f"{mm:.4g}" for mm in sizes) for sizes in (pixdim, grid.spacing)]
+        message = (
+            f"pixdim says voxels of {told[0]} mm, the sform of {told[1]} mm; the sform is used, other "
+            "programs may go by pixdim. Write both alike"
+        )
+        yield Fault(where, "sform-pixdim", message)
 
 
 def _scale(header: nib.Nifti1Header) -> tuple[float, float] | None:

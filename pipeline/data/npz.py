@@ -17,9 +17,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pipeline.data.geometry import without_geometry
 from pipeline.data.nifti import MAX_DEFLATE_RATIO, Reading, check_finite, check_memory
 from pipeline.errors import Fault, FaultError, InputError
+from pipeline.volume import without_geometry
 
 _SUFFIX = ".npy"
 _NATIVE = {"f": np.dtype(np.float32), "b": np.dtype(np.uint8)}

@@ -9,10 +9,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from pipeline.data.geometry import without_geometry
 from pipeline.data.nifti import Reading, check_memory
 from pipeline.errors import Fault, FaultError, InputError
-from pipeline.volume import Volume
+from pipeline.volume import Volume, without_geometry
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _MAX_PIXELS = 2**26

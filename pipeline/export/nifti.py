@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import Fault, InputError, IntegrityError
 from pipeline.files import atomic_path
-from pipeline.volume import Affine, Grid
+from pipeline.volume import Affine, Grid, check_grid
 
 _COMMENT = 6  # NIfTI's code of a header extension in plain text
 _NAMES_WITHIN = 2**20  # bytes at the beginning of a file in which its label names are looked for
@@ -48,7 +48,7 @@ def write_label_map(
 
     Raises:
         ValueError: If the array has another shape than the grid or a value that is not declared, the file's
-            name or the labels do not fit the format, or the grid's header forms contradict its affine.
+            name or the labels do not fit the format, or the grid is none that a reader lets in.
         ResourceError: If the disk is full or the folder cannot be written.
         IntegrityError: If the file read back differs from what was written; there is no file then.
     """
@@ -72,7 +72,7 @@ def write_map(
 
     Raises:
         ValueError: If the array has another shape than the grid or holds what is no number, the file's name
-            does not fit the format, or the grid's header forms contradict its affine.
+            does not fit the format, or the grid is none that a reader lets in.
         ResourceError: If the disk is full or the folder cannot be written.
         IntegrityError: If the file read back differs from what was written; there is no file then.
     """
@@ -174,8 +174,10 @@ def build_header(
         num_frames: Volumes along a fourth axis; None for a three-dimensional file.
 
     Raises:
-        ValueError: If the grid's header forms contradict its affine.
+        InputError: If the grid is none that a reader would let in.
+        ValueError: If no header can express it.
     """
+    check_grid("what is to be written", grid)
     header = nib.Nifti1Header()
     header.set_data_shape(grid.shape if num_frames is None else (*grid.shape, num_frames))
     header.set_data_dtype(dtype)

@@ -19,9 +19,10 @@ from pipeline.config import ClassificationJob, classification_job, job_from_mapp
 from pipeline.data.case_images import read_case_images, read_case_with_warnings
 from pipeline.data.cases import Case
 from pipeline.data.class_images import bring_to_size
+from pipeline.data.dicom import SeriesRule
+from pipeline.data.images import source_hash
 from pipeline.data.regions import Regions
 from pipeline.errors import Fault, FaultError, IntegrityError, ResourceError
-from pipeline.files import sha256_of
 from pipeline.inference.classifying import compute_logits
 from pipeline.inference.engine import autocast_type
 from pipeline.inference.explain import Method, explain, to_patient_grid
@@ -102,7 +103,7 @@ class ClassPredictor:
             One report per case, in their order.
         """
         reports: list[ClassReport] = []
-        files: dict[Path, str] = {}
+        files: dict[tuple[Path, SeriesRule], str] = {}
         with ThreadPoolExecutor(max_workers=1) as reader:
             size = self.job.inference.batch_size
             chunks = [cases[first : first + size] for first in range(0, len(cases), size)]
@@ -172,11 +173,13 @@ class ClassPredictor:
         return logits
 
     def _read(
-        self, cases: Sequence[Case], files: dict[Path, str]
+        self, cases: Sequence[Case], files: dict[tuple[Path, SeriesRule], str]
     ) -> list[tuple[Case, Tensor | None, ClassReport]]:
         return [self._read_case(case, files) for case in cases]
 
-    def _read_case(self, case: Case, files: dict[Path, str]) -> tuple[Case, Tensor | None, ClassReport]:
+    def _read_case(
+        self, case: Case, files: dict[tuple[Path, SeriesRule], str]
+    ) -> tuple[Case, Tensor | None, ClassReport]:
         try:
             reading = read_case_with_warnings(case, self.num_channels)
             section = self.job.preprocessing
@@ -186,7 +189,8 @@ class ClassPredictor:
         image = prepared.image if len(section.size) == 3 else prepared.image[..., 0]
         warnings = tuple(str(warning) for warning in reading.warnings)
         told = () if self.regions is None else self.regions.files(case)
-        hashes = tuple(_hash_once(path, files) for path in (*case.images, *told))
+        sources = (*case.sources, *((path, SeriesRule()) for path in told))
+        hashes = tuple(_hash_once(path, rule, files) for path, rule in sources)
         return case, image, ClassReport(case.id, input_hashes=hashes, warnings=warnings)
 
     def _answer(self, read: Sequence[tuple[Case, Tensor | None, ClassReport]]) -> list[ClassReport]:
@@ -245,12 +249,8 @@ def _read_calibration(
     )
 
 
-def _hash_once(path: Path, files: dict[Path, str]) -> str:
+def _hash_once(path: Path, rule: SeriesRule, files: dict[tuple[Path, SeriesRule], str]) -> str:
     """SHA-256 of a file, or of those of a series; a file of many images is read once."""
-    if path not in files:
-        files[path] = (
-            " ".join(sorted(sha256_of(file) for file in path.iterdir() if file.is_file()))
-            if path.is_dir()
-            else sha256_of(path)
-        )
-    return files[path]
+    if (path, rule) not in files:
+        files[path, rule] = source_hash(path, rule)
+    return files[path, rule]

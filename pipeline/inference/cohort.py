@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
-from pipeline.data.dicom import list_dicom_files
+from pipeline.data.dicom import series_files
+from pipeline.data.images import source_hash
 from pipeline.errors import Fault, ResourceError
 from pipeline.export.dicom_source import Prediction, Source, read_source
 from pipeline.export.nifti import write_label_map
@@ -126,7 +127,7 @@ class _Predicted:
 
 def _load(predictor: Predictor, case: Case, *, has_source: bool) -> _Loaded:
     start = time.monotonic()
-    image_only = Case(case.id, case.patient, case.images)
+    image_only = Case(case.id, case.patient, case.images, series=case.series)
     checked = read_checked_case(image_only, predictor.contract, predictor.num_channels)
     report = CaseReport(
         case=case.id,
@@ -135,7 +136,7 @@ def _load(predictor: Predictor, case: Case, *, has_source: bool) -> _Loaded:
     )
     check_preparing(case, predictor.preparing_bytes(checked.images[0].grid), predictor.max_memory)
     grid = checked.images[0].grid
-    source = read_source(case.id, list_dicom_files(case.images[0]), grid) if has_source else None
+    source = read_source(case.id, series_files(*case.sources[0]), grid) if has_source else None
     prepared = predictor.prepare(checked.images)
     return _Loaded(prepared, grid, source, replace(report, seconds=time.monotonic() - start))
 
@@ -211,10 +212,5 @@ def _measure(
 
 
 def hash_inputs(case: Case) -> tuple[str, ...]:
-    """SHA-256 of each image; of a series those of its files, whatever they are called."""
-    return tuple(
-        " ".join(sorted(sha256_of(file) for file in path.iterdir() if file.is_file()))
-        if path.is_dir()
-        else sha256_of(path)
-        for path in case.images
-    )
+    """SHA-256 of each image; of a series one of all its files, whatever they are called."""
+    return tuple(source_hash(path, rule) for path, rule in case.sources)

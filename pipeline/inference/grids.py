@@ -19,6 +19,17 @@ def on_grid(volume: Volume, grid: Grid) -> NDArray[np.generic]:
     return resampled
 
 
+def labels_on_grid(volume: Volume, grid: Grid) -> NDArray[np.generic]:
+    """The values of a label map on a parallel grid: each of the nearest voxel, whatever the distance."""
+    if volume.grid.is_close(grid):
+        return volume.array
+    axes, positions = match_axes(volume.grid.affine, grid.shape, grid.affine)
+    values = volume.array.transpose(axes)
+    for axis, position in enumerate(positions):
+        values = values.take(np.rint(position).clip(0, values.shape[axis] - 1).astype(np.intp), axis)
+    return values
+
+
 def in_axes_of(grid: Grid, shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Grid:
     """A grid of the voxels of another one, with order and direction of the axes of `grid`.
 

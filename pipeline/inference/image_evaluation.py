@@ -36,7 +36,7 @@ def compare_images(
             or the truth is constant.
     """
     grid = truths[0].grid
-    place = _common_place(case, grid, [volumes[0].grid for volumes in candidates.values()])
+    place = common_place(case, grid, [volumes[0].grid for volumes in candidates.values()])
     figures: dict[str, float] = {}
     for name, volumes in candidates.items():
         found = []
@@ -52,8 +52,17 @@ def compare_images(
     return figures
 
 
-def _common_place(case: str, grid: Grid, others: Sequence[Grid]) -> Slices:
-    """Where on `grid` all others reach."""
+def common_place(case: str, grid: Grid, others: Sequence[Grid]) -> Slices:
+    """Where on the grid of a truth all others reach: between the centres of their outermost voxels.
+
+    Args:
+        case: Its id.
+        grid: The truth's.
+        others: Those of what is compared with it.
+
+    Raises:
+        InputError: If one is turned against the truth's, or does not overlap it.
+    """
     inside = [np.ones(size, dtype=bool) for size in grid.shape]
     for other in others:
         if not are_parallel(other.affine, grid.affine):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.data.cases import Case
+from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.data.nifti import is_nifti, nifti_stem
 from pipeline.errors import Fault, InputError
@@ -86,13 +87,16 @@ def _doubled(*folders: dict[str, list[Path]]) -> Iterator[Fault]:
             yield Fault(case, "duplicate-case", message)
 
 
-def pair_truths(cases: Sequence[Case], truth: Path, num_channels: int) -> tuple[dict[str, Case], list[Fault]]:
+def pair_truths(
+    cases: Sequence[Case], truth: Path, num_channels: int, rules: Sequence[SeriesRule] = (SeriesRule(),)
+) -> tuple[dict[str, Case], list[Fault]]:
     """What each case should look like: the case of the same id, or a single one whatever its name.
 
     Args:
         cases: Images.
         truth: A file, a folder or a DICOM series, as an input of the same model is given.
         num_channels: Channels of the images.
+        rules: Which DICOM series each channel is.
 
     Returns:
         The true images by id, and a fault for each case that has none.
@@ -100,8 +104,8 @@ def pair_truths(cases: Sequence[Case], truth: Path, num_channels: int) -> tuple[
     Raises:
         InputError: If `truth` is no input.
     """
-    found = find_inputs([truth], num_channels)
-    if len(cases) == 1 and [case.images for case in found] == [(truth,)]:
+    found = find_inputs([truth], num_channels, rules)
+    if len(cases) == 1 and [set(case.images) for case in found] == [{truth}]:
         return {cases[0].id: found[0]}, []
     known = {case.id: case for case in found}
     faults = [

@@ -78,7 +78,8 @@ def build_generator(section: GeneratorSection, channels: int, noise_channels: in
         noise_channels: Channels of random numbers that it sees behind the image.
     """
     stacked = channels * (2 * section.neighbours + 1) + noise_channels
-    return Generator(GENERATORS[section.name](section, stacked, channels), section, channels)
+    body = GENERATORS[section.name](section, stacked, channels * (1 + noise_channels))
+    return Generator(body, section, channels)
 
 
 def build_discriminator(section: GeneratorSection, channels: int) -> Discriminator:

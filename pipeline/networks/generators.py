@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Final
 
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ from pipeline.networks.blocks import (
     upsample_linear,
 )
 
+_FIRST_STRENGTH: Final = 0.1  # deviations of an image
+
 
 class Generator(nn.Module):
     """What makes an image out of an image: a body, and with `residual` the image that its output corrects.
@@ -34,8 +37,12 @@ class Generator(nn.Module):
     cycle nor the identity loss has anything to say then, and the discriminator finds that layer the way. The
     rest of the body learns from the second step on.
 
+    Random numbers come in twice: the body sees them, and makes maps for each channel of them, which it is
+    multiplied by before it is added. So white noise whose strength depends on the image, as a scanner's does,
+    is a matter of the last layer.
+
     Args:
-        body: Sees all channels and gives those of an image.
+        body: Sees all channels and gives those of an image, then as many again per channel of noise.
         section: The shape of the network.
         channels: Of an image.
 
@@ -50,10 +57,13 @@ class Generator(nn.Module):
         self.body = body
         self.total_stride: Axes = body.total_stride
         self._is_residual = section.residual
+        self._channels = channels
         first = section.neighbours * channels
         self._image = slice(first, first + channels)
         if section.residual:
             nn.init.zeros_(body.head.weight)
+        # At 0 a discriminator could not tell which way to go, noise being symmetric.
+        nn.init.constant_(body.head.bias[channels:], _FIRST_STRENGTH)
 
     def forward(self, image: Tensor) -> Tensor:
         """The image that is made of another, not squashed: intensities have no bounds.
@@ -70,8 +80,11 @@ class Generator(nn.Module):
             ValueError: If the image has another rank, a size that is no multiple of `total_stride`, or so
                 few voxels that the coarsest grid has only one.
         """
-        output: Tensor = self.body(image)
-        return image[:, self._image] + output if self._is_residual else output
+        output, *strengths = self.body(image).split(self._channels, dim=1)
+        made: Tensor = image[:, self._image] + output if self._is_residual else output
+        for place, strength in enumerate(reversed(strengths), start=1):  # noise stands last
+            made = made + strength * image[:, -place, None]
+        return made
 
 
 class ResidualEncoderDecoder(nn.Module):

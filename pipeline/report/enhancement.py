@@ -22,12 +22,14 @@ Picture = NDArray[np.generic]
 
 
 def enhancement_figures(estimates: Mapping[str, Estimate]) -> list[content.Figure]:
-    """PSNR and SSIM against the truth, before and after, with their intervals; none without a truth."""
+    """What is known against the truth, before and after, with intervals; none without a truth."""
     shown = {
         "psnr_before": ("PSNR before", 2, " dB"),
         "psnr_after": ("PSNR", 2, " dB"),
         "ssim_before": ("SSIM before", 4, ""),
         "ssim_after": ("SSIM", 4, ""),
+        "downstream_dice_before": ("Dice in originals", 4, ""),
+        "downstream_dice_after": ("Dice in enhanced", 4, ""),
     }
     return [
         content.Figure(

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from pipeline.tracking.events import Event, read_events
 from pipeline.tracking.runs import DeliveryNote, RunFolder, read_note, write_note
-from pipeline.tracking.store import Destination, is_refusal, portable_name, reason_of
+from pipeline.tracking.store import NOTE_TAG, RUN_ID, Destination, is_refusal, portable_name, reason_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, RunTag
 
 _GROUP = 500  # events sent together
-_SENT_ALONE = ("artifact", "status")
+_SENT_ALONE = ("artifact", "dataset", "status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,8 @@ class Courier:
         refused: list[str] = []
         if events[0].kind == "artifact":
             refused = self._upload(destination, events[0])
+        elif events[0].kind == "dataset":
+            refused = self._log_dataset(destination, events[0])
         elif events[0].kind == "status":
             destination.set_status(str(events[0].values["status"]), events[0].time)
         else:
@@ -145,9 +147,20 @@ class Courier:
         destination.upload(path, str(event.values["folder"]))
         return []
 
+    def _log_dataset(self, destination: Destination, event: Event) -> list[str]:
+        """Notes data of the run; returns the reason if MLflow does not take them."""
+        try:
+            destination.log_dataset({name: str(value) for name, value in event.values.items()})
+        except Exception as error:  # as below
+            if not is_refusal(error):
+                raise
+            destination.check_active()
+            return [f"data set {event.values['name']}: {reason_of(error)}"]
+        return []
+
     def _log(self, destination: Destination, events: list[Event]) -> list[str]:
         """Logs metrics, parameters and tags together; returns what was refused, with the reasons."""
-        metrics, parameters, tags = _entities(events)
+        metrics, parameters, tags = _entities(events, destination.run_id)
         if self._is_in_doubt and metrics:
             known = destination.points({metric.key for metric in metrics})
             fresh = [metric for metric in metrics if (metric.key, metric.step) not in known]
@@ -173,8 +186,8 @@ class Courier:
         self._note = note
 
 
-def _entities(events: list[Event]) -> tuple[list[Metric], list[Param], list[RunTag]]:
-    """The events in MLflow's words; of a tag set twice the later value."""
+def _entities(events: list[Event], run_id: str) -> tuple[list[Metric], list[Param], list[RunTag]]:
+    """The events in MLflow's words; of a tag set twice the later value. Notes name the run by its id."""
     from mlflow.entities import Metric, Param, RunTag  # noqa: PLC0415 - see store.prepare_mlflow
 
     metrics: list[Metric] = []
@@ -187,6 +200,8 @@ def _entities(events: list[Event]) -> tuple[list[Metric], list[Param], list[RunT
         else:
             target = parameters if event.kind == "parameters" else tags
             target |= {name: str(value) for name, value in values.items()}
+    if NOTE_TAG in tags:
+        tags[NOTE_TAG] = tags[NOTE_TAG].replace(RUN_ID, run_id)
     return metrics, [Param(*item) for item in parameters.items()], [RunTag(*item) for item in tags.items()]
 
 

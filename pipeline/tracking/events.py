@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from pipeline.files import resource_error
 
-Kind = Literal["parameters", "tags", "metrics", "artifact", "status"]
+Kind = Literal["parameters", "tags", "metrics", "artifact", "dataset", "status"]
 _KINDS = frozenset(get_args(Kind))
 
 
@@ -23,7 +23,8 @@ class Event:
     Attributes:
         kind: What it was.
         time: Milliseconds since 1970.
-        values: Names and values; for an artifact `path` and `folder`, for a status `status`.
+        values: Names and values; for an artifact `path` and `folder`, for a data set `name`, `digest`,
+            `context`, `source` and maybe `num_cases`, for a status `status`.
         step: Training step of metrics; 0 elsewhere.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from pipeline.tracking.runs import STORE, RunFolder, read_note, read_runs
 
 BEST = "best/"
 """Metrics whose name begins with this are what a run is judged by; a listing shows the last value of each."""
+_MAIN = ("dice/mean", "auc", "psnr_after")  # of each task the figure to name where there is room for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +39,25 @@ class RunSummary:
     best: dict[str, float]
     undelivered: int
 
+    @property
+    def score(self) -> str:
+        """See `main_figure`."""
+        return main_figure(self.best)
+
 
 def list_runs(store: Path = STORE, limit: int = 20) -> list[RunSummary]:
     """The newest runs first; reads only this disk."""
     return [summarise_run(run) for run in read_runs(store)[:limit]]
+
+
+def main_figure(best: Mapping[str, float]) -> str:
+    """The figure that a run is named by, such as `dice/mean 0.8837`; empty if it has none of them.
+
+    Args:
+        best: Last values of its metrics `best/…`, without that prefix.
+    """
+    found = ((name, best.get(name)) for name in _MAIN)
+    return next((f"{name} {value:.4f}" for name, value in found if value is not None), "")
 
 
 def read_metrics(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
@@ -73,6 +90,13 @@ def read_settings(run: RunFolder) -> tuple[dict[str, str], dict[str, str]]:
 def read_status(run: RunFolder) -> str:
     """What a run said last of itself: `RUNNING` (also if it was killed), `FINISHED`, `FAILED` or `KILLED`."""
     return _course_of(run).status
+
+
+def read_delivered_id(run: RunFolder) -> str | None:
+    """MLflow's id of a run that it has all of; None if something of it is on this disk only."""
+    note = read_note(run)
+    is_whole = next(read_events(run.events, note.offset), None) is None
+    return note.run_id if is_whole else None
 
 
 def summarise_run(run: RunFolder) -> RunSummary:

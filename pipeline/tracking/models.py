@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, Fault, FaultError, ServiceError
 from pipeline.files import resource_error
 from pipeline.tracking.runs import STORE
-from pipeline.tracking.store import connect, is_absent, is_refusal, reason_of, tracking_uri
+from pipeline.tracking.store import DestinationError, connect, is_absent, is_refusal, reason_of
+from pipeline.tracking.uris import tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SUFFIX = ".safetensors"
 _PREFERRED = "best.safetensors"
+_DATA = "data"  # where a model that was registered has its checkpoint
 _REGISTERED = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -46,22 +50,40 @@ def fetch_model(reference: str, store: Path = STORE, uri: str | None = None) -> 
         message = "expected models:/name@alias, models:/name/version, or an MLflow run id of 32 letters"
         raise ConfigError(Fault(reference, "model-reference", message))
     address = tracking_uri(uri, store)
-    try:
+    with asking(address, reference, "has no such model"):
         client = connect(address)
         source = _source_of(client, reference)
         return _download(reference, source, _checkpoint_in(reference, source, address), address, store)
+
+
+@contextmanager
+def asking(address: str, where: str, refusal: str) -> Iterator[None]:
+    """Tells people what MLflow answered to what they asked, whichever of its libraries said so.
+
+    Args:
+        address: Of MLflow.
+        where: What was asked for.
+        refusal: What it means, after "MLflow at …", that there is no such thing or it cannot be.
+
+    Raises:
+        ConfigError: If MLflow refuses it.
+        ServiceError: If MLflow is out of reach.
+        ResourceError: If a file cannot be written.
+    """
+    try:
+        yield
     except FaultError:
         raise
-    except Exception as error:  # MLflow, requests and SQLAlchemy each have their own; all are told to people
+    except Exception as error:  # MLflow, requests and SQLAlchemy each have their own
         if isinstance(error, OSError) and error.errno is not None:  # a network error of requests has none
-            raise resource_error(store / "models", error) from error
-        if is_absent(error) or is_refusal(error):
-            message = f"MLflow at {address} has no such model: {reason_of(error)}"
-            raise ConfigError(Fault(reference, "model-unknown", message)) from error
+            raise resource_error(Path(error.filename or where), error) from error
+        if is_absent(error) or is_refusal(error) or isinstance(error, DestinationError):
+            message = f"MLflow at {address} {refusal}: {reason_of(error)}"
+            raise ConfigError(Fault(where, "model-unknown", message)) from error
         message = (
             f"MLflow at {address} is out of reach ({reason_of(error)}); see that it runs, then try again"
         )
-        raise ServiceError(Fault(reference, "mlflow-unreachable", message)) from error
+        raise ServiceError(Fault(where, "mlflow-unreachable", message)) from error
 
 
 def _source_of(client: MlflowClient, reference: str) -> str:
@@ -79,12 +101,14 @@ def _checkpoint_in(reference: str, source: str, address: str) -> str:
 
     if source.endswith(_SUFFIX):
         return ""
-    paths = [Path(found.path) for found in list_artifacts(artifact_uri=source, tracking_uri=address)]
-    names = [path.name for path in paths if path.suffix == _SUFFIX]
-    if _PREFERRED in names:
-        return _PREFERRED
-    if len(names) == 1:
-        return names[0]
+    for folder in ("", _DATA):
+        where = f"{source}/{folder}".rstrip("/")
+        paths = [Path(found.path) for found in list_artifacts(artifact_uri=where, tracking_uri=address)]
+        names = [path.name for path in paths if path.suffix == _SUFFIX]
+        if _PREFERRED in names or len(names) == 1:
+            return f"{folder}/{_PREFERRED if _PREFERRED in names else names[0]}".lstrip("/")
+        if names or _DATA not in (path.name for path in paths):
+            break
     came = ", ".join(names) or f"no {_SUFFIX} file"
     message = f"expected {_PREFERRED} or one single {_SUFFIX} file among its artifacts, found {came}"
     raise ConfigError(Fault(reference, "model-without-checkpoint", message))

@@ -11,11 +11,12 @@ from typing import Literal
 
 from filelock import FileLock
 
-from pipeline.environment import code_version
+from pipeline.environment import code_version, command_line
 from pipeline.tracking.delivery import Courier, Delivery
 from pipeline.tracking.events import Event, EventLog, Kind, read_events
 from pipeline.tracking.runs import STORE, RunFolder, create_child, create_run
-from pipeline.tracking.store import prepare_mlflow, tracking_uri
+from pipeline.tracking.store import prepare_mlflow
+from pipeline.tracking.uris import tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _PAUSE_S = 1.0
@@ -124,6 +125,23 @@ class Record:
             raise ValueError(f"an artifact is a file in {self.folder}, not {path}")
         self._append("artifact", {"path": inside.relative_to(self.folder).as_posix(), "folder": folder})
 
+    def log_dataset(
+        self, name: str, digest: str, context: str, source: str, num_cases: int | None = None
+    ) -> None:
+        """Notes data that the run uses.
+
+        Args:
+            name: What people call them.
+            digest: Changes with their content; at most 36 letters.
+            context: What for, such as `training`.
+            source: Where they are.
+            num_cases: How many; None if that is not said.
+        """
+        values = {"name": name, "digest": digest, "context": context, "source": source}
+        if num_cases is not None:
+            values["num_cases"] = str(num_cases)
+        self._append("dataset", values)
+
     def flush(self) -> None:
         """Returns when all that was noted would survive a power loss (milliseconds): once per checkpoint."""
         self._log.flush()
@@ -188,7 +206,14 @@ class _Drain(threading.Thread):
 
 def _start(run: RunFolder) -> Record:
     record = _begin(run, run.hold())
-    record.set_tags({"clinseg.task": run.task})
+    record.set_tags(
+        {
+            "clinseg.task": run.task,
+            "clinseg.command": command_line(),
+            "mlflow.source.name": "clinseg",
+            "mlflow.source.type": "LOCAL",
+        }
+    )
     if commit := code_version():
         record.set_tags({"mlflow.source.git.commit": commit})
     return record

@@ -16,6 +16,9 @@ from pipeline.errors import ConfigError, Fault
 from pipeline.files import resource_error, write_text
 
 STORE = Path("mlruns")
+ARTIFACTS = "artifacts"
+"""Folder of MLflow's copies, in a store."""
+
 _MIN_PREFIX = 6
 _LOCK_PATIENCE_S = 1.0  # longer than a listing holds the lock while it looks whether anybody else does
 
@@ -98,6 +101,11 @@ class DeliveryNote:
     run_id: str | None = None
     offset: int = 0
     refused: tuple[str, ...] = ()
+
+
+def database_uri(store: Path) -> str:
+    """The tracking URI of a store's own database."""
+    return f"sqlite:///{store.resolve() / 'mlflow.db'}"
 
 
 def create_run(experiment: str, task: str, uri: str, now: int, store: Path) -> RunFolder:
@@ -194,6 +202,8 @@ def write_note(run: RunFolder, note: DeliveryNote) -> None:
 
 def _write_run(run: RunFolder) -> RunFolder:
     facts = {name: getattr(run, name) for name in ("name", "experiment", "task", "uri", "created", "parent")}
+    if run.uri == database_uri(run.store):
+        facts["uri"] = None  # wherever the store will be
     write_text(run.path / "run.json", json.dumps(facts, indent=2) + "\n")
     return run
 
@@ -201,11 +211,21 @@ def _write_run(run: RunFolder) -> RunFolder:
 def _read_run(path: Path) -> RunFolder | None:
     try:
         raw = json.loads(path.read_bytes())
-        texts = (str(raw["experiment"]), str(raw["task"]), str(raw["uri"]))
+        texts = (str(raw["experiment"]), str(raw["task"]), _read_uri(raw["uri"], path.parents[2]))
         parent = raw.get("parent")
         return RunFolder(path.parent, *texts, int(raw["created"]), None if parent is None else str(parent))
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _read_uri(uri: object, store: Path) -> str:
+    """Where a run is delivered: its store's own database if it names none, or one in a folder that is gone.
+
+    Runs of earlier versions name their own database absolutely, also after the store was moved.
+    """
+    match = re.fullmatch(r"sqlite:///(/.+)/mlflow\.db", str(uri))
+    was_moved = match and not Path(match[1]).is_dir() and (store / "mlflow.db").is_file()
+    return database_uri(store) if uri is None or was_moved else str(uri)
 
 
 def _with_run_id(runs: list[RunFolder], prefix: str) -> list[RunFolder]:

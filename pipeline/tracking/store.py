@@ -2,60 +2,37 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
-from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from pipeline.errors import ConfigError, Fault
-from pipeline.tracking.runs import STORE, RunFolder, find_parent, read_note
+from pipeline.tracking.moving import follow_move
+from pipeline.tracking.runs import ARTIFACTS, RunFolder, find_parent, read_note
+from pipeline.tracking.uris import is_server, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
 
-_SERVERS = ("http", "https")
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_NAME_TAG = "clinseg.run"
-_PARENT_TAG = "mlflow.parentRunId"
+NAME_TAG = "clinseg.run"
+"""Holds the name of a run, which is that of its folder."""
+
+NOTE_TAG = "mlflow.note.content"
+"""Holds Markdown that MLflow shows on a run's page."""
+
+RUN_ID = "{run_id}"
+"""Stands in a note for MLflow's id of the run, which nobody knows when it is written."""
+
+PARENT_TAG = "mlflow.parentRunId"
 
 
 class DestinationError(Exception):
     """MLflow does not take this run now; says why and what to do."""
-
-
-def tracking_uri(configured: str | None, store: Path = STORE) -> str:
-    """The tracking URI: the configured one, else `MLFLOW_TRACKING_URI`, else the database in `store`.
-
-    Raises:
-        ConfigError: If MLflow no longer takes such a URI, or it carries a password.
-    """
-    where = "tracking.uri" if configured else "MLFLOW_TRACKING_URI"
-    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.resolve() / 'mlflow.db'}"
-    parts = urlsplit(uri)
-    if parts.scheme.partition("+")[0] not in _SERVERS + _DATABASES:
-        message = (
-            f"it must name a server (http://host:5000) or a database (sqlite:///{STORE}/mlflow.db), "
-            f"not {uri!r}; MLflow has given up plain folders. Leave it empty for the database in {STORE}"
-        )
-        raise ConfigError(Fault(where, "tracking-uri", message))
-    if parts.password is not None:
-        message = (
-            "a password does not belong in it, for it is written into every run; use "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or for PostgreSQL PGPASSWORD or ~/.pgpass"
-        )
-        raise ConfigError(Fault(where, "tracking-password", message))
-    return _absolute(uri)
-
-
-def is_server(uri: str) -> bool:
-    """Whether the URI names an MLflow server rather than a database."""
-    return urlsplit(uri).scheme in _SERVERS
 
 
 def prepare_mlflow() -> None:
@@ -72,13 +49,14 @@ def connect(uri: str) -> MlflowClient:
     prepare_mlflow()
     from mlflow import MlflowClient  # noqa: PLC0415 - see prepare_mlflow
 
-    if not (database := _sqlite_file(uri)):
+    if not (database := sqlite_file(uri)):
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     database.parent.mkdir(parents=True, exist_ok=True)
     # Of processes that make one database at the same time all but one would die.
     with FileLock(database.with_name(f".{database.name}.lock")):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
+        follow_move(database)
     return client
 
 
@@ -110,7 +88,7 @@ class Destination:
         destination = cls(client, run_id)
         destination.check_active()
         if parent_id is not None:  # each time, for MLflow may have lost the parent, which is then made anew
-            client.set_tag(run_id, _PARENT_TAG, parent_id)
+            client.set_tag(run_id, PARENT_TAG, parent_id)
         return destination
 
     def check_active(self) -> None:
@@ -127,6 +105,21 @@ class Destination:
     def log(self, metrics: list[Metric], parameters: list[Param], tags: list[RunTag]) -> None:
         """Logs everything, in batches of the size that MLflow takes."""
         self._client.log_batch(self.run_id, metrics, parameters, tags, synchronous=True)
+
+    def log_dataset(self, values: Mapping[str, str]) -> None:
+        """Notes data that the run uses; see `Record.log_dataset`. The same twice is noted once."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag  # noqa: PLC0415 - see prepare_mlflow
+
+        profile = {"num_rows": int(values["num_cases"])} if "num_cases" in values else {}
+        dataset = Dataset(
+            name=values["name"],
+            digest=values["digest"],
+            source_type="local",
+            source=json.dumps({"uri": values["source"]}),
+            profile=json.dumps(profile) if profile else None,
+        )
+        context = InputTag("mlflow.data.context", values["context"])
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [context])])
 
     def upload(self, path: Path, folder: str) -> None:
         """Copies a file to the run's artifacts."""
@@ -187,12 +180,12 @@ def _exists(client: MlflowClient, run_id: str) -> bool:
 
 def _find_or_create(client: MlflowClient, run: RunFolder) -> str:
     """The run of this name, which an earlier process may have made without noting its id, or a new one."""
-    experiment_id = _experiment_id(client, run)
-    found = client.search_runs([experiment_id], f"tags.`{_NAME_TAG}` = '{run.name}'", max_results=1)
+    experiment = experiment_id(client, run.experiment, run.uri, run.store)
+    found = client.search_runs([experiment], f"tags.`{NAME_TAG}` = '{run.name}'", max_results=1)
     if found:
         return str(found[0].info.run_id)
     # MLflow would note who is logged in only if told so; a record does not need the name of a person.
-    created = client.create_run(experiment_id, run.created, {_NAME_TAG: run.name}, run.name)
+    created = client.create_run(experiment, run.created, {NAME_TAG: run.name}, run.name)
     return str(created.info.run_id)
 
 
@@ -208,29 +201,27 @@ def _parent_id(run: RunFolder) -> str | None:
     return run_id
 
 
-def _experiment_id(client: MlflowClient, run: RunFolder) -> str:
-    experiment = client.get_experiment_by_name(run.experiment)
+def experiment_id(client: MlflowClient, name: str, uri: str, store: Path) -> str:
+    """MLflow's id of an experiment, which is made when missing.
+
+    Args:
+        client: Of the MLflow at `uri`.
+        name: Of the experiment.
+        uri: Tracking URI.
+        store: Folder that holds the artifacts, unless a server does.
+
+    Raises:
+        DestinationError: If it was deleted there.
+    """
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        location = None if is_server(run.uri) else (run.store / "artifacts").as_uri()
+        location = None if is_server(uri) else (store / ARTIFACTS).as_uri()
         with _lost_race():
-            client.create_experiment(run.experiment, artifact_location=location)
-        experiment = client.get_experiment_by_name(run.experiment)
+            client.create_experiment(name, artifact_location=location)
+        experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        raise DestinationError(f"it neither has nor makes the experiment {run.experiment!r}")
+        raise DestinationError(f"it neither has nor makes the experiment {name!r}")
     if experiment.lifecycle_stage != "active":
         command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        raise DestinationError(
-            f"the experiment {run.experiment!r} was deleted; restore it there (`{command}`)"
-        )
+        raise DestinationError(f"the experiment {name!r} was deleted; restore it there (`{command}`)")
     return str(experiment.experiment_id)
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    match = re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)
-    return Path(match[1]) if match else None
-
-
-def _absolute(uri: str) -> str:
-    """The same database wherever a later command is run."""
-    file = _sqlite_file(uri)
-    return uri if file is None else uri.replace(f":///{file}", f":///{file.resolve()}", 1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.config import EnhancementTrainingSection
 from pipeline.inference.engine import autocast_type
-from pipeline.training.optim import AveragedNetwork, set_learning_rate
+from pipeline.training.optim import AveragedNetwork
 
 _BETAS = (0.5, 0.999)  # as Zhu et al. 2017: a longer memory oscillates
 
@@ -74,27 +74,38 @@ class Stepper:
         networks: On `device`.
         section: Learning rate, its schedule, precision.
         device: Where the networks are.
+        rates: Learning rate of each network at the beginning; None stands for that of the section.
 
     Attributes:
-        learning_rate: That of the latest step.
+        learning_rate: That of the first network in the latest step.
     """
 
     def __init__(
-        self, networks: Sequence[nn.Module], section: EnhancementTrainingSection, device: torch.device
+        self,
+        networks: Sequence[nn.Module],
+        section: EnhancementTrainingSection,
+        device: torch.device,
+        rates: Sequence[float | None] = (None,),
     ) -> None:
         self.networks = networks
         self.section = section
         self.device = device
-        self.learning_rate = section.learning_rate
-        self.parameters = [parameter for network in networks for parameter in network.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=section.learning_rate, betas=_BETAS)
+        self._rates = [rate or section.learning_rate for rate in rates]
+        self.learning_rate = self._rates[0]
+        groups = [
+            {"params": list(network.parameters()), "lr": rate}
+            for network, rate in zip(networks, self._rates, strict=True)
+        ]
+        self.optimizer = torch.optim.Adam(groups, betas=_BETAS)
         self.autocast_type = autocast_type(device) if section.mixed_precision else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
 
     def step(self, loss: Tensor, progress: float) -> None:
         """One step; `progress` (0 to 1) sets the learning rate."""
-        self.learning_rate = linear_rate(self.section, progress)
-        set_learning_rate(self.optimizer, self.learning_rate)
+        share = linear_share(self.section, progress)
+        self.learning_rate = self._rates[0] * share
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * share
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -165,10 +176,10 @@ class Averages:
             average.load_state_dict(state[name])
 
 
-def linear_rate(section: EnhancementTrainingSection, progress: float) -> float:
-    """The learning rate at a share of the budget (0 to 1): constant, then straight to zero."""
+def linear_share(section: EnhancementTrainingSection, progress: float) -> float:
+    """Share of the learning rate that is left at a share of the budget (0 to 1): 1, then straight to 0."""
     falling = max(0.0, progress - section.constant_fraction) / (1 - section.constant_fraction)
-    return section.learning_rate * (1 - min(1.0, falling))
+    return 1 - min(1.0, falling)
 
 
 def rehearsed(networks: Sequence[nn.Module], compute_losses: Callable[[], Sequence[Tensor]]) -> None:

@@ -65,8 +65,10 @@ class CycleGANTask(AbstractTask):
         self.forward, self.backward = forward, backward
         self.source_critic = build_discriminator(network, num_channels).to(device)
         self.target_critic = build_discriminator(network, num_channels).to(device)
-        self.generators = Stepper([forward, backward], section, device)
-        self.critics = Stepper([self.source_critic, self.target_critic], section, device)
+        rates = [None, section.backward_learning_rate]
+        self.generators = Stepper([forward, backward], section, device, rates)
+        critics = [self.source_critic, self.target_critic]
+        self.critics = Stepper(critics, section, device, [section.discriminator_learning_rate] * 2)
         self.averages = Averages({FORWARD: forward, BACKWARD: backward}, section.ema_decay)
         self.source_pool, self.target_pool = ImagePool(section.pool_size), ImagePool(section.pool_size)
 
@@ -172,9 +174,7 @@ class CycleGANTask(AbstractTask):
                 "adversarial_source": least_squares(self.source_critic(made_source), is_real=True),
             }
             if section.target_cycle_weight:
-                # What a random way back adds cannot be undone wholly, and it is not to be punished for it:
-                # it would add nothing. The way forward learns from it as from pairs.
-                seen = made_source.detach() if self.job.network.noise_channels else made_source
+                seen = self._degrade(target) if self.job.network.noise_channels else made_source
                 cycled = self.forward(self._as_input(seen))
                 terms["cycle_target"] = distance(cycled, self._middle(target))
             if section.source_cycle_weight:
@@ -189,6 +189,17 @@ class CycleGANTask(AbstractTask):
         for critic in self.critics.networks:
             critic.requires_grad_(True)
         return terms, made_source, made_target
+
+    def _degrade(self, target: Tensor) -> Tensor:
+        """What the averaged way back makes of targets, for the way forward to learn from as from pairs.
+
+        No gradient goes back: what is random cannot be undone wholly, and the way back is not to be punished
+        for it, or it would add nothing. It and its discriminator chase each other about what is right, and
+        their average is nearer to it than where they are.
+        """
+        with torch.no_grad():
+            degraded: Tensor = self.averages.judged(BACKWARD)(self._with_noise(target))
+        return degraded
 
     def _weigh(self, terms: Mapping[str, Tensor]) -> Tensor:
         section = self.job.training

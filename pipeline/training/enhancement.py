@@ -39,7 +39,7 @@ def generator_bytes(generator: nn.Module, stepper: Stepper, shape: Sequence[int]
 def validate_enhancement(
     generator: nn.Module, job: EnhancementJob, validation: Sequence[EnhancementImage], device: torch.device
 ) -> dict[str, float]:
-    """Means of PSNR and SSIM over the cases whose truth is known, on the network's grid; empty if none is."""
+    """Means of PSNR and SSIM over the cases whose truth is known, on the network's grid; none if none is."""
     known = [image for image in validation if image.truth is not None]
     if not known:
         return {}
@@ -52,10 +52,13 @@ def validate_enhancement(
         height, width, depth = image.image.shape[1:]
         seen = Scaled(stack_neighbours(image.image, job.network.neighbours), image.affine, scaled_already)
         made = enhancer.enhance(seen, Grid((height, width, depth), image.affine)).images
+        # In the unit of the images, which SSIM is about: it compares means as well.
         pairs = [
-            (one, truth, data_range(truth)) for one, truth in zip(made, image.truth.numpy(), strict=True)
+            (one * scale.deviation + scale.mean, truth * scale.deviation + scale.mean)
+            for one, truth, scale in zip(made, image.truth.numpy(), image.scales, strict=True)
         ]
-        found.append([np.mean([metric(*pair) for pair in pairs]) for metric in (psnr, ssim)])
+        figures = [[metric(one, truth, data_range(truth)) for one, truth in pairs] for metric in (psnr, ssim)]
+        found.append(np.mean(figures, axis=1))
     means = np.mean(found, axis=0)
     return {"validation/psnr": float(means[0]), "validation/ssim": float(means[1])}
 

@@ -55,6 +55,9 @@ class Surroundings(Protocol):
     def is_stop_requested(self) -> bool:
         """Whether a signal asked to stop."""
 
+    def is_given_up(self) -> bool:
+        """Whether, by what an epoch gave, it is not worth going on."""
+
 
 class Silence:
     """The surroundings of a process that only takes part: nothing is told, and signals are its own."""
@@ -77,6 +80,10 @@ class Silence:
     def is_stop_requested(self) -> bool:
         """Whether a signal arrived here."""
         return self.signals.is_requested
+
+    def is_given_up(self) -> bool:
+        """Not here: that is the first process's word."""
+        return False
 
 
 @dataclass
@@ -115,7 +122,7 @@ def fit(
     state: Mapping[str, Any] | None = None,
     world: World = ALONE,
 ) -> Ending:
-    """Trains `task` until its budget is used up, it stops improving, or a signal asks to stop.
+    """Trains `task` until its budget is used up, it stops improving, is given up, or a signal asks to stop.
 
     Args:
         task: What is trained.
@@ -138,7 +145,12 @@ def fit(
         while _progress(position, section) < 1:
             if task.patience is not None and position.num_stale >= task.patience:
                 return "stopped early"
-            if any(world.largest([surroundings.is_stop_requested()])):
+            is_given_up, is_stopped = world.largest(
+                [surroundings.is_given_up(), surroundings.is_stop_requested()]
+            )
+            if is_given_up:
+                return "stopped early"
+            if is_stopped:
                 surroundings.save_last(_capture(task, position, world), position.epoch)
                 return "interrupted"
             # What a network draws by itself (dropout) is a function of these numbers as well.

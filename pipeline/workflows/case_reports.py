@@ -13,8 +13,10 @@ import torch
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case
+from pipeline.data.dicom import SeriesRule
+from pipeline.data.images import is_series
 from pipeline.environment import environment
-from pipeline.errors import ConfigError, Fault
+from pipeline.errors import ConfigError, Fault, FaultError
 from pipeline.files import sha256_of
 from pipeline.inference.cohort import hash_inputs
 
@@ -89,6 +91,18 @@ def parse_report(kind: type[_Report], entry: Mapping[str, Any]) -> _Report:
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
 
 
+def refuse_unused_rules(cases: Iterable[Case], rules: Sequence[SeriesRule]) -> None:
+    """Nothing that was asked for is passed over: rules for DICOM series need a DICOM input.
+
+    Raises:
+        ConfigError: If there are rules, and no image is DICOM.
+    """
+    if list(rules) == [SeriesRule()] or any(is_series(path) for case in cases for path in case.images):
+        return
+    option = "--series" if any(rule.pattern for rule in rules) else "--regularise"
+    raise ConfigError(Fault(option, "no-dicom", "it is for DICOM, and no input is; leave it out"))
+
+
 def refuse_overwriting(
     cases: Iterable[Case], outputs_of: Callable[[Case], Collection[Path]], what: str
 ) -> None:
@@ -118,5 +132,5 @@ def _is_finished(report: Report, files: Mapping[str, str], case: Case, folder: P
             (folder / name).is_file() and sha256_of(folder / name) == known for name, known in files.items()
         )
         return is_same and hash_inputs(case) == report.input_hashes
-    except OSError:
+    except (OSError, FaultError):
         return False  # what cannot be read now is told when it is made

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import load_job
+from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
 from pipeline.data.folds import list_folds, split_cases
+from pipeline.data.nifti import is_nifti
+from pipeline.errors import Fault
+from pipeline.privacy import header_texts
 from pipeline.progress import progress_bar
 from pipeline.workflows.starting import find_start
 from pipeline.workflows.tasks import COLUMNS
@@ -22,10 +27,25 @@ def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
     job = load_job(config, overrides)
     column = COLUMNS[job.task]
     cases = column.read_cases(job)
-    folds = list_folds(cases, job.data, job.training.seed) if job.data.fold == "all" else (job.data.fold,)
-    splits = [
-        split_cases(cases, job.data.model_copy(update={"fold": fold}), job.training.seed) for fold in folds
-    ]
+    folds = list_folds(cases, job.data) if job.data.fold == "all" else (job.data.fold,)
+    splits = [split_cases(cases, job.data.model_copy(update={"fold": fold})) for fold in folds]
     find_start(job)
     with progress_bar("Checking cases", len(cases)) as advance:
-        return column.check(job, splits, advance)
+        report = column.check(job, splits, advance)
+    return replace(report, warnings=(*report.warnings, *_header_warnings(str(job.data.manifest), cases)))
+
+
+def _header_warnings(where: str, cases: Iterable[Case]) -> Iterator[Fault]:
+    """One warning for all files that carry text in which a patient's name could stand; never the text."""
+    files = {
+        path: case.id for case in cases for path in (*case.images, case.label) if path and is_nifti(path)
+    }
+    told = {path: texts for path in files if path.is_file() and (texts := header_texts(path))}
+    if told:
+        fields = ", ".join(dict.fromkeys(text for texts in told.values() for text in texts))
+        first = next(iter(told))
+        message = (
+            f"{len(told)} NIfTI files carry text in their headers ({fields}) in which a name could stand, "
+            f"such as those of case {files[first]}; look at it, or take it out with clinseg deidentify"
+        )
+        yield Fault(where, "header-text", message)

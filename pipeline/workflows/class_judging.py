@@ -28,6 +28,7 @@ from pipeline.tracking import Record, read_metrics
 from pipeline.workflows.class_material import ClassMaterial
 from pipeline.workflows.explaining import draw_answer
 from pipeline.workflows.models import BEST
+from pipeline.workflows.recording import kept_epoch, record_best
 
 TABLE = Path("cases.csv")
 LOGITS = Path("validation/logits.json")
@@ -65,7 +66,7 @@ def judge_classifier(
     predictor.calibration = calibration
     reports = predictor.answer_again(reports)
     write_text(record.folder / LOGITS, json.dumps({report.case: report.logits for report in reports}) + "\n")
-    epoch = checkpoint.provenance["epoch"]
+    epoch = kept_epoch(record, checkpoint)
     figures = tell_classes(record, predictor.classes, calibration, reports, cases, epoch)
     _draw_cases(record, job.tracking.overlays, predictor, cases, reports)
     return figures
@@ -100,7 +101,8 @@ def tell_classes(
     answers = class_targets([report.predicted for report in reports], classes, is_multi_label=multi_label)
     probabilities = np.array([report.probabilities for report in reports])
     figures = judge_classes(probabilities, answers, targets, classes, multi_label)
-    record.log_metrics(_flat(figures, calibration), step=step)
+    record_best(record, figures, step)
+    record.log_metrics(_calibration_metrics(calibration), step=step)
     draw_discrimination(
         record.folder / "discrimination.png",
         probabilities=probabilities,
@@ -179,12 +181,11 @@ def _agreement(predictor: ClassPredictor, case: Case, report: ClassReport) -> fl
     return next(share for name, share in shares if name in known)
 
 
-def _flat(figures: Mapping[str, Estimate], calibration: Calibration) -> dict[str, float]:
-    values = {f"best/{name}": figure.value for name, figure in figures.items()}
-    values |= {f"best_low/{name}": figure.low for name, figure in figures.items()}
-    values |= {f"best_high/{name}": figure.high for name, figure in figures.items()}
-    values["calibration/temperature"] = calibration.temperature
-    values["calibration/review_below"] = calibration.review_below
+def _calibration_metrics(calibration: Calibration) -> dict[str, float]:
+    values = {
+        "calibration/temperature": calibration.temperature,
+        "calibration/review_below": calibration.review_below,
+    }
     for name, ece in (("before", calibration.ece_before), ("after", calibration.ece_after)):
         if ece is not None:
             values[f"calibration/ece_{name}"] = ece

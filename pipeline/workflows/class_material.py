@@ -107,7 +107,7 @@ def load_class_material(job: ClassificationJob, run: RunFolder | None = None) ->
     """
     study = read_class_study(job.data)
     check_network_size(job)
-    split = split_cases(study.cases, job.data, job.training.seed)
+    split = split_cases(study.cases, job.data)
     check_split(study, split)
     segmenter = find_segmenter(job, run)
     device = select_device(job.training.device)

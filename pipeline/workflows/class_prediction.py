@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.data.cases import Case
+from pipeline.data.cases import Case, apply_rules
 from pipeline.data.class_inputs import find_class_inputs
+from pipeline.data.dicom import SeriesRule
 from pipeline.export.nifti import write_map
 from pipeline.files import check_writable
 from pipeline.inference.class_table import write_class_table
@@ -18,7 +19,7 @@ from pipeline.inference.classifier import ClassPredictor, ClassReport, load_clas
 from pipeline.inference.explain import Method, map_name
 from pipeline.progress import progress_bar
 from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.case_reports import describe_model
+from pipeline.workflows.case_reports import describe_model, refuse_unused_rules
 from pipeline.workflows.class_judging import write_class_report
 from pipeline.workflows.explaining import draw_answer
 
@@ -31,6 +32,7 @@ def classify(
     folder: Path,
     device: torch.device,
     method: Method | None = None,
+    rules: Sequence[SeriesRule] = (SeriesRule(),),
 ) -> list[ClassReport]:
     """Classifies every input and writes `folder/predictions.csv` and `folder/report.json`.
 
@@ -41,6 +43,7 @@ def classify(
         device: Where to compute.
         method: How to show what each answer rests on, in `folder/explanations/` on the image's own grid,
             drawn and as NIfTI; None to show nothing.
+        rules: Which DICOM series each channel is.
 
     Returns:
         One report per case; a refused case carries its faults.
@@ -49,7 +52,8 @@ def classify(
         FaultError: If nothing can be classified at all: no such input, or no place to write.
     """
     predictor = load_class_predictor(checkpoint, device)
-    cases = find_class_inputs(inputs, predictor.num_channels)
+    cases = apply_rules(find_class_inputs(inputs, predictor.num_channels), rules)
+    refuse_unused_rules(cases, rules)
     check_writable(folder)
     with progress_bar("Classifying cases", len(cases)) as advance:
         reports = predictor.classify(cases, _told(advance))

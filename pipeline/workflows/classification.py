@@ -34,6 +34,8 @@ class ClassificationColumn(Column[ClassificationJob, ClassMaterial, Classificati
     """See `Column`."""
 
     command = "predict"
+    metric = ClassificationTask.metric
+    score = "best/auc"
 
     def read_cases(self, job: ClassificationJob) -> Sequence[Case]:
         """See `Column`."""

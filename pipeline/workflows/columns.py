@@ -37,12 +37,14 @@ class AbstractMaterial(ABC):
         statistics: Intensities of the training cases, if anything needs them.
         data_hash: One hash of the content of all cases.
         segmenter: The model that tells a classifier where to look; None if there is none.
+        enhancer_hash: Of the model that made twins of the training images; None if there are none.
     """
 
     split: Split
     statistics: tuple[IntensityStatistics | Scale, ...]
     data_hash: str
     segmenter: Checkpoint | None = None
+    enhancer_hash: str | None = None
 
     @property
     @abstractmethod
@@ -122,9 +124,13 @@ class Column(ABC, Generic[AnyJob, AnyMaterial, AnyTask]):
 
     Attributes:
         command: What applies a model of the task.
+        metric: Validation metric by which a training is judged while it runs; None if there is none.
+        score: Metric of a finished run by which one is better than another; larger is better.
     """
 
     command: str
+    metric: str | None
+    score: str
 
     @abstractmethod
     def read_cases(self, job: AnyJob) -> Sequence[Case]:

@@ -20,11 +20,13 @@ from pipeline.workflows.contenders import (
     group,
     tell_doubts,
 )
+from pipeline.workflows.enhancement_comparison import read_enhancements
 from pipeline.workflows.segmentation_comparison import read_segmentations
 
 READERS: Mapping[str, Callable[[Sequence[Contender]], AbstractAnswers]] = {
     "segmentation": read_segmentations,
     "classification": read_classifications,
+    "enhancement": read_enhancements,
 }
 """What reads a task's answers."""
 
@@ -64,6 +66,6 @@ def compare(names: Sequence[str], page: Path | None = None) -> Comparison:
 def _read_answers(contenders: Sequence[Contender]) -> AbstractAnswers:
     task = contenders[0].run.task
     if task not in READERS:
-        message = f"runs of {task} cannot be compared, those of {' and '.join(READERS)} can"
+        message = f"runs of {task} cannot be compared, those of {', '.join(READERS)} can"
         raise ConfigError(Fault(contenders[0].name, "task", message))
     return READERS[task](contenders)

@@ -6,19 +6,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.config import Job, job_parameters, on_fold
+from pipeline.config import Job, on_fold
 from pipeline.data.folds import list_folds
 from pipeline.errors import ConfigError
 from pipeline.signals import StopSignals
-from pipeline.tracking import Delivery, Record, deliver, find_child, read_status, resume_record
+from pipeline.tracking import Delivery, Record, deliver, find_child, read_settings, read_status, resume_record
 from pipeline.training.distributed import ALONE, join_world
 from pipeline.workflows.columns import Part
 from pipeline.workflows.needs import Needs
+from pipeline.workflows.recording import describe_job, describe_whole
 from pipeline.workflows.reporting import keep_report
 from pipeline.workflows.resuming import CONFIG, find_job
 from pipeline.workflows.starting import Start
 from pipeline.workflows.tasks import COLUMNS
-from pipeline.workflows.training import TrainingResult, begin, ended_by_trouble, part_name, train
+from pipeline.workflows.training import Place, TrainingResult, begin, ended_by_trouble, train
 
 
 def train_folds(
@@ -51,11 +52,12 @@ def train_folds(
             return train(job, run, signals, world, on_needs, on_start)
         world.check_alone("data.fold", "train one fold after the other (--fold 0, …), or leave torchrun out")
         column = COLUMNS[job.task]
-        folds = list_folds(column.read_cases(job), job.data, job.training.seed)
+        folds = list_folds(column.read_cases(job), job.data)
         record = resume_record(run) if run is not None else begin(job)
         with ended_by_trouble(record, signals):
-            _describe(record, job)
+            describe_job(record, job)
             parts = [_train_fold(record, job, number, signals, on_needs, on_start) for number in folds]
+            describe_whole(record, job, read_settings(parts[0].run)[1]["clinseg.data_hash"])
             judgement = column.join(record, job, parts)
             keep_report(record)
         deliveries = [record.close("FINISHED")]
@@ -73,12 +75,6 @@ def _deliver(parts: Sequence[Part]) -> list[Delivery]:
     return deliveries
 
 
-def _describe(record: Record, job: Job) -> None:
-    record.log_parameters(job_parameters(job))
-    record.set_tags({"clinseg.fold": "all"})
-    record.log_artifact(record.folder / CONFIG)
-
-
 def _train_fold(
     record: Record,
     job: Job,
@@ -89,11 +85,12 @@ def _train_fold(
 ) -> Part:
     """Trains a fold, or goes on with it; one that is finished stays as it is."""
     job = on_fold(job, fold)
-    run = find_child(record.run, part_name(fold))
+    place = Place(record.run, f"fold{fold}")
+    run = find_child(record.run, place.name)
     if run is None or read_status(run) != "FINISHED":
         is_begun = run is not None and (run.path / CONFIG).is_file()
-        train(job, run if is_begun else None, signals, ALONE, on_needs, on_start, record.run)
-        run = find_child(record.run, part_name(fold))
+        train(job, run if is_begun else None, signals, ALONE, on_needs, on_start, place)
+        run = find_child(record.run, place.name)
     assert run is not None, "it was trained"
     part = Part(fold, run)
     record.log_metrics(COLUMNS[job.task].summarise_fold(part), step=fold)

@@ -22,10 +22,12 @@ from pipeline.training.cyclegan import CycleGANTask
 from pipeline.training.distributed import World
 from pipeline.training.supervised import SupervisedEnhancementTask
 from pipeline.workflows.columns import Column, Judgement, Part
+from pipeline.workflows.downstream import find_segmenter
 from pipeline.workflows.enhancement_judging import gather_figures, judge_enhancer
 from pipeline.workflows.enhancement_material import EnhancementMaterial, load_enhancement_material
 from pipeline.workflows.joining import write_ensemble
 from pipeline.workflows.models import BEST
+from pipeline.workflows.recording import record_best
 from pipeline.workflows.starting import Start
 
 EnhancementTask = CycleGANTask | SupervisedEnhancementTask
@@ -39,6 +41,8 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
     """See `Column`."""
 
     command = "enhance"
+    metric = None
+    score = "best/ssim_after"
 
     def read_cases(self, job: EnhancementJob) -> Sequence[Case]:
         """See `Column`."""
@@ -58,6 +62,8 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
 
     def load_material(self, job: EnhancementJob, run: RunFolder | None = None) -> EnhancementMaterial:
         """See `Column`."""
+        if job.inference.downstream is not None:  # known before the training, not found missing behind it
+            find_segmenter("inference.downstream", str(job.inference.downstream), job.tracking.uri)
         return load_enhancement_material(job)
 
     def build_task(
@@ -118,7 +124,7 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
         checkpoints = [read_checkpoint(part.run.path / BEST) for part in parts]
         write_ensemble(record, job, checkpoints)
         figures = gather_figures([part.run for part in parts])
-        record.log_metrics({f"best/{name}": f.value for name, f in figures.items()}, step=len(parts))
+        record_best(record, figures, len(parts))
         return Judgement(figures=figures)
 
 

@@ -23,16 +23,22 @@ from pipeline.errors import InputError
 from pipeline.export.nifti import write_image
 from pipeline.files import atomic_path
 from pipeline.image_metrics import IMAGE_METRICS
+from pipeline.inference.downstream import ENHANCED as AFTER
+from pipeline.inference.downstream import ORIGINAL
 from pipeline.inference.enhancer import load_enhancer
-from pipeline.inference.enhancing import EnhancementReport, enhance_cohort
+from pipeline.inference.enhancing import EnhancementReport, enhance_cohort, output_names
+from pipeline.inference.evaluation import MEAN
 from pipeline.inference.grids import on_grid
 from pipeline.progress import progress_bar
 from pipeline.report.enhancement import draw_sheet
 from pipeline.report.figures import draw_curves
 from pipeline.statistics import Estimate, summarise
 from pipeline.tracking import Record, RunFolder, read_metrics
+from pipeline.workflows import downstream
+from pipeline.workflows.downstream import find_segmenter, measure_downstream
 from pipeline.workflows.enhancement_material import EnhancementMaterial
 from pipeline.workflows.models import BEST
+from pipeline.workflows.recording import kept_epoch, record_best
 
 INPUTS, ENHANCED = Path("validation/inputs"), Path("validation/enhanced")
 TABLE = Path("cases.csv")
@@ -47,7 +53,8 @@ def judge_enhancer(
     This is the path of `clinseg enhance --truth`, so its numbers are that one's.
 
     Returns:
-        Means of PSNR and SSIM, before and after, over the cases whose truth is known; none if there is none.
+        Means of PSNR and SSIM, before and after, over the cases whose truth is known, and of the Dice of what
+        `inference.downstream` finds in them; none if there is none.
     """
     folder = record.folder
     record.log_artifact(folder / BEST, "model")
@@ -72,12 +79,35 @@ def judge_enhancer(
         raise InputError(faults)
     figures = _write_table(folder / TABLE, reports)
     record.log_artifact(folder / TABLE)
-    values = {f"best/{name}": figure.value for name, figure in figures.items()}
-    values |= {f"best_low/{name}": figure.low for name, figure in figures.items()}
-    values |= {f"best_high/{name}": figure.high for name, figure in figures.items()}
-    record.log_metrics(values, step=checkpoint.provenance["epoch"] or 0)
     _draw_cases(record, job.tracking.overlays, cases, reports, truths)
+    if job.inference.downstream is not None:
+        figures |= _judge_downstream(record, job, cases, truths, device)
+    record_best(record, figures, kept_epoch(record, checkpoint))
     return figures
+
+
+def _judge_downstream(
+    record: Record, job: EnhancementJob, cases: Sequence[Case], truths: dict[str, Case], device: torch.device
+) -> dict[str, Estimate]:
+    """Mean Dice of a segmentation before and after, of the cases whose truth is known."""
+    segmenter = find_segmenter("inference.downstream", str(job.inference.downstream), job.tracking.uri)
+    folder = record.folder / ENHANCED
+    made = [
+        replace(case, images=tuple(folder / name for name in output_names(case.id, num)[:num]))
+        for case in cases
+        if (num := len(case.images)) and case.id in truths
+    ]
+    result = measure_downstream(segmenter, made, truths, folder, device)
+    for name in downstream.TABLE, downstream.REPORT:
+        record.log_artifact(folder / name)
+    if not result.effects:
+        return {}
+    images = result.effects[MEAN]["dice"].images
+    moments = {"before": images[ORIGINAL], "after": images[AFTER]}
+    return {
+        f"downstream_dice_{moment}": Estimate(found.mean, found.low, found.high)
+        for moment, found in moments.items()
+    }
 
 
 def gather_figures(runs: Sequence[RunFolder]) -> dict[str, Estimate]:
@@ -149,13 +179,13 @@ def _draw_cases(
 
 def _slices(case: Case, folder: Path, truths: dict[str, Case]) -> dict[str, NDArray[np.generic]]:
     """Middle axial slices of a case's first channel, upright, all on the grid of the enhanced image."""
-    given = read_image(case.images[0])[0]
+    given = read_image(*case.sources[0])[0]
     stem = case.id if len(case.images) == 1 else f"{case.id}_0000"
     enhanced = read_image(folder / ENHANCED / f"{stem}.nii.gz")[0]
     before, after = on_grid(given, enhanced.grid), enhanced.array
     shown = {"input": before, "enhanced": after}
     if case.id in truths:
-        truth = read_image(truths[case.id].images[0])[0]
+        truth = read_image(*truths[case.id].sources[0])[0]
         shown["truth"] = on_grid(truth, enhanced.grid)
     shown["change"] = np.subtract(after, before, dtype=np.float32)
     turn = io_orientation(enhanced.grid.affine)

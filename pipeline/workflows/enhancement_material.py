@@ -108,8 +108,8 @@ def load_enhancement_material(job: EnhancementJob) -> EnhancementMaterial:
     targets = sources if is_paired else targets
     statistics = (*_median_scales(sources), *_median_scales(targets))
     # Of all cases, whatever a fold makes of them: folds of one study have one hash.
-    lines = [f"source {case.id} {hash_files(case.id, case.images)}" for case in study.sources]
-    lines += [f"target {case.id} {hash_files(case.id, case.images)}" for case in study.targets]
+    lines = [f"source {case.id} {hash_files(case)}" for case in study.sources]
+    lines += [f"target {case.id} {hash_files(case)}" for case in study.targets]
     return EnhancementMaterial(
         study, as_split(roles), statistics, sources, targets, validation, hash_contents(lines)
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.cases import Case
+from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import check_writable, write_text
@@ -23,7 +24,13 @@ from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
 from pipeline.statistics import Summary, summarise
 from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.case_reports import describe_model, find_finished, parse_report, refuse_overwriting
+from pipeline.workflows.case_reports import (
+    describe_model,
+    find_finished,
+    parse_report,
+    refuse_overwriting,
+    refuse_unused_rules,
+)
 from pipeline.workflows.models import load_model
 
 
@@ -49,6 +56,7 @@ def enhance(
     device: str = "auto",
     max_memory: str | None = None,
     *,
+    rules: Sequence[SeriesRule] = (SeriesRule(),),
     resume: bool = False,
     reverse: bool = False,
     truth: Path | None = None,
@@ -60,10 +68,11 @@ def enhance(
 
     Args:
         model: A run, `latest`, a checkpoint file or `models:/name@alias`; everything else comes from it.
-        inputs: NIfTI files, folders of them, or DICOM series folders.
+        inputs: NIfTI files, folders of them, or folders with DICOM series.
         folder: Where images go.
         device: `auto`, `cpu` or `cuda`.
         max_memory: A size such as `2GiB` that the enhancement keeps within; None for what is free.
+        rules: Which DICOM series each channel is, where inputs are DICOM.
         resume: Whether to keep the images that this model made of these very files before.
         reverse: Whether to go from the target to the source.
         truth: What the images should look like, in the form of the inputs; None to compare with nothing.
@@ -79,8 +88,9 @@ def enhance(
         raise ConfigError(Fault("model", "other-task", message))
     enhancer = load_enhancer(checkpoint, select_device(device), limit, reverse=reverse)
     num_channels = len(enhancer.channels)
-    cases = find_inputs(inputs, num_channels)
-    truths, faults = pair_truths(cases, truth, num_channels) if truth is not None else ({}, [])
+    cases = find_inputs(inputs, num_channels, rules)
+    truths, faults = pair_truths(cases, truth, num_channels, rules) if truth is not None else ({}, [])
+    refuse_unused_rules(cases, rules)
     refuse_overwriting(
         cases, lambda case: [folder / name for name in output_names(case.id, num_channels)], "enhanced image"
     )

@@ -86,7 +86,7 @@ def estimate(config: Path, overrides: Sequence[str] = ()) -> Estimate:
     job = load_job(config, overrides)
     if job.data.fold != "all":
         return estimate_job(job)
-    folds = list_folds(COLUMNS[job.task].read_cases(job), job.data, job.training.seed)
+    folds = list_folds(COLUMNS[job.task].read_cases(job), job.data)
     return replace(estimate_job(on_fold(job, folds[0])), num_folds=len(folds))
 
 

@@ -15,7 +15,7 @@ from pipeline.data.datasets import PreparedCase
 from pipeline.data.images import read_label_map
 from pipeline.errors import InputError
 from pipeline.inference.cohort import predict_cohort
-from pipeline.inference.evaluation import CaseMetrics, evaluate_case, summarise_structures, write_metrics
+from pipeline.inference.evaluation import CaseMetrics, evaluate_case, write_metrics
 from pipeline.inference.predictor import load_predictor
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
@@ -23,6 +23,7 @@ from pipeline.report.figures import draw_curves, draw_overlay
 from pipeline.tracking import Record, read_metrics
 from pipeline.workflows.models import BEST
 from pipeline.workflows.prediction import write_report
+from pipeline.workflows.recording import kept_epoch, record_best_masks
 from pipeline.workflows.segmentation_material import SegmentationMaterial
 
 MASKS = Path("validation")
@@ -58,7 +59,7 @@ def judge(
     rows = _compare(material, folder / MASKS)
     write_metrics(folder / TABLE, rows)
     record.log_artifact(folder / TABLE)
-    _record_summary(record, rows, checkpoint.provenance["epoch"])
+    record_best_masks(record, rows, kept_epoch(record, checkpoint))
     _draw_overlays(record, job.tracking.overlays, material, rows)
     return rows
 
@@ -83,18 +84,6 @@ def _labelled_structures(prepared: PreparedCase, contract: LabelContract) -> dic
         for name, values in contract.structures.items()
         if prepared.labelled is None or name in prepared.labelled
     }
-
-
-def _record_summary(record: Record, rows: Sequence[CaseMetrics], epoch: int) -> None:
-    summaries = summarise_structures(rows)
-    record.log_metrics(
-        {
-            f"best/{metric}/{structure}": summary.mean
-            for structure, metrics in summaries.items()
-            for metric, summary in metrics.items()
-        },
-        step=epoch,
-    )
 
 
 def _draw_overlays(

@@ -31,6 +31,7 @@ class Keeper:
         illustrate: Called after every epoch with its number.
         show: Told the share of the budget used up and a word.
         signals: Whether to stop.
+        is_hopeless: Asked of each validation, with the task's metric and the epoch, whether to give up.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Keeper:
         illustrate: Callable[[int], None],
         show: Callable[[float, str], None],
         signals: StopSignals,
+        is_hopeless: Callable[[float, int], bool] = lambda metric, epoch: False,
     ) -> None:
         self.record = record
         self.job = job
@@ -50,6 +52,8 @@ class Keeper:
         self.illustrate = illustrate
         self.show = show
         self.signals = signals
+        self.is_hopeless = is_hopeless
+        self._is_given_up = False
         self._process = psutil.Process()
         self._best = ""
         self._environment = environment() | {"code": code_version() or "unknown"}
@@ -57,6 +61,8 @@ class Keeper:
     def log_metrics(self, values: Mapping[str, float], epoch: int) -> None:
         """Records an epoch, with what it took of the machine."""
         self.record.log_metrics({**values, **self._measure_system()}, epoch)
+        if self.task.metric is not None and self.task.metric in values:
+            self._is_given_up = self.is_hopeless(values[self.task.metric], epoch)
         self.illustrate(epoch)
 
     def save_best(self, metrics: Mapping[str, float], epoch: int) -> None:
@@ -83,6 +89,10 @@ class Keeper:
         """Whether a signal arrived."""
         return self.signals.is_requested
 
+    def is_given_up(self) -> bool:
+        """Whether the last validation was hopeless."""
+        return self._is_given_up
+
     def _write(self, name: Path, metrics: Mapping[str, float], epoch: int | None, state: Any) -> None:  # noqa: ANN401 - the task's own
         material = self.material
         statistics = [asdict(channel) for channel in material.statistics]
@@ -98,6 +108,7 @@ class Keeper:
                 "epoch": epoch,
                 "metrics": dict(metrics),
                 "data_hash": material.data_hash,
+                **({"enhancer_sha256": material.enhancer_hash} if material.enhancer_hash else {}),
                 "training_cases": [case.id for case in material.split.training],
                 "validation_cases": [case.id for case in material.split.validation],
                 "environment": self._environment,

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case
+from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
 from pipeline.export.dicom_source import Maker
@@ -27,7 +28,13 @@ from pipeline.inference.predictor import Predictor, load_predictor, select_devic
 from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
 from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.case_reports import describe_model, find_finished, parse_report, refuse_overwriting
+from pipeline.workflows.case_reports import (
+    describe_model,
+    find_finished,
+    parse_report,
+    refuse_overwriting,
+    refuse_unused_rules,
+)
 from pipeline.workflows.class_prediction import classify
 from pipeline.workflows.models import load_model
 
@@ -39,6 +46,7 @@ def predict(
     device: str = "auto",
     max_memory: str | None = None,
     *,
+    rules: Sequence[SeriesRule] = (SeriesRule(),),
     resume: bool = False,
     with_probabilities: bool = False,
     compiles: bool = False,
@@ -56,11 +64,12 @@ def predict(
 
     Args:
         model: A run, `latest`, a checkpoint file or `models:/name@alias`; everything else comes from it.
-        inputs: NIfTI files, folders of them, or DICOM series folders; for a classifier also PNG, JPEG and
-            `.npz`.
+        inputs: NIfTI files, folders of them, or folders with DICOM series; for a classifier also PNG, JPEG
+            and `.npz`.
         folder: Where masks go.
         device: `auto`, `cpu` or `cuda`.
         max_memory: A size such as `2GiB` that the prediction keeps within; None for what is free.
+        rules: Which DICOM series each channel is, where inputs are DICOM.
         resume: Whether to keep the masks that this model made of these very files before.
         with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well.
         compiles: Whether to compile the networks first.
@@ -85,10 +94,11 @@ def predict(
     }
     _refuse_task(checkpoint, asked, method)
     if checkpoint.job.get("task") == "classification":
-        return classify(checkpoint, inputs, folder, select_device(device), method)
+        return classify(checkpoint, inputs, folder, select_device(device), method, rules)
     exports = _choose_exports(also, checkpoint, with_probabilities=with_probabilities)
     predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
-    cases = find_inputs(inputs, predictor.num_channels)
+    cases = find_inputs(inputs, predictor.num_channels, rules)
+    refuse_unused_rules(cases, rules)
     if exports is not None:
         _refuse_without_series(cases)
     refuse_overwriting(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,7 +69,10 @@ def read_view(material: ReportMaterial, case: str, rank: str, remarks: list[str]
     prediction = read_label_map(material.masks[case])
     found = material.cases.get(case)
     maps = {"Prediction": prediction}
-    reference = _read_beside(found.label if found else None, case, "reference", prediction, remarks)
+    label = found.label if found else None
+    reference = None
+    if label is not None:
+        reference = _read_beside(lambda: read_label_map(label), case, "reference", prediction, remarks)
     if reference is not None:
         integers = reference.array.astype(np.uint32 if reference.array.dtype.itemsize > 2 else np.uint16)
         maps = {"Reference": Volume(integers, reference.grid), **maps}
@@ -104,22 +107,20 @@ def _read_image(
     told = material.entries.get(found.id, {}).get("input_hashes")
     try:
         is_same = not told or set(hash_inputs(found)) <= set(told)
-    except OSError:
+    except (OSError, FaultError):
         is_same = True  # reading it says why it cannot be read
     if not is_same:
         remarks.append(f"{found.id}: the image is not the one that was predicted, so it is not shown.")
         return None
-    return _read_beside(found.images[0], found.id, "image", prediction, remarks)
+    return _read_beside(lambda: read_image(*found.sources[0])[0], found.id, "image", prediction, remarks)
 
 
 def _read_beside(
-    path: Path | None, case: str, what: str, prediction: Volume, remarks: list[str]
+    read: Callable[[], Volume], case: str, what: str, prediction: Volume, remarks: list[str]
 ) -> Volume | None:
     """A volume on the prediction's grid; None, with a remark, if it cannot be read or lies elsewhere."""
-    if path is None:
-        return None
     try:
-        volume = read_image(path)[0] if what == "image" else read_label_map(path)
+        volume = read()
     except FaultError as error:
         remarks += [
             f"{case}: the {what} is not shown; {fault.message} [{fault.rule}]" for fault in error.faults

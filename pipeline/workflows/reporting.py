@@ -18,6 +18,7 @@ from pipeline.report.report_page import write_report
 from pipeline.tracking import Record, find_run
 from pipeline.workflows.evaluation import evaluate
 from pipeline.workflows.folder_reports import read_folder
+from pipeline.workflows.noting import set_note
 from pipeline.workflows.report_material import ReportMaterial
 from pipeline.workflows.report_views import choose_cases, read_views
 from pipeline.workflows.run_reports import read_run
@@ -68,8 +69,9 @@ def keep_report(record: Record) -> None:
     """
     try:
         path = record.folder / NAME
-        _write(path, read_run(record.run), (), time.monotonic() + _PATIENCE_S)
+        page = _write(path, read_run(record.run), (), time.monotonic() + _PATIENCE_S)
         record.log_artifact(path)
+        set_note(record, page, NAME)
     except Exception as error:
         # Whatever it is: the training is done, and its results count.
         record.set_tags({"clinseg.report": f"not made: {type(error).__name__}: {error}"[:400]})
@@ -79,7 +81,7 @@ def _store_of(folder: Path) -> tuple[Path, ...]:
     return (folder.resolve().parent.parent,) if folder.is_dir() else ()
 
 
-def _write(path: Path, material: ReportMaterial, cases: Sequence[str], end: float = float("inf")) -> None:
+def _write(path: Path, material: ReportMaterial, cases: Sequence[str], end: float = float("inf")) -> Report:
     remarks = list(material.remarks)
     chosen = choose_cases(material, cases)
     views: list[View] = []
@@ -103,6 +105,7 @@ def _write(path: Path, material: ReportMaterial, cases: Sequence[str], end: floa
         remarks=remarks,
     )
     write_report(path, page)
+    return page
 
 
 def _with_files(

@@ -15,9 +15,12 @@ from pipeline.workflows.columns import AbstractMaterial
 from pipeline.workflows.models import LAST
 from pipeline.workflows.regions import pin_region
 from pipeline.workflows.starting import pin_start
+from pipeline.workflows.twins import pin_twin_maker
 
 CONFIG = "config.yaml"
 """The job in a run's folder."""
+SWEEP = "sweep.json"
+"""What a sweep tries, in the folder of a run that is one."""
 
 
 def find_job(
@@ -60,12 +63,20 @@ def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
     if config is None:
         message = "name a config, or a run to go on with: clinseg train CONFIG, clinseg train --resume RUN"
         raise ConfigError(Fault("CONFIG", "missing-argument", message))
-    return pin_region(pin_start(load_job(config, overrides)))
+    return pinned(load_job(config, overrides))
+
+
+def pinned(job: Job) -> Job:
+    """The job with models named `latest` under the names that they have now."""
+    return pin_twin_maker(pin_region(pin_start(job)))
 
 
 def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:
     """The run's own config; an override that says otherwise is refused, for it would be ignored."""
     stored = run.path / CONFIG
+    if (run.path / SWEEP).is_file():
+        message = f"it is a sweep; go on with: clinseg sweep --resume {run.name}"
+        raise ConfigError(Fault(run.name, "is-a-sweep", message))
     job = load_job(stored)
     if overrides and load_job(stored, overrides) != job:
         message = "a resumed run keeps its config; leave --set and --fold out, or start a new run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,8 @@ from pipeline.tracking import (
     read_settings,
     summarise_run,
 )
+from pipeline.workflows.downstream import REPORT
+from pipeline.workflows.enhancement_judging import ENHANCED
 from pipeline.workflows.judging import MASKS, TABLE
 from pipeline.workflows.models import BEST
 from pipeline.workflows.report_material import (
@@ -81,8 +84,23 @@ def read_run(run: RunFolder) -> ReportMaterial:
         charts=_charts(run, parts),
         pictures=() if is_segmentation else _pictures(parts),
         facts=_facts(run, settings, summary, checkpoint, entries),
-        remarks=[*case_remarks(entries), *remarks],
+        remarks=[*_downstream_remarks(parts), *case_remarks(entries), *remarks],
     )
+
+
+def _downstream_remarks(parts: Sequence[RunFolder]) -> list[str]:
+    """Whether what an enhancer makes can be measured, where a segmentation was asked."""
+    told = []
+    for part in parts:
+        path = part.path / ENHANCED / REPORT
+        try:
+            said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            if said.get("told"):
+                mark = "Warning: " if said["warning"] else ""
+                told.append(f"{mark}What a segmentation finds in enhanced images: {said['told']}")
+        except (OSError, ValueError, LookupError, AttributeError):
+            told.append(f"{path.name} of {part.name} cannot be read.")
+    return told
 
 
 def _lead(run: RunFolder, settings: Mapping[str, str], summary: RunSummary) -> str:

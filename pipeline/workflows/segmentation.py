@@ -23,6 +23,7 @@ from pipeline.workflows.columns import Column, Judgement, Part
 from pipeline.workflows.joining import write_ensemble
 from pipeline.workflows.judging import MASKS, TABLE, judge
 from pipeline.workflows.models import BEST
+from pipeline.workflows.recording import record_best_masks
 from pipeline.workflows.segmentation_material import (
     SegmentationMaterial,
     check_labelled,
@@ -36,6 +37,8 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
     """See `Column`."""
 
     command = "predict"
+    metric = SegmentationTask.metric
+    score = "best/dice/mean"
 
     def read_cases(self, job: SegmentationJob) -> Sequence[Case]:
         """See `Column`."""
@@ -83,6 +86,7 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
             section.batch_size,
             section.foreground_fraction,
             section.seed,
+            job.augmentation.enhancer_probability,
             share=(task.world.rank, task.world.size),
         )
 
@@ -171,12 +175,8 @@ def _means(rows: Sequence[CaseMetrics], group: str) -> dict[str, float]:
 def _record_summary(
     record: Record, rows: Sequence[CaseMetrics], components: Components, num_folds: int
 ) -> None:
+    record_best_masks(record, rows, num_folds)
     values: dict[str, float] = {}
-    for structure, metrics in summarise_structures(rows).items():
-        for metric, summary in metrics.items():
-            name = f"{metric}/{structure}"
-            values |= {f"best/{name}": summary.mean, f"best_low/{name}": summary.low}
-            values[f"best_high/{name}"] = summary.high
     for name, before in components.before.items():
         values |= {f"components_before/dice/{name}": before}
         values |= {f"components_after/dice/{name}": components.after[name]}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import SegmentationJob
 from pipeline.data.cases import Study, read_manifest
-from pipeline.data.datasets import PreparedCase, hash_data, prepare_cases
+from pipeline.data.datasets import PreparedCase, hash_contents, hash_data, prepare_cases
 from pipeline.data.fingerprint import measure_intensities
 from pipeline.data.folds import Split, split_cases
 from pipeline.errors import ConfigError, Fault, InputError
@@ -15,6 +15,7 @@ from pipeline.inference.predictor import build_preprocessing
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
 from pipeline.workflows.columns import AbstractMaterial
+from pipeline.workflows.twins import find_twin_maker, make_twins
 from transforms.preprocessing import IntensityStatistics
 
 
@@ -28,7 +29,8 @@ class SegmentationMaterial(AbstractMaterial):
         statistics: Intensities of the training cases, if the normalisation needs them.
         training: Prepared cases to train on.
         validation: Prepared cases held out, possibly none.
-        data_hash: One hash of the content of all of them.
+        data_hash: One hash of the content of all of them, and of the enhancer that made twins.
+        enhancer_hash: Of the model that made the training cases' twins; None if they have none.
     """
 
     study: Study
@@ -37,6 +39,7 @@ class SegmentationMaterial(AbstractMaterial):
     training: list[PreparedCase]
     validation: list[PreparedCase]
     data_hash: str
+    enhancer_hash: str | None = None
 
     @property
     def contract(self) -> LabelContract:
@@ -67,7 +70,10 @@ class SegmentationMaterial(AbstractMaterial):
     @property
     def cache_bytes(self) -> int:
         """What the prepared cases take."""
-        return sum(case.image.nbytes + case.label.nbytes for case in (*self.training, *self.validation))
+        return sum(
+            case.image.nbytes + case.label.nbytes + (case.twin.nbytes if case.twin is not None else 0)
+            for case in (*self.training, *self.validation)
+        )
 
     @property
     def result_bytes(self) -> int:
@@ -93,13 +99,14 @@ def load_material(job: SegmentationJob) -> SegmentationMaterial:
     study = read_manifest(job.data)
     contract = study.contract
     check_structures(job, contract)
-    split = split_cases(study.cases, job.data, job.training.seed)
+    split = split_cases(study.cases, job.data)
     cases = [*split.training, *split.validation]
     unlabelled = [case for case in cases if case.label is None]
     if unlabelled:
         message = "a case to train on needs a label map; add one or take the case out of the manifest"
         raise InputError(Fault(case.id, "missing-label", message) for case in unlabelled)
     num_channels = len(study.channels)
+    enhancer = find_twin_maker(job, num_channels)
     statistics: tuple[IntensityStatistics, ...] = ()
     if job.preprocessing.normalisation == "dataset":
         with progress_bar("Measuring intensities", len(split.training)) as advance:
@@ -109,14 +116,20 @@ def load_material(job: SegmentationJob) -> SegmentationMaterial:
         prepared = prepare_cases(cases, contract, num_channels, settings, job.data, advance)
     _check_slices(job, prepared)
     num_training = len(split.training)
-    check_labelled(contract, [case.labelled for case in prepared[:num_training]])
+    training, validation = prepared[:num_training], prepared[num_training:]
+    check_labelled(contract, [case.labelled for case in training])
+    data_hash = hash_data(prepared)
+    if enhancer is not None:
+        training = make_twins(training, enhancer, job, settings)
+        data_hash = hash_contents([data_hash, f"enhancer {enhancer.content_hash}"])
     return SegmentationMaterial(
         study=study,
         split=split,
         statistics=statistics,
-        training=prepared[:num_training],
-        validation=prepared[num_training:],
-        data_hash=hash_data(prepared),
+        training=training,
+        validation=validation,
+        data_hash=data_hash,
+        enhancer_hash=enhancer.content_hash if enhancer is not None else None,
     )
 
 

@@ -69,7 +69,10 @@ class Start:
 
 
 def pin_start(job: Job) -> Job:
-    """The job with the model it starts from named for good; see `pin_model`."""
+    """The job with the model it starts from, or is judged by, named for good; see `pin_model`."""
+    if isinstance(job, EnhancementJob) and isinstance(job.inference.downstream, str):
+        measuring = job.inference.model_copy(update={"downstream": pin_model(job.inference.downstream)})
+        return job.model_copy(update={"inference": measuring})
     if isinstance(job, EnhancementJob) or not isinstance(job.training.start_from, str):
         return job
     section = job.training.model_copy(update={"start_from": pin_model(job.training.start_from)})

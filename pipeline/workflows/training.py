@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import read_checkpoint
-from pipeline.config import Job, job_parameters, job_to_yaml
-from pipeline.environment import environment
+from pipeline.config import Job, job_to_yaml
 from pipeline.errors import Stopped
 from pipeline.files import write_text
 from pipeline.inference.predictor import select_device
@@ -36,10 +35,26 @@ from pipeline.workflows.columns import AbstractMaterial, Judgement
 from pipeline.workflows.keeping import Keeper
 from pipeline.workflows.models import BEST
 from pipeline.workflows.needs import Needs, measure_needs, told_out_of_memory
+from pipeline.workflows.recording import describe_job, describe_material, record_ending
 from pipeline.workflows.reporting import keep_report
 from pipeline.workflows.resuming import CONFIG, check_data, load_state
 from pipeline.workflows.starting import Start, find_start, write_start
 from pipeline.workflows.tasks import COLUMNS
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a training stands that is a part of another run.
+
+    Attributes:
+        parent: The run that it is a part of.
+        name: Such as `fold0` or `trial3`.
+        is_hopeless: Asked of each validation, with the task's metric and the epoch, whether to give up.
+    """
+
+    parent: RunFolder
+    name: str
+    is_hopeless: Callable[[float, int], bool] = lambda metric, epoch: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +86,7 @@ def train(
     world: World,
     on_needs: Callable[[Needs], None],
     on_start: Callable[[Start], None],
-    parent: RunFolder | None = None,
+    place: Place | None = None,
 ) -> TrainingResult | None:
     """Trains one network, keeps its best and last state, and judges it on the validation cases.
 
@@ -84,7 +99,7 @@ def train(
         world: The processes that train together.
         on_needs: Is told what memory and disk it takes before it starts.
         on_start: Is told what it takes from the model that it starts from, if any.
-        parent: The cross-validation that the run is a part of.
+        place: The cross-validation or sweep that the run is a part of, if any.
 
     Returns:
         What it left; None in all processes but the first.
@@ -101,7 +116,7 @@ def train(
             on_start(start)
         column = COLUMNS[job.task]
         material = column.load_material(job, run)
-        for other in read_children(parent) if parent is not None else []:
+        for other in read_children(place.parent) if place is not None else []:
             if (other.path / BEST).is_file():
                 check_data(material, read_checkpoint(other.path / BEST), other)
         state = load_state(run, material, world) if run is not None else None
@@ -111,9 +126,10 @@ def train(
     if not world.is_first:
         _follow(job, task, sampler, state, signals, world)
         return None
-    record = resume_record(run) if run is not None else begin(job, parent, start)
+    record = resume_record(run) if run is not None else begin(job, place, start)
     with ended_by_trouble(record, signals, world):
-        _describe(record, job, material, device, world)
+        describe_job(record, job)
+        describe_material(record, job, material, device, world.size)
         on_needs(measure_needs(task, sampler, material.result_bytes, record.folder, device))
         with freed_memory_kept():
             with budget_bar(f"Training {record.name}") as show, signals.deferred():
@@ -125,34 +141,33 @@ def train(
                     lambda epoch: column.illustrate(record, job, material, task, epoch),
                     show,
                     signals,
+                    *([place.is_hopeless] if place is not None else []),
                 )
                 ending = _fit(job, task, sampler, keeper, state, world)
             keeper.keep_something()
+            record_ending(record, ending)
             judgement = column.judge(record, job, material, device)
             keep_report(record)
     deliveries = (record.close("FINISHED"),)
     return TrainingResult(record.name, column.command, record.folder, ending, judgement, deliveries)
 
 
-def begin(job: Job, parent: RunFolder | None = None, start: Start | None = None) -> Record:
-    """The record of a new run, or of a new part of a cross-validation."""
-    if parent is None:
+def begin(job: Job, place: Place | None = None, start: Start | None = None) -> Record:
+    """The record of a new run, or of a new part of a cross-validation or sweep."""
+    if place is None:
         record = start_record(job.tracking.experiment, job.tracking.uri, job.task)
     else:
-        record = start_child(parent, part_name(job.data.fold))
+        record = start_child(place.parent, place.name)
     if start is not None:
         write_start(record, start)  # before the config, with which the run can be resumed
     write_text(record.folder / CONFIG, job_to_yaml(job))
     return record
 
 
-def part_name(fold: int | str) -> str:
-    """What the part of a cross-validation is called that holds out `fold`."""
-    return f"fold{fold}"
-
-
 @contextmanager
-def ended_by_trouble(record: Record, signals: StopSignals, world: World = ALONE) -> Iterator[None]:
+def ended_by_trouble(
+    record: Record, signals: StopSignals, world: World = ALONE, command: str = "train"
+) -> Iterator[None]:
     """Ends the record if what is done in it does not end well; a signal's end says how to go on."""
     try:
         yield
@@ -163,7 +178,7 @@ def ended_by_trouble(record: Record, signals: StopSignals, world: World = ALONE)
         # A fold of a cross-validation, which is trained alone, gives advice; that of the whole replaces it.
         reason = f"{stopped}; " if stopped.args and world.size > 1 else ""
         program = "clinseg" if world.size == 1 else "torchrun (as before) -m pipeline"
-        raise Stopped(f"{reason}go on with: {program} train --resume {record.name}") from None
+        raise Stopped(f"{reason}go on with: {program} {command} --resume {record.name}") from None
     except BaseException:
         record.close("FAILED")
         raise
@@ -212,24 +227,3 @@ def build_task(
         torch.backends.cudnn.benchmark = False
     task: AbstractTask = COLUMNS[job.task].build_task(job, material, device, start, world)
     return task
-
-
-def _describe(
-    record: Record, job: Job, material: AbstractMaterial, device: torch.device, world: World
-) -> None:
-    record.log_parameters(job_parameters(job))
-    if material.segmenter is not None:
-        record.set_tags({"clinseg.segmenter.sha256": str(material.segmenter.content_hash)})
-    record.set_tags(
-        {
-            "clinseg.data_hash": material.data_hash,
-            "clinseg.device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            "clinseg.fold": str(job.data.fold),
-            "clinseg.num_processes": str(world.size),
-            "clinseg.num_training_cases": str(len(material.split.training)),
-            "clinseg.num_validation_cases": str(len(material.split.validation)),
-            **{f"environment.{name}": version for name, version in environment().items()},
-        }
-    )
-    for path in material.write_split(record.folder), record.folder / CONFIG:
-        record.log_artifact(path)

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.config.segmentation import DataSection
 from pipeline.data.cases import Case, Study, read_manifest
+from pipeline.data.dicom import SeriesRule
 from pipeline.errors import ConfigError, FaultError, InputError
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
@@ -348,6 +349,27 @@ def test_missing_files_are_a_fault_of_the_input(tmp_path):
     (tmp_path / "images/a.nii.gz").unlink()
     with pytest.raises(InputError, match=r"training\[0\].*missing-file"):
         read(path)
+
+
+def test_series_of_one_folder_become_channels(tmp_path):
+    (tmp_path / "study").mkdir()
+    manifest = table(tmp_path, "case,image,label\na,study,a-label.nii.gz\n")
+    study = read(manifest, labels=LABELS, series=("T1*", "T2*"), regularise=True)
+    assert study.channels == ("T1*", "T2*")
+    (case,) = study.cases
+    rules = (SeriesRule("T1*", True), SeriesRule("T2*", True))
+    assert case.sources == tuple((tmp_path / "study", rule) for rule in rules)
+
+
+def test_each_channel_of_a_manifest_needs_its_series(tmp_path):
+    (tmp_path / "study").mkdir()
+    manifest = table(tmp_path, "case,image_T1,image_T2,label\na,study,study,a-label.nii.gz\n")
+    (case,) = read(manifest, labels=LABELS, series=("first", "second")).cases
+    assert [rule.pattern for _, rule in case.sources] == ["first", "second"]
+    (fault,) = faults_of(manifest, labels=LABELS, series=("first", "second", "third"))
+    assert fault.rule == "num-channels"
+    (case,) = read(manifest, labels=LABELS, regularise=True).cases
+    assert case.series == (SeriesRule(None, True),) * 2
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")

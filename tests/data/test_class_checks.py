@@ -121,7 +121,7 @@ def test_the_copies_in_a_real_archive_are_found_within_seconds():
     section = ClassificationDataSection(manifest=SHARED / "pneumoniamnist.npz")
     real = read_class_study(section)
     start = time.process_time()
-    report = check_class_study(real, [split_cases(real.cases, section, 0)])
+    report = check_class_study(real, [split_cases(real.cases, section)])
     assert time.process_time() - start < 10
     assert report.errors == ()
     assert [fault.rule for fault in report.warnings] == ["duplicate-image"] * 8

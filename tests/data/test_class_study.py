@@ -83,7 +83,7 @@ def test_rows_of_an_archive_are_cases_and_its_validation_part_is_fold_0(tmp_path
         channels=("image",),
         is_multi_label=False,
     )
-    split = split_cases(study.cases, section(path, fold=0), 0)
+    split = split_cases(study.cases, section(path, fold=0))
     assert {case.row[0] for case in split.training} == {"train_images"}
     assert {case.row[0] for case in split.validation} == {"val_images"}
 
@@ -259,10 +259,10 @@ def test_no_manifest(tmp_path):
 
 def test_a_class_that_no_training_case_is_of_is_refused(tmp_path):
     study = read(archive(tmp_path, train=(0, 0), val=(0, 1)))
-    split = split_cases(study.cases, section(tmp_path, fold=0), 0)
+    split = split_cases(study.cases, section(tmp_path, fold=0))
     with pytest.raises(ConfigError, match=r"class 1.*untrained-class"):
         check_split(study, split)
-    check_split(study, split_cases(study.cases, section(tmp_path, fold="none"), 0))
+    check_split(study, split_cases(study.cases, section(tmp_path, fold="none")))
 
 
 @needs_shared

@@ -300,6 +300,17 @@ def test_forms_that_disagree_warn_and_the_sform_is_used(tmp_path):
     assert not read_with_warnings(with_forms(tmp_path / NII, AFFINE, AFFINE)).warnings
 
 
+def test_voxel_sizes_that_disagree_with_the_sform_warn_and_the_sform_is_used(tmp_path):
+    image = nib.Nifti1Image(VOXELS, None)
+    image.set_sform(AFFINE, 1)
+    for sizes, rules in (((1, 1, 1), ["sform-pixdim"]), (np.linalg.norm(AFFINE[:3, :3], axis=0), [])):
+        image.header.set_zooms(sizes)
+        nib.save(image, tmp_path / NII)
+        reading = read_with_warnings(tmp_path / NII)
+        assert [fault.rule for fault in reading.warnings] == rules
+        assert np.allclose(reading.volumes[0].grid.affine, AFFINE)
+
+
 def test_no_orientation_warns_and_assumes_what_nibabel_does(tmp_path):
     path = with_forms(tmp_path / NII, AFFINE, AFFINE, codes=(0, 0))
     reading = read_with_warnings(path)

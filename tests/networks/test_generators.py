@@ -123,9 +123,32 @@ def test_every_name_of_the_config_has_its_network():
 @every_shape
 def test_a_fresh_generator_corrects_nothing(shape, kind):
     section = section_of(kind, shape)
-    net = generator(section)
-    image = images(net, section)
+    net = build_generator(section, CHANNELS)
+    image = images(net, section, noise=0)
     assert torch.equal(net(image), meant(image, section))
+
+
+@every_kind
+def test_a_fresh_random_generator_adds_a_little_of_its_noise(kind):
+    section = section_of(kind, SHAPES["3D"])
+    net = build_generator(section, CHANNELS, 2)
+    image = images(net, section, noise=2)
+    added = net(image) - meant(image, section)
+    drawn = image[:, CHANNELS:].sum(dim=1, keepdim=True)
+    torch.testing.assert_close(added, 0.1 * drawn.expand_as(added))
+
+
+@every_kind
+def test_every_noise_is_multiplied_by_a_map_of_every_channel(kind):
+    """The body's maps stand as the correction, then the strengths of the first noise, then of the next."""
+    section = section_of(kind, SHAPES["2.5D"])
+    torch.manual_seed(0)
+    net = build_generator(section, CHANNELS, 2)
+    nn.init.normal_(net.body.head.weight)
+    image = images(net, section, noise=2)
+    correction, first, second = net.body(image).chunk(3, dim=1)
+    made = meant(image, section) + correction + first * image[:, -2:-1] + second * image[:, -1:]
+    torch.testing.assert_close(net(image), made)
 
 
 def test_what_is_corrected_is_the_slice_in_the_middle_of_its_stack():
@@ -141,7 +164,7 @@ def test_the_correction_is_what_the_body_says(kind):
     corrects, makes = trained(residual), trained(plain, 1)
     makes.load_state_dict(corrects.state_dict())
     image = images(corrects, residual)
-    assert torch.equal(corrects(image), meant(image, residual) + makes(image))
+    torch.testing.assert_close(corrects(image), meant(image, residual) + makes(image))
 
 
 @every_kind
@@ -229,10 +252,11 @@ def test_an_attention_unet_is_the_one_of_segmentation():
     gated, plain = (
         section_of(KINDS[f"attention_unet{name}"], SHAPES["3D"]) for name in ("", " without gates")
     )
-    net, without = trained(gated), trained(plain)
+    net, without = (build_generator(section, CHANNELS) for section in (gated, plain))
+    nn.init.normal_(net.body.head.weight)
     assert isinstance(net.body, AttentionUNet) and len(net.body.heads) == 1
     assert {"gates"} == {key.split(".")[1] for key in net.state_dict().keys() - without.state_dict().keys()}
-    image = images(net, gated)
+    image = images(net, gated, noise=0)
     assert torch.equal(net(image), meant(image, gated) + net.body(image))
     assert len(net.body.forward_with_gates(image)[1]) == 2
 
@@ -292,8 +316,8 @@ def test_dropout_acts_in_training_alone(kind):
 @every_kind
 def test_mixed_precision_does_not_round_the_image_itself(kind):
     section = section_of(kind, SHAPES["2D"])
-    net = generator(section)
-    image = images(net, section)
+    net = build_generator(section, CHANNELS)
+    image = images(net, section, noise=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(net(image), meant(image, section))
 

@@ -143,12 +143,24 @@ def _high(descriptor):
     return copy
 
 
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    """Chromium with WebGL2; tests that need it are skipped where it is absent."""
+def _start(tmp_path_factory, *flags):
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("needs a Chromium (`apt-get install chromium`); none is on the path")
-    browser = Browser(program, tmp_path_factory.mktemp("chromium"))
+    return Browser(program, tmp_path_factory.mktemp("chromium"), flags)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Chromium with WebGL2; tests that need it are skipped where it is absent."""
+    browser = _start(tmp_path_factory)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def local_browser(tmp_path_factory):
+    """The same, for pages that this machine serves itself; every other host stays unknown."""
+    browser = _start(tmp_path_factory, f"{_NO_HOST}, EXCLUDE 127.0.0.1")
     yield browser
     browser.close()

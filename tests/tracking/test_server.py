@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -36,16 +37,22 @@ def server(empty_database, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlruns").mkdir()
     shutil.copy(empty_database, folder / "mlruns/mlflow.db")
+    with serving(folder, lambda port: [sys.executable, "-c", _SERVE, str(port)]) as (address, process):
+        yield folder, address, process
+
+
+@contextmanager
+def serving(folder, build_command):
+    """Address and process of a server that was started in a folder and is up."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    command = [sys.executable, "-c", _SERVE, str(port)]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(build_command(port), cwd=folder, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(address, process)
-        yield folder, address, process
+        yield address, process
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -88,6 +95,35 @@ def test_the_pages_show_runs_and_artifacts_of_the_store(server, monkeypatch):
     assert run["info"]["status"] == "FINISHED"
     artifact = f"{address}/get-artifact?path=model/best.safetensors&run_uuid={run_id}"
     assert _get(artifact) == b"weights"
+
+
+def test_a_moved_store_shows_its_files_and_its_charts(empty_database, tmp_path, monkeypatch):
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_database, tmp_path / "mlruns/mlflow.db")
+    run_id = _record(None, monkeypatch, tmp_path)
+    home = tmp_path / "moved here"
+    home.mkdir()
+    (tmp_path / "mlruns").rename(home / "mlruns")
+    with serving(home, lambda port: [sys.executable, "-m", "pipeline", "ui", "--port", str(port)]) as (
+        address,
+        process,
+    ):
+        assert _get(f"{address}/get-artifact?path=model/best.safetensors&run_uuid={run_id}") == b"weights"
+        listed = json.loads(_get(f"{address}/ajax-api/2.0/mlflow/artifacts/list?run_id={run_id}&path=model"))
+        assert [file["path"] for file in listed["files"]] == ["model/best.safetensors"]
+        experiment = json.loads(
+            _get(f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=shown")
+        )["experiment"]["experiment_id"]
+        page = (
+            f"{address}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+        )
+        deadline = time.monotonic() + 60
+        while page not in (home / "log").read_text() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert page in (home / "log").read_text()
+        # Nothing is told to MLflow's makers, by the server or by its pages, and no process is idle.
+        assert json.loads(_get(f"{address}/ajax-api/3.0/mlflow/ui-telemetry"))["disable_ui_telemetry"] is True
+        assert len(psutil.Process(process.pid).children(recursive=True)) <= 2
 
 
 def test_a_server_takes_the_same_record_as_a_database(server, monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.config import EnhancementTrainingSection
-from pipeline.training.adversarial import ImagePool, least_squares, linear_rate, total_variation
+from pipeline.training.adversarial import ImagePool, least_squares, linear_share, total_variation
 
 
 def test_a_judgement_is_measured_by_its_distance_from_the_truth():
@@ -21,7 +21,7 @@ def test_total_variation_is_of_all_axes():
 
 def test_the_rate_stays_then_falls_to_zero():
     section = EnhancementTrainingSection(epochs=1, learning_rate=0.5, constant_fraction=0.5)
-    rates = [linear_rate(section, progress) for progress in (0.0, 0.5, 0.75, 1.0)]
+    rates = [section.learning_rate * linear_share(section, progress) for progress in (0.0, 0.5, 0.75, 1.0)]
     assert rates == pytest.approx([0.5, 0.5, 0.25, 0.0])
 
 

@@ -78,6 +78,9 @@ class Surroundings:
     def advance(self, progress, epoch):
         self.step += 1
 
+    def is_given_up(self):
+        return False
+
     def is_stop_requested(self):
         return self.step == self.last_step
 

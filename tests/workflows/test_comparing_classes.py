@@ -95,6 +95,6 @@ def test_what_cannot_be_compared_is_told(clinseg):
     for name in ("one", "two"):
         add_run(name, GOOD)
         path = Path("mlruns/runs", name, "run.json")
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "enhancement"}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "registration"}))
     answer = clinseg("compare", "one", "two")
-    assert answer.code == 2 and "runs of enhancement cannot be compared" in answer.err
+    assert answer.code == 2 and "runs of registration cannot be compared" in answer.err

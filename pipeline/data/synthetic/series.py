@@ -14,13 +14,14 @@ from pipeline.volume import Volume
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def write_series(folder: Path, volume: Volume, digits: int = 10) -> list[Path]:
+def write_series(folder: Path, volume: Volume, digits: int = 10, description: str = "") -> list[Path]:
     """Writes one MR file for each slice along the last axis, in the order opposite to their names.
 
     Args:
         folder: Made if it is not there.
         volume: int16.
         digits: Of the numbers that say where a slice lies.
+        description: Of the series.
     """
     folder.mkdir(parents=True, exist_ok=True)
     study, series, frame = (generate_uid() for _ in range(3))
@@ -34,7 +35,7 @@ def write_series(folder: Path, volume: Volume, digits: int = 10) -> list[Path]:
         file.SOPClassUID, file.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
         file.StudyInstanceUID, file.SeriesInstanceUID, file.FrameOfReferenceUID = study, series, frame
         file.Modality, file.PatientName, file.PatientID = "MR", "Made^Up", "made-up"
-        file.InstanceNumber = k + 1
+        file.InstanceNumber, file.SeriesDescription = k + 1, description
         paths.append(folder / f"{num_slices - k:03d}.dcm")
         file.save_as(paths[-1], enforce_file_format=True)
     return paths

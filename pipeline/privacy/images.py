@@ -1,0 +1,130 @@
+"""One DICOM image at a time: read, cleaned, written under a name that tells nothing, and read again."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset, FileMetaDataset, dcmread
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
+
+from pipeline.errors import ConfigError, Fault, InputError, IntegrityError
+from pipeline.files import atomic_path
+from pipeline.privacy.profile import patient_identity, remove_identity
+from pipeline.privacy.pseudonyms import Pseudonyms
+
+_LEAST_KEY = 16
+_PRINTED_ON = {"US", "SC", "OT", "XC", "ES", "XA", "RF", "DX", "CR", "IO", "GM"}
+"""Modalities that often print names into pixels."""
+
+_HEADS = ("head", "brain", "skull", "face", "neck", "sinus", "orbit", "schadel", "kopf", "cereb", "neuro")
+_SCANNED = {"CT", "MR", "PT"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What became of one image.
+
+    Attributes:
+        file: Where it lies now.
+        series: New UID of its series.
+        warnings: Rule and message of what a person should look at.
+    """
+
+    file: Path
+    series: str
+    warnings: tuple[tuple[str, str], ...]
+
+
+def read_key(path: Path) -> bytes:
+    """Reads the secret key, or makes one of 32 random bytes if there is no such file.
+
+    Raises:
+        ConfigError: If it is shorter than 16 bytes, or cannot be read.
+    """
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(secrets.token_hex(32), encoding="ascii")
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        message = f"the key cannot be read ({(error.strerror or 'error').lower()})"
+        raise ConfigError(Fault(str(path), "key", message)) from error
+    if len(key) < _LEAST_KEY:
+        message = f"a key has at least {_LEAST_KEY} bytes; name a file that is not there, and one is made"
+        raise ConfigError(Fault(str(path), "key", message))
+    return key
+
+
+def clean_dicom(path: Path, folder: Path, pseudonyms: Pseudonyms) -> Cleaned:
+    """Writes `folder/<patient>/<series>/<image>.dcm` without what identifies the patient.
+
+    Raises:
+        InputError: If the file is damaged, is no image, or says that text is burned into its pixels. The
+            fault carries no more of it than its place.
+        ResourceError: If the file cannot be written.
+        IntegrityError: If, read again, the pixels are not those of before.
+    """
+    dataset = _read(path)
+    if "PixelData" not in dataset:
+        message = "it is no image (but a report, say), in which names may stand anywhere; it was left out"
+        raise InputError(Fault(str(path), "no-image", message))
+    if dataset.get("BurnedInAnnotation") == "YES":
+        message = "it says that text is burned into its pixels; it was left out, paint over it first"
+        raise InputError(Fault(str(path), "burned-in", message))
+    found = tuple(_doubts(dataset))
+    pixels = bytes(dataset.PixelData)
+    instance = str(dataset.get("SOPInstanceUID") or path)
+    patient = pseudonyms.patient(patient_identity(dataset))
+    remove_identity(dataset, pseudonyms, patient)
+    series = str(dataset.get("SeriesInstanceUID") or "")
+    _replace_file_meta(dataset)
+    target = folder / patient / pseudonyms.file_name(series) / f"{pseudonyms.file_name(instance)}.dcm"
+    with atomic_path(target) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+        if bytes(dcmread(temporary).PixelData) != pixels:
+            message = "read back from disk, the pixels are not those of the image; check the disk"
+            raise IntegrityError(Fault(str(path), "write-not-verified", message))
+    return Cleaned(target, series, found)
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom quotes the values it warns about
+            dataset = dcmread(path)
+            dataset.walk(lambda *_: None)  # every value is parsed now, or raises now
+            return dataset
+    except Exception as error:  # a parser fed with damaged bytes may raise anything
+        message = "the file is damaged, or no DICOM; fetch it again from its source"
+        raise InputError(Fault(str(path), "unreadable", message)) from error
+
+
+def _doubts(dataset: Dataset) -> list[tuple[str, str]]:
+    """What no rule on attributes can take out."""
+    found = []
+    modality = str(dataset.get("Modality") or "")
+    if dataset.get("BurnedInAnnotation") != "NO" and modality in _PRINTED_ON:
+        message = f"{modality} images often have names printed into their pixels; look at them"
+        found.append(("burned-in", message))
+    places = " ".join(str(dataset.get(tag) or "") for tag in ("BodyPartExamined", "StudyDescription"))
+    places += f" {dataset.get('SeriesDescription') or ''} {dataset.get('ProtocolName') or ''}"
+    is_head = any(word in places.lower() for word in _HEADS)
+    if dataset.get("RecognizableVisualFeatures") == "YES" or (modality in _SCANNED and is_head):
+        message = "a face may be recognised in a rendering of it; deface it before it leaves the house"
+        found.append(("face", message))
+    return found
+
+
+def _replace_file_meta(dataset: Dataset) -> None:
+    """A header and a preamble of our own: senders, receivers and hidden bytes stay behind."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
+    meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID")
+    meta.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID")
+    meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
+    dataset.file_meta = meta
+    dataset.preamble = bytes(128)

@@ -1,0 +1,275 @@
+"""What identifies a patient is nowhere in what is written, and what makes an image useful still is."""
+
+import gzip
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.sequence import Sequence
+
+from pipeline.data.dicom import list_series, read_series
+from pipeline.data.synthetic import write_phantom_study
+from pipeline.errors import ConfigError, InputError
+from pipeline.export.nifti import write_label_map
+from pipeline.privacy import Pseudonyms, header_texts
+from pipeline.privacy.profile import _actions
+from pipeline.volume import Grid
+from pipeline.workflows.deidentification import deidentify
+
+SHARED = Path(__file__).parents[1] / "../shared/data/dicom"
+FILES = Path(pydicom.__file__).parent / "data/test_files"
+SECRETS = ("Zebulon", "Quackenbush", "MRN7745321", "19530217")
+NAME, NUMBER, BIRTH = "Quackenbush^Zebulon", "MRN7745321", "19530217"
+KEY = b"a key of sixteen or more bytes"
+
+needs_data = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data/dicom")
+
+
+def plant(dataset):
+    """Puts the patient's name, id or birth date into every text and date that the standard knows of."""
+    dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = NAME, NUMBER, BIRTH
+    texts = {
+        "PN": NAME,
+        "LO": f"of Zebulon {NUMBER}",
+        "SH": "Quackenbush",
+        "ST": NAME,
+        "LT": NAME,
+        "UT": NAME,
+    }
+    texts |= {
+        "UC": NAME,
+        "UR": "http://x/Quackenbush",
+        "AE": "QUACKENBUSH",
+        "DA": BIRTH,
+        "DT": f"{BIRTH}101010",
+    }
+    for tag in _actions():
+        if len(tag) == 2 and tag[0] != 2 and keyword_for_tag(tag) and tag not in dataset:
+            vr = dictionary_VR(tag)
+            if vr in texts:
+                dataset.add(DataElement(tag, vr, texts[vr]))
+    for keyword, value in {
+        "ManufacturerModelName": "Scanner of QUACKENBUSH",  # no attribute of the table
+        "ImageComments": NAME,
+        "SoftwareVersions": ["1.0", NUMBER],
+        "BodyPartExamined": "ZEBULON",
+    }.items():
+        setattr(dataset, keyword, value)
+    deep = Dataset()
+    deep.PatientID, deep.PersonName, deep.CodeMeaning = NUMBER, NAME, f"a gift of {NAME}"
+    deep.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
+    deeper = Dataset()
+    deeper.OtherPatientNames, deeper.TextValue = NAME, NAME
+    deep.ConceptNameCodeSequence = Sequence([deeper])
+    for keyword in (
+        "SourceImageSequence",
+        "ReferencedImageSequence",
+        "ViewCodeSequence",
+        "RequestAttributesSequence",
+    ):
+        dataset.add(DataElement(tag_for_keyword(keyword), "SQ", Sequence([deep])))
+    block = dataset.private_block(0x0011, "QUACKENBUSH INC", create=True)
+    block.add_new(0x01, "LO", NAME)
+    dataset.add(DataElement(0x60003000, "OW", NAME.encode() + b" "))
+    dataset.add(DataElement(0x60004000, "LT", NAME))
+    dataset.file_meta.SourceApplicationEntityTitle = "QUACKENBUSH"
+    dataset.preamble = (NAME * 7).encode()[:128].ljust(128, b"\0")
+
+
+@pytest.fixture
+def planted(tmp_path):
+    """Three slices of a patient in a folder of his name, and a NIfTI file with texts."""
+    folder = tmp_path / "in/Quackenbush Zebulon"
+    folder.mkdir(parents=True)
+    for depth in range(3):
+        dataset = pydicom.dcmread(FILES / "MR_small.dcm")
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{depth}"
+        dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, depth], [1, 0, 0, 0, 1, 0]
+        dataset.StudyDate, dataset.AcquisitionDate = "20200110", "20200112"
+        plant(dataset)
+        dataset.save_as(folder / f"Zebulon{depth}.dcm")
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.diag([1, 2, 3, 1]))
+    image.header["descrip"], image.header["db_name"] = NAME.encode(), b"Zebulon"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(6, NAME.encode()))
+    nib.save(image, folder / "Quackenbush.nii.gz")
+    (tmp_path / "key").write_bytes(KEY)
+    return tmp_path
+
+
+def every_byte(folder):
+    for path in folder.rglob("*"):
+        yield str(path.relative_to(folder)).encode()
+        if path.is_file():
+            content = path.read_bytes()
+            yield gzip.decompress(content) if path.suffix == ".gz" else content
+
+
+def assert_nothing_is_told(*contents):
+    for content in contents:
+        lowered = content.lower()
+        assert not [secret for secret in SECRETS if secret.lower().encode() in lowered]
+
+
+def test_no_byte_that_is_written_or_said_tells_who_it_is(planted, clinseg):
+    assert (
+        sum(secret.encode() in content for content in every_byte(planted / "in") for secret in SECRETS) > 10
+    )
+    answer = clinseg("deidentify", planted / "in", planted / "out", "--key", planted / "key")
+    assert answer.code == 0, answer.err
+    assert_nothing_is_told(*every_byte(planted / "out"), answer.out.encode(), answer.err.encode())
+    assert len(list((planted / "out").rglob("*.dcm"))) == 3
+
+
+def test_pixels_geometry_and_voxels_stay(planted):
+    result = deidentify(planted / "in", planted / "out", planted / "key")
+    assert (result.num_files, result.num_patients, result.faults) == (4, 1, [])
+    before, after = (read_series(planted / name).volumes[0] for name in ("in", "out"))
+    assert np.array_equal(before.array, after.array) and before.grid.is_close(after.grid, 1e-9)
+    (path,) = (planted / "out/nifti").iterdir()
+    image, source = nib.load(path), nib.load(next((planted / "in").rglob("*.nii.gz")))
+    assert np.array_equal(image.get_fdata(), source.get_fdata()) and np.array_equal(
+        image.affine, source.affine
+    )
+    assert not image.header.extensions
+
+
+def test_one_key_gives_one_pseudonym_and_another_key_another(planted):
+    names = {}
+    for run, key in (("one", KEY), ("again", KEY), ("other", KEY[::-1])):
+        (planted / run).with_suffix(".key").write_bytes(key)
+        deidentify(planted / "in", planted / run, (planted / run).with_suffix(".key"))
+        names[run] = {str(path.relative_to(planted / run)) for path in (planted / run).rglob("*")}
+    assert names["one"] == names["again"] and not (names["one"] & names["other"]) - {"nifti"}
+
+
+def test_ids_and_references_stay_consistent_and_dates_keep_their_distance(planted):
+    deidentify(planted / "in", planted / "out", planted / "key")
+    slices = [pydicom.dcmread(path) for path in (planted / "out").rglob("*.dcm")]
+    known = {dataset.SOPInstanceUID for dataset in slices}
+    for dataset in slices:
+        assert dataset.PatientID == dataset.PatientName == slices[0].PatientID
+        assert re.fullmatch("P-[0-9a-f]{12}", dataset.PatientID)
+        assert dataset.file_meta.MediaStorageSOPInstanceUID == dataset.SOPInstanceUID
+        assert dataset.SourceImageSequence[0].ReferencedSOPInstanceUID in known
+        assert dataset.SOPClassUID.name == "MR Image Storage"
+        first, second = (
+            pydicom.valuerep.DA(dataset[name].value) for name in ("StudyDate", "AcquisitionDate")
+        )
+        assert (second - first).days == 2 and first.year < 2020
+        assert dataset.PatientIdentityRemoved == "YES" and not dataset.get("PatientBirthDate")
+    assert len({dataset.SeriesInstanceUID for dataset in slices}) == 1 and len(known) == 3
+
+
+def test_dates_of_two_patients_are_shifted_differently():
+    pseudonyms = Pseudonyms(KEY)
+    shifted = {pseudonyms.date(pseudonyms.patient(str(number)), "20200110") for number in range(20)}
+    assert len(shifted) > 15
+    assert pseudonyms.date("P", "20200110101112.5+0100").endswith("101112.5+0100")
+    assert pseudonyms.date("P", "Zebulon") == pseudonyms.date("P", "20200110Zebulon") == ""
+
+
+def test_what_cannot_be_made_safe_is_left_out_or_warned_about(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, change in {
+        "burned": {"BurnedInAnnotation": "YES"},
+        "screen": {"Modality": "SC"},
+        "head": {"BodyPartExamined": "HEAD"},
+    }.items():
+        dataset = pydicom.dcmread(FILES / "MR_small.dcm")
+        dataset.SeriesInstanceUID = dataset.SOPInstanceUID = f"1.2.{len(name)}"
+        for keyword, value in change.items():
+            setattr(dataset, keyword, value)
+        dataset.save_as(folder / f"{name}.dcm")
+    shutil.copy(FILES / "test-SR.dcm", folder / "report.dcm")
+    shutil.copy(FILES / "rtplan.dump", folder / "damaged.dcm")
+    result = deidentify(folder, tmp_path / "out", tmp_path / "key")
+    assert {(Path(f.where).stem, f.rule) for f in result.faults} == {
+        ("burned", "burned-in"), ("report", "no-image"), ("damaged", "unreadable")
+    }  # fmt: skip
+    assert sorted(warning.rule for warning in result.warnings) == ["burned-in", "face"]
+    assert result.num_files == 2
+
+
+def test_the_key_is_made_for_its_owner_only_and_never_lies_among_the_images(planted):
+    deidentify(planted / "in", planted / "out", planted / "new.key")
+    assert len((planted / "new.key").read_bytes()) == 64
+    assert (planted / "new.key").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(ConfigError, match="key"):
+        deidentify(planted / "in", planted / "elsewhere", planted / "elsewhere/key")
+    (planted / "short").write_bytes(b"short")
+    with pytest.raises(ConfigError, match="16 bytes"):
+        deidentify(planted / "in", planted / "elsewhere", planted / "short")
+
+
+def test_places_that_would_mix_old_and_new_are_refused(planted):
+    (planted / "full").mkdir()
+    (planted / "full/old").touch()
+    for folder in (planted / "full", planted / "in/out", planted / "in"):
+        with pytest.raises(ConfigError):
+            deidentify(planted / "in", folder, planted / "key")
+    (planted / "empty").mkdir()
+    with pytest.raises(InputError, match="no-images"):
+        deidentify(planted / "empty", planted / "out", planted / "key")
+
+
+def test_damaged_nifti_is_left_out(tmp_path):
+    (tmp_path / "in").mkdir()
+    image = nib.Nifti1Image(np.zeros((20, 20, 20), np.int16), np.eye(4))
+    nib.save(image, tmp_path / "in/cut.nii.gz")
+    os.truncate(tmp_path / "in/cut.nii.gz", 40)
+    (tmp_path / "in/odd.nii").write_bytes(b"no header at all")
+    result = deidentify(tmp_path / "in", tmp_path / "out", tmp_path / "key")
+    assert [fault.rule for fault in result.faults] == ["unreadable"] * 2
+    assert not list((tmp_path / "out").rglob("*.nii*"))
+
+
+@pytest.mark.parametrize("text, is_told", [
+    (b"", False), (b"FSL5.0", False), (b"spm - realigned", False), (b"5.0.10", False), (b"float32", False),
+    (b"TE=30;Time=101010", True), (b"Quackenbush", True),
+])  # fmt: skip
+def test_texts_in_headers_are_told_but_for_those_of_programs(text, is_told, tmp_path):
+    image = nib.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4))
+    image.header["descrip"] = text
+    nib.save(image, tmp_path / "a.nii.gz")
+    assert header_texts(tmp_path / "a.nii.gz") == (("descrip",) if is_told else ())
+
+
+def test_extensions_are_told_but_for_our_own(tmp_path):
+    image = nib.Nifti1Image(np.zeros((2, 3, 4), np.uint8), np.eye(4))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(6, NAME.encode()))
+    nib.save(image, tmp_path / "a.nii")
+    write_label_map(
+        tmp_path / "b.nii", np.zeros((2, 3, 4), np.uint8), Grid((2, 3, 4), np.eye(4)), {"background": 0}
+    )
+    assert header_texts(tmp_path / "a.nii") == ("an extension",)
+    assert header_texts(tmp_path / "b.nii") == header_texts(tmp_path / "absent.nii") == ()
+
+
+@pytest.mark.slow
+def test_check_tells_of_them_once_and_never_what_they_say(tmp_path, clinseg):
+    manifest = write_phantom_study(tmp_path, num_cases=5)
+    for path in sorted(tmp_path.rglob("*.nii.gz"))[:3]:
+        image = nib.load(path)
+        image.header["descrip"] = NAME.encode()
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), path)
+    config = Path(__file__).parents[1] / "configs/smoke/hippocampus.yaml"
+    answer = clinseg("check", config, "--set", f"data.manifest={manifest}")
+    assert answer.code == 0 and "3 NIfTI files carry text in their headers (descrip)" in answer.err
+    assert_nothing_is_told(answer.out.encode(), answer.err.encode())
+
+
+@needs_data
+def test_a_real_study_keeps_its_volumes(tmp_path):
+    result = deidentify(SHARED, tmp_path / "out", tmp_path / "key")
+    assert (result.num_files, result.faults) == (76, [])
+    before, after = ({len(s.frames): s for s in list_series(folder)} for folder in (SHARED, tmp_path / "out"))
+    assert before.keys() == after.keys() and not any(s.problems for s in after.values())
