@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pipeline
 
-_LIBRARIES = ("torch", "monai", "numpy", "scipy", "nibabel", "itk-core", "pydicom", "safetensors", "mlflow")
+_LIBRARIES = ("torch", "monai", "numpy", "scipy", "nibabel", "pydicom", "itk-core", "safetensors", "mlflow")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _GIT_TIMEOUT_S = 10.0
 

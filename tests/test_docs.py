@@ -15,6 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 def test_the_readme_has_a_line_for_every_command_and_no_other():
     names = (command.callback.__name__ for command in app.registered_commands if not command.hidden)
     commands = {name.replace("_", "-") for name in names}
+    commands |= {group.name for group in app.registered_groups}
     assert set(re.findall(r"^\| `clinseg ([\w-]+)", README, re.MULTILINE)) == commands
 
 

@@ -152,6 +152,12 @@ def test_one_series_of_a_study_is_predicted_as_if_it_lay_alone(clinseg, trained,
     assert answer.code == 0, answer.err
     voxels, _ = in_patient_space(nib.load(tmp_path / "out/study.nii.gz"))
     assert np.array_equal(voxels, expected[0])
+    (case,) = json.loads((tmp_path / "out/report.json").read_text())["cases"]
+    assert "Main" in case["warnings"][0] and "one of 2 that lie there" in case["warnings"][0]
+    answer = clinseg(
+        "predict", trained.model, trained.manifest.parent / "imagesTr", "--series", "main", "-o", "x"
+    )
+    assert answer.code == 2 and "no-dicom" in answer.err
     answer = clinseg("series", tmp_path / "study")
     assert answer.code == 0 and "Other" in answer.out and "Made^Up" not in answer.out + answer.err
 
@@ -243,3 +249,37 @@ def test_a_run_of_another_disk_is_fetched_by_its_id(clinseg, trained, image, tmp
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["run"] == trained.run.name
     assert clinseg("predict", "0" * 32, "scan.nii.gz", "-o", "out").code == 2
+
+
+def test_what_was_predicted_is_logged_and_a_changed_mask_is_found(clinseg, trained, image, tmp_path):
+    nib.save(nib.Nifti1Image(*image), tmp_path / "scan.nii.gz")
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    inputs = [tmp_path / "scan.nii.gz", tmp_path / "broken.nii.gz"]
+    assert clinseg("predict", trained.model, *inputs, "-o", tmp_path / "out").code == 3
+    lines = [json.loads(line) for line in (tmp_path / "out/audit.jsonl").read_text().splitlines()]
+    entries = {line["case"]: line for line in lines}
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert entries["scan"]["inputs"] == [sha256_of(tmp_path / "scan.nii.gz")]
+    assert entries["scan"]["outputs"] == {"scan.nii.gz": sha256_of(tmp_path / "out/scan.nii.gz")}
+    assert entries["scan"]["model"] == report["model_sha256"]
+    assert entries["broken"]["faults"] and not entries["broken"]["outputs"]
+    assert report["audit_head"] == lines[-1]["hash"]
+    assert clinseg("predict", trained.model, inputs[0], "-o", tmp_path / "out").code == 0
+    answer = clinseg("audit", "verify", tmp_path / "out")
+    assert (answer.code, "3 entries are whole" in answer.out) == (0, True)
+    (tmp_path / "out/scan.nii.gz").write_bytes(b"another mask")
+    assert clinseg("audit", "verify", tmp_path / "out/audit.jsonl").code == 6
+
+
+def test_a_card_tells_what_is_known_and_asks_for_the_rest(clinseg, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.folder)
+    assert clinseg("card", "latest", "-o", tmp_path / "card.md").code == 0
+    text = (tmp_path / "card.md").read_text()
+    assert trained.run.name in text and "| core | 2 | Lesion |  | SCT 52988006 |" in text
+    with (trained.run / "cases.csv").open() as file:
+        dice = [float(row["dice"]) for row in csv.DictReader(file) if row["label"] == "shell"]
+    assert f"| dice, shell | {np.mean(dice):.4g} |" in text
+    assert text.count("**To be filled in by a person:**") >= 5
+    monkeypatch.chdir(tmp_path)
+    elsewhere = clinseg("card", trained.model)
+    assert elsewhere.code == 0 and "validation/dice/shell" in elsewhere.out

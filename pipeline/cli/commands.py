@@ -353,6 +353,59 @@ def report(
     OUT.print(f"{path} is written; any browser opens it.", markup=False)
 
 
+audit_app = typer.Typer(help="The log of what was predicted.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
+
+
+@audit_app.command("verify")
+def audit_verify(
+    log: Annotated[Path, typer.Argument(help="An audit.jsonl, or the folder that it lies in.")],
+    head: Annotated[
+        str | None, typer.Option(help="Hash of its last line as you noted it; else that in report.json.")
+    ] = None,
+) -> None:
+    """Tell whether any line of the log, or a file that it tells of, was changed, removed or moved."""
+    from pipeline.workflows.auditing import verify_log
+
+    audit = verify_log(log, head)
+    gone = f", {len(audit.missing)} are no longer there" if audit.missing else ""
+    OUT.print(f"{audit.num_entries} entries are whole; {audit.num_outputs} files are as written{gone}.")
+    OUT.print(f"Its head, to be noted elsewhere: {audit.head}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
+    form: Annotated[str, typer.Option("--format", help="bundle (MONAI), onnx or torch-export.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File, or folder of a bundle.")],
+    on: Annotated[
+        Path | None, typer.Option("--on", help="Image to measure on what is lost; else a made-up one.")
+    ] = None,
+) -> None:
+    """Write a segmentation model in a form that other programs run, and say what was lost."""
+    from pipeline.workflows.exporting import export as run_export
+
+    result = run_export(model, form, output, on)
+    OUT.print(f"{result.path} is written. Its card: {result.card}", markup=False, soft_wrap=True)
+    share = f"{result.num_differing} of {result.num_voxels} voxels of {result.on}"
+    OUT.print(f"{share} get another label than by `clinseg predict`.", markup=False, soft_wrap=True)
+
+
+@app.command()
+def card(
+    model: Annotated[str, typer.Argument(help="Run, `latest`, checkpoint file or models:/name@alias.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Markdown to write.")] = None,
+) -> None:
+    """Write what there is to know of a model, with gaps where only a person knows."""
+    from pipeline.workflows.cards import card as write_card
+
+    text = write_card(model, output)
+    if output is None:
+        print(text, end="")
+    else:
+        OUT.print(f"{output} is written; fill in what it asks for.", markup=False)
+
+
 @app.command()
 def check(config: Config, overrides: Overrides = None) -> None:
     """Read everything a job needs once and say all that is wrong."""
@@ -373,6 +426,26 @@ def series(
     from pipeline.workflows.series import list_all_series
 
     show_series(list_all_series(path))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="An .nrrd or .mha file, or a folder or DICOMDIR of DICOM.")],
+    target: Annotated[Path, typer.Argument(help="The .nii or .nii.gz to write.")],
+    series_: Annotated[
+        str | None, typer.Option("--series", help="DICOM series to read: id, number or description.")
+    ] = None,
+    regularise: Regularise = False,
+) -> None:
+    """Write an image of another format as NIfTI, verified, with its geometry."""
+    from pipeline.data.dicom import SeriesRule
+    from pipeline.workflows.converting import convert as run_conversion
+
+    grid, doubts = run_conversion(source, target, SeriesRule(series_, regularise))
+    show_faults("warning", doubts)
+    shape = " x ".join(map(str, grid.shape))
+    spacing = " x ".join(f"{mm:.4g}" for mm in grid.spacing)
+    OUT.print(f"{target}: {shape} voxels of {spacing} mm, {grid.orientation}", markup=False)
 
 
 @app.command()
@@ -418,16 +491,15 @@ def runs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.
     """List the runs on this disk."""
     from pipeline.workflows.records import runs as list_runs
 
-    table = Table("run", "experiment", "status", "started", "minutes", "Dice or AUC", "undelivered", box=None)
+    table = Table("run", "experiment", "status", "started", "minutes", "score", "undelivered", box=None)
     for run in list_runs(limit):
-        best = run.best.get("dice/mean", run.best.get("auc"))
         table.add_row(
             run.name,
             run.experiment,
             run.status.lower(),
             f"{run.started:%Y-%m-%d %H:%M}",
             f"{run.minutes:.1f}",
-            "" if best is None else f"{best:.4f}",
+            run.score,
             str(run.undelivered),
         )
     OUT.print(table if table.row_count else "There are no runs here yet; `clinseg train CONFIG` makes one.")
@@ -463,7 +535,7 @@ def register(
     reference = f"models:/{version.name}" + (f"@{alias}" if alias else f"/{version.version}")
     command = "enhance" if version.task == "enhancement" else "predict"
     OUT.print(f"Apply it: clinseg {command} {shlex.quote(reference)} INPUT -o results", markup=False)
-    serve = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow models serve --env-manager local"
+    serve = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow models serve --env-manager local -t 600"
     OUT.print(f"Serve it: {serve} -p 5001 -m {shlex.quote(reference)}", markup=False)
 
 

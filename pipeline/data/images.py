@@ -17,6 +17,7 @@ from pipeline.data.dicom import (
     read_series,
     series_hash,
 )
+from pipeline.data.foreign import is_foreign
 from pipeline.data.nifti import Reading, is_nifti, nifti_stem, read_nifti
 from pipeline.data.pictures import is_picture, read_picture
 from pipeline.errors import Fault, InputError
@@ -53,8 +54,7 @@ def read_with_warnings(path: Path, rule: SeriesRule = _ONLY_SERIES) -> Reading:
         return read_nifti(path)
     if is_series(path):
         return read_series(path, rule)
-    message = "an image is a .nii, .nii.gz, .png or .jpg file, or a DICOM series (its folder, or a DICOMDIR)"
-    raise InputError(Fault(str(path), "file-type", message))
+    raise InputError(_file_type_fault(path, ".nii, .nii.gz, .png or .jpg file"))
 
 
 def is_series(path: Path) -> bool:
@@ -158,10 +158,7 @@ def _search(path: Path) -> tuple[list[Path], bool]:
     if is_nifti(path) and not path.is_dir():
         return [path], False
     if not is_series(path):
-        message = (
-            "an input is a .nii or .nii.gz file, a folder of them, or a folder or DICOMDIR of DICOM series"
-        )
-        raise InputError(Fault(where, "file-type", message))
+        raise InputError(_file_type_fault(path, ".nii or .nii.gz file, a folder of them"))
     if not path.is_dir():
         return [], True
     try:
@@ -179,6 +176,13 @@ def _search(path: Path) -> tuple[list[Path], bool]:
         message = "neither NIfTI files nor, with the folders inside, DICOM files lie in this folder"
         raise InputError(Fault(where, "no-images", message))
     return nifti, has_dicom
+
+
+def _file_type_fault(path: Path, kinds: str) -> Fault:
+    message = f"an image is a {kinds}, or a DICOM series (its folder, or a DICOMDIR)"
+    if is_foreign(path):
+        message = "NRRD and MetaImage are converted first: clinseg convert IMAGE OUT.nii.gz"
+    return Fault(str(path), "file-type", message)
 
 
 def _series_name(path: Path) -> str:

@@ -39,19 +39,24 @@ class RunSummary:
     best: dict[str, float]
     undelivered: int
 
+    @property
+    def score(self) -> str:
+        """See `main_figure`."""
+        return main_figure(self.best)
+
 
 def list_runs(store: Path = STORE, limit: int = 20) -> list[RunSummary]:
     """The newest runs first; reads only this disk."""
     return [summarise_run(run) for run in read_runs(store)[:limit]]
 
 
-def main_figure(metrics: Mapping[str, float]) -> str:
+def main_figure(best: Mapping[str, float]) -> str:
     """The figure that a run is named by, such as `dice/mean 0.8837`; empty if it has none of them.
 
     Args:
-        metrics: Last values by name, of which those that begin with `best/` count.
+        best: Last values of its metrics `best/…`, without that prefix.
     """
-    found = ((name, metrics.get(BEST + name)) for name in _MAIN)
+    found = ((name, best.get(name)) for name in _MAIN)
     return next((f"{name} {value:.4f}" for name, value in found if value is not None), "")
 
 

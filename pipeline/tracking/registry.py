@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault
-from pipeline.tracking.listing import main_figure
+from pipeline.tracking.listing import BEST, main_figure
 from pipeline.tracking.models import asking
 from pipeline.tracking.runs import STORE
 from pipeline.tracking.store import NAME_TAG, connect
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.types import ColSpec
 
-_NAME = re.compile(r"[\w][\w .-]*")
+_NAME = re.compile(r"\w[\w .-]*")
+_ALIAS = re.compile(r"(?!latest$|v\d+$)\w[\w-]*", re.IGNORECASE)
 _HASH_TAG, _TASK_TAG, _SCORE_TAG = "clinseg.sha256", "clinseg.task", "clinseg.score"
 _FLAVOUR: Final = "model"  # the name of a logged model, which MLflow shows beside its run
 
@@ -94,9 +95,7 @@ def register_model(
         ConfigError: If the name or alias cannot be one, or MLflow has no such run.
         ServiceError: If MLflow is out of reach.
     """
-    if not _NAME.fullmatch(name):
-        message = f"a model's name has letters, digits, dashes, dots, underscores and blanks, not {name!r}"
-        raise ConfigError(Fault("NAME", "model-name", message))
+    _check(name, alias)
     with asking(uri, name, "does not register it"):
         client = connect(uri)
         known = _find_same(client, name, servable.content_hash)
@@ -125,6 +124,19 @@ def list_models(store: Path = STORE, uri: str | None = None) -> list[RegisteredV
     return sorted(versions, key=lambda found: (found.name, -found.version))
 
 
+def _check(name: str, alias: str | None) -> None:
+    """Refuses what MLflow would, before anything is stored."""
+    faults = []
+    if not _NAME.fullmatch(name):
+        message = f"a model's name has letters, digits, dashes, dots, underscores and blanks, not {name!r}"
+        faults.append(Fault("NAME", "model-name", message))
+    if alias is not None and not _ALIAS.fullmatch(alias):
+        message = f"an alias has letters, digits, dashes and underscores and is no version, not {alias!r}"
+        faults.append(Fault("--alias", "model-alias", message))
+    if faults:
+        raise ConfigError(faults)
+
+
 def _every(search: Any) -> list[Any]:  # noqa: ANN401 - MLflow's own, of either kind
     """All pages of a search."""
     found, token = [], None
@@ -146,7 +158,10 @@ def _make_version(client: MlflowClient, servable: Servable, run: Run, name: str)
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 - see store.prepare_mlflow
 
     task = run.data.tags.get(_TASK_TAG, "")
-    score = main_figure(run.data.metrics)
+    figures = {
+        name.removeprefix(BEST): value for name, value in run.data.metrics.items() if name.startswith(BEST)
+    }
+    score = main_figure(figures)
     tags = {
         NAME_TAG: run.data.tags.get(NAME_TAG, run.info.run_id),
         _TASK_TAG: task,

@@ -13,6 +13,8 @@ import torch
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case
+from pipeline.data.dicom import SeriesRule
+from pipeline.data.images import is_series
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault, FaultError
 from pipeline.files import sha256_of
@@ -87,6 +89,18 @@ def parse_report(kind: type[_Report], entry: Mapping[str, Any]) -> _Report:
     """A report of the class `kind`, as `asdict` and JSON left it."""
     content = {field.name: entry[field.name] for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
+
+
+def refuse_unused_rules(cases: Iterable[Case], rules: Sequence[SeriesRule]) -> None:
+    """Nothing that was asked for is passed over: rules for DICOM series need a DICOM input.
+
+    Raises:
+        ConfigError: If there are rules, and no image is DICOM.
+    """
+    if list(rules) == [SeriesRule()] or any(is_series(path) for case in cases for path in case.images):
+        return
+    option = "--series" if any(rule.pattern for rule in rules) else "--regularise"
+    raise ConfigError(Fault(option, "no-dicom", "it is for DICOM, and no input is; leave it out"))
 
 
 def refuse_overwriting(

@@ -28,7 +28,7 @@ from pipeline.tracking import Record, read_metrics
 from pipeline.workflows.class_material import ClassMaterial
 from pipeline.workflows.explaining import draw_answer
 from pipeline.workflows.models import BEST
-from pipeline.workflows.recording import record_best
+from pipeline.workflows.recording import kept_epoch, record_best
 
 TABLE = Path("cases.csv")
 LOGITS = Path("validation/logits.json")
@@ -66,7 +66,7 @@ def judge_classifier(
     predictor.calibration = calibration
     reports = predictor.answer_again(reports)
     write_text(record.folder / LOGITS, json.dumps({report.case: report.logits for report in reports}) + "\n")
-    epoch = checkpoint.provenance["epoch"]
+    epoch = kept_epoch(record, checkpoint)
     figures = tell_classes(record, predictor.classes, calibration, reports, cases, epoch)
     _draw_cases(record, job.tracking.overlays, predictor, cases, reports)
     return figures

@@ -18,7 +18,8 @@ from pipeline.inference.class_table import write_class_table
 from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor
 from pipeline.inference.explain import Method, map_name
 from pipeline.progress import progress_bar
-from pipeline.workflows.case_reports import describe_model
+from pipeline.workflows.auditing import AuditLog
+from pipeline.workflows.case_reports import describe_model, refuse_unused_rules
 from pipeline.workflows.class_judging import write_class_report
 from pipeline.workflows.explaining import draw_answer
 
@@ -52,6 +53,7 @@ def classify(
     """
     predictor = load_class_predictor(checkpoint, device)
     cases = apply_rules(find_class_inputs(inputs, predictor.num_channels), rules)
+    refuse_unused_rules(cases, rules)
     check_writable(folder)
     with progress_bar("Classifying cases", len(cases)) as advance:
         reports = predictor.classify(cases, _told(advance))
@@ -60,6 +62,16 @@ def classify(
         **describe_model(checkpoint, predictor.device),
         "segmenter_sha256": checkpoint.segmenter.content_hash if checkpoint.segmenter else None,
     }
+    log = AuditLog(folder, about)
+    for report in reports:
+        log.add(
+            report.case,
+            report.input_hashes,
+            {},
+            report.faults,
+            answer=dict(zip(predictor.classes, report.probabilities, strict=False)),
+        )
+    about["audit_head"] = log.head
     write_class_report(folder / "report.json", predictor, reports, about)
     if method is not None:
         answered = [(case, report) for case, report in zip(cases, reports, strict=True) if report.predicted]

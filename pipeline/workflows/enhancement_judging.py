@@ -38,7 +38,7 @@ from pipeline.workflows import downstream
 from pipeline.workflows.downstream import find_segmenter, measure_downstream
 from pipeline.workflows.enhancement_material import EnhancementMaterial
 from pipeline.workflows.models import BEST
-from pipeline.workflows.recording import record_best
+from pipeline.workflows.recording import kept_epoch, record_best
 
 INPUTS, ENHANCED = Path("validation/inputs"), Path("validation/enhanced")
 TABLE = Path("cases.csv")
@@ -82,7 +82,7 @@ def judge_enhancer(
     _draw_cases(record, job.tracking.overlays, cases, reports, truths)
     if job.inference.downstream is not None:
         figures |= _judge_downstream(record, job, cases, truths, device)
-    record_best(record, figures, checkpoint.provenance["epoch"] or 0)
+    record_best(record, figures, kept_epoch(record, checkpoint))
     return figures
 
 

@@ -23,7 +23,14 @@ from pipeline.inference.predictor import select_device
 from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
 from pipeline.statistics import Summary, summarise
-from pipeline.workflows.case_reports import describe_model, find_finished, parse_report, refuse_overwriting
+from pipeline.workflows.auditing import AuditLog
+from pipeline.workflows.case_reports import (
+    describe_model,
+    find_finished,
+    parse_report,
+    refuse_overwriting,
+    refuse_unused_rules,
+)
 from pipeline.workflows.models import load_model
 
 
@@ -83,6 +90,7 @@ def enhance(
     num_channels = len(enhancer.channels)
     cases = find_inputs(inputs, num_channels, rules)
     truths, faults = pair_truths(cases, truth, num_channels, rules) if truth is not None else ({}, [])
+    refuse_unused_rules(cases, rules)
     refuse_overwriting(
         cases, lambda case: [folder / name for name in output_names(case.id, num_channels)], "enhanced image"
     )
@@ -98,12 +106,14 @@ def enhance(
         "channels": list(enhancer.channels),
         "truth": None if truth is None else str(truth),
     }
+    log = AuditLog(folder, about)
     memory = freed_memory_kept() if limit is None else nullcontext()
     with memory, progress_bar("Enhancing cases", len(pending)) as advance:
 
         def keep(report: EnhancementReport) -> None:
             reports[report.case] = report
-            _write_report(path, about, list(reports.values()))
+            log.add(report.case, report.input_hashes, report.files or {}, report.faults)
+            _write_report(path, about | {"audit_head": log.head}, list(reports.values()))
             advance()
 
         enhance_cohort(
@@ -116,7 +126,7 @@ def enhance(
             on_plan=on_plan,
         )
     ordered = [reports[case.id] for case in cases]
-    _write_report(path, about, ordered)
+    _write_report(path, about | {"audit_head": log.head}, ordered)
     return Enhancement(
         ordered, _summarise(ordered), [*(f for report in ordered for f in report.faults), *faults]
     )

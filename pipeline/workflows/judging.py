@@ -23,7 +23,7 @@ from pipeline.report.figures import draw_curves, draw_overlay
 from pipeline.tracking import Record, read_metrics
 from pipeline.workflows.models import BEST
 from pipeline.workflows.prediction import write_report
-from pipeline.workflows.recording import record_best_masks
+from pipeline.workflows.recording import kept_epoch, record_best_masks
 from pipeline.workflows.segmentation_material import SegmentationMaterial
 
 MASKS = Path("validation")
@@ -59,7 +59,7 @@ def judge(
     rows = _compare(material, folder / MASKS)
     write_metrics(folder / TABLE, rows)
     record.log_artifact(folder / TABLE)
-    record_best_masks(record, rows, checkpoint.provenance["epoch"] or 0)
+    record_best_masks(record, rows, kept_epoch(record, checkpoint))
     _draw_overlays(record, job.tracking.overlays, material, rows)
     return rows
 

@@ -45,7 +45,7 @@ def set_note(record: Record, page: Report, name: str) -> None:
 def _picture(folder: Path) -> str:
     """Of what was drawn the one that tells most: the cases, or at least the curves."""
     drawn = sorted((folder / "overlays").glob("*.png"))
-    paths = [*drawn[len(drawn) // 2 :][:1], folder / "discrimination.png", folder / "curves.png"]
+    paths = [*drawn[(len(drawn) - 1) // 2 :][:1], folder / "discrimination.png", folder / "curves.png"]
     found = next((path.relative_to(folder).as_posix() for path in paths if path.is_file()), None)
     return "" if found is None else f"![{Path(found).stem}]({_link(found)})"
 

@@ -27,7 +27,14 @@ from pipeline.inference.exporting import Exports, probabilities_path
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
-from pipeline.workflows.case_reports import describe_model, find_finished, parse_report, refuse_overwriting
+from pipeline.workflows.auditing import AuditLog
+from pipeline.workflows.case_reports import (
+    describe_model,
+    find_finished,
+    parse_report,
+    refuse_overwriting,
+    refuse_unused_rules,
+)
 from pipeline.workflows.class_prediction import classify
 from pipeline.workflows.models import load_model
 
@@ -91,6 +98,7 @@ def predict(
     exports = _choose_exports(also, checkpoint, with_probabilities=with_probabilities)
     predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
     cases = find_inputs(inputs, predictor.num_channels, rules)
+    refuse_unused_rules(cases, rules)
     if exports is not None:
         _refuse_without_series(cases)
     refuse_overwriting(
@@ -115,30 +123,37 @@ def predict(
         }
     reports = dict(finished)
     pending = [case for case in cases if case.id not in finished]
+    log = AuditLog(folder, describe_model(checkpoint, predictor.device))
     memory = freed_memory_kept() if limit is None else nullcontext()
     with memory, progress_bar("Predicting cases", len(pending)) as advance:
 
         def keep(report: CaseReport) -> None:
             reports[report.case] = report
-            write_report(path, checkpoint, predictor, list(reports.values()))
+            log.add(report.case, report.input_hashes, _files(report), report.faults)
+            write_report(path, checkpoint, predictor, list(reports.values()), log.head)
             advance()
 
         predict_cohort(
             predictor, pending, folder, keep, on_plan, with_probabilities=with_probabilities, exports=exports
         )
-    write_report(path, checkpoint, predictor, [reports[case.id] for case in cases])
+    write_report(path, checkpoint, predictor, [reports[case.id] for case in cases], log.head)
     return [reports[case.id] for case in cases]
 
 
 def write_report(
-    path: Path, checkpoint: Checkpoint, predictor: Predictor, reports: Sequence[CaseReport]
+    path: Path,
+    checkpoint: Checkpoint,
+    predictor: Predictor,
+    reports: Sequence[CaseReport],
+    audit_head: str | None = None,
 ) -> None:
-    """Writes what was predicted with what, as JSON."""
+    """Writes what was predicted with what, as JSON; where there is a log, with the hash of its last line."""
     content = {
         **describe_model(checkpoint, predictor.device),
         "labels": dict(predictor.contract.labels),
         "structures": {name: list(values) for name, values in predictor.contract.structures.items()},
         "terminology": {name: asdict(term) for name, term in predictor.contract.terms.items()},
+        "audit_head": audit_head,
         "cases": [_describe(report) for report in reports],
     }
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -157,7 +172,7 @@ def _parse(entry: Mapping[str, Any]) -> CaseReport | None:
 
 def _files(report: CaseReport) -> dict[str, str]:
     exports = {f"{form}/{report.case}.dcm": known for form, known in (report.exports or {}).items()}
-    return {f"{report.case}.nii.gz": report.mask_hash or ""} | exports
+    return {report.mask: report.mask_hash or "", **exports} if report.mask else exports
 
 
 def _choose_exports(

@@ -9,12 +9,13 @@ from typing import Final
 
 import torch
 
+from pipeline.checkpoint import Checkpoint
 from pipeline.config import Job, job_parameters
 from pipeline.data.cases import Case
 from pipeline.environment import environment
 from pipeline.inference.evaluation import CaseMetrics, summarise_structures
 from pipeline.statistics import Estimate
-from pipeline.tracking import Record
+from pipeline.tracking import Record, read_metrics
 from pipeline.training.loop import Ending
 from pipeline.workflows.columns import AbstractMaterial
 from pipeline.workflows.resuming import CONFIG
@@ -22,6 +23,7 @@ from pipeline.workflows.resuming import CONFIG
 ENDING = "clinseg.ending"
 """Tag that says how a training ended."""
 _DIGEST_LENGTH: Final = 36  # all that MLflow takes
+_EVERY_EPOCH: Final = "training/epoch_seconds"
 FIRST: Final = (
     "network.name",
     "network.features",
@@ -99,6 +101,12 @@ def record_best(record: Record, figures: Mapping[str, Estimate], step: int) -> N
     values |= {f"best_low/{name}": figure.low for name, figure in figures.items()}
     values |= {f"best_high/{name}": figure.high for name, figure in figures.items()}
     record.log_metrics(values, step=step)
+
+
+def kept_epoch(record: Record, checkpoint: Checkpoint) -> int:
+    """The epoch whose weights were kept: the one that was chosen, else the last."""
+    chosen = checkpoint.provenance["epoch"]
+    return int(chosen or max((step for step, _ in read_metrics(record.run).get(_EVERY_EPOCH, [])), default=0))
 
 
 def record_ending(record: Record, ending: Ending) -> None:

@@ -79,7 +79,7 @@ def read_run(run: RunFolder) -> ReportMaterial:
         masks=masks,
         cases=cases,
         overlays=drawn_cases(parts),
-        figures=_FIGURES[run.task](_estimates(run)) if run.task in _FIGURES else (),
+        figures=_FIGURES[run.task](read_estimates(run)) if run.task in _FIGURES else (),
         table=_read_answers(run, checkpoint, remarks) if run.task == "classification" else None,
         charts=_charts(run, parts),
         pictures=() if is_segmentation else _pictures(parts),
@@ -188,7 +188,7 @@ def _read_answers(run: RunFolder, checkpoint: Checkpoint | None, remarks: list[s
         return None
 
 
-def _estimates(run: RunFolder) -> dict[str, Estimate]:
+def read_estimates(run: RunFolder) -> dict[str, Estimate]:
     """Figures with the ends of their intervals, as they were recorded last."""
     last = {name: points[-1][1] for name, points in read_metrics(run).items()}
     return {

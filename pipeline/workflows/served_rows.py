@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,7 +64,7 @@ def case_of_row(
     if len(cases) != 1:
         message = f"{path} holds {len(cases)} cases, and a row is one; give each a row of its own"
         raise InputError(Fault(where, "row-cases", message))
-    return Case(f"row-{number}", f"row-{number}", cases[0].images, cases[0].label, row=cases[0].row)
+    return replace(cases[0], id=f"row-{number}", patient=f"row-{number}")
 
 
 def _is_given(value: object) -> bool:

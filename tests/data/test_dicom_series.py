@@ -1,5 +1,6 @@
 """A folder is sorted into series and stacks, the one that is meant is found by rule, the rest is told."""
 
+import io
 import shutil
 import warnings
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     CTImageStorage,
@@ -15,13 +18,14 @@ from pydicom.uid import (
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     JPEGLSLossless,
     RLELossless,
     generate_uid,
 )
 from scipy.ndimage import map_coordinates
 
-from pipeline.data.dicom import SeriesRule, list_series, read_series, series_hash
+from pipeline.data.dicom import SeriesRule, list_series, pixels, read_series, series_hash
 from pipeline.errors import InputError
 
 ALONG = np.array([[1.0, 0, 0], [0, 1.0, 0]])
@@ -186,16 +190,21 @@ def test_a_dicomdir_stands_for_the_files_it_names():
     assert read(medium / "DICOMDIR", pattern="SmartScore*").grid.spacing[2] == pytest.approx(2.5)
 
 
-def test_a_dicomdir_leads_to_no_file_outside_and_to_none_that_is_missing(tmp_path):
+def test_a_dicomdir_names_what_is_missing(tmp_path):
     medium = Path(shutil.copytree(TESTS / "dicomdirtests", tmp_path / "medium"))
     shutil.rmtree(medium / "98892001")
     assert "7 files that are not there" in refused(medium / "DICOMDIR")["dicomdir"]
+
+
+@pytest.mark.parametrize("name", [["..", "passwd"], ["A", "../../passwd"], "/etc/passwd"], ids=str)
+def test_a_dicomdir_leads_to_no_file_outside(name, tmp_path):
+    medium = Path(shutil.copytree(TESTS / "dicomdirtests", tmp_path / "medium"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         content = pydicom.dcmread(medium / "DICOMDIR")
         for record in content.DirectoryRecordSequence:
             if "ReferencedFileID" in record:
-                record.ReferencedFileID = ["..", "passwd"]
+                record.ReferencedFileID = name
         content.save_as(medium / "DICOMDIR")
     assert "outside of its folder" in refused(medium / "DICOMDIR")["dicomdir"]
 
@@ -214,7 +223,7 @@ def test_times_and_echoes_of_one_series_are_told_apart(tag, values, orientation,
             [0, 2, 4, 6], orientation, value=lambda p, n=number: ramp(p) + 1000 * n, **{tag: value}
         )
         for index, dataset in enumerate(slices):
-            dataset.TriggerTime = 10 * index  # changes with every slice: tells nothing apart
+            dataset.TriggerTime = 10 * index + number  # changes with every image: tells nothing apart
         save(tmp_path, slices, f"{number}-")
     found = list_series(tmp_path)
     assert [len(s.frames) for s in found] == [4, 4, 4] and not any(s.problems for s in found)
@@ -257,7 +266,7 @@ IRREGULAR = {
     "uneven steps": (lambda: stack([0, 2, 4.5, 6, 8, 9.9]), "slice-step", "ran from 1.500 to 2.500"),
     "gantry tilt": (lambda: stack([0, 2, 4, 6], shift=(0, 0.3, 0)), "shear", "3 slices moved"),
     "backward tilt": (
-        lambda: stack([0, 2, 4, 6], OBLIQUE, shift=-0.3 * OBLIQUE[1]), "shear", "3 slices moved"
+        lambda: stack([0, 2, 4, 6], OBLIQUE, shift=-0.6 * OBLIQUE[1]), "shear", "3 slices moved"
     ),
     "shifted slice": (
         lambda: [*stack([0, 2, 4]), image(position=(0.37, -1, 6))], "slice-shift", "1 slices moved"
@@ -458,7 +467,32 @@ def test_a_damaged_multi_frame_file_is_refused(damage, rule, tmp_path):
 # Work stays bounded.
 
 
-def test_a_codestream_larger_than_its_image_is_not_decoded(tmp_path):
+def jpeg(dataset, keep=slice(None)):
+    """The slice in 8 bits, as JPEG with losses."""
+    array = np.frombuffer(dataset.PixelData, np.int32).reshape(dataset.Rows, dataset.Columns) // 4096
+    content = io.BytesIO()
+    Image.fromarray(array.astype(np.uint8)).save(content, "JPEG", quality=95)
+    dataset.PixelData = encapsulate([content.getvalue()[keep]])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    dataset.RescaleSlope = 4
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    return dataset
+
+
+def test_lossy_jpeg_gives_nearly_the_same_volume_and_is_refused_when_cut_short(tmp_path):
+    plain = read(save(tmp_path / "plain", stack([0, 2], size=(40, 36))))
+    lossy = read(save(tmp_path / "lossy", map(jpeg, stack([0, 2], size=(40, 36)))))
+    assert np.abs(lossy.array - plain.array).max() < 12
+    first, second = stack([0, 2], size=(40, 36))
+    assert "pixel-data" in refused(save(tmp_path / "cut", [jpeg(first), jpeg(second, slice(-40))]))
+
+
+def test_a_codestream_larger_than_its_image_is_not_decoded(tmp_path, monkeypatch):
+    def decode(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(pixels, "get_decoder", decode)
     slices = [in_16_bits(dataset) for dataset in stack([0, 2], size=(40, 36))]
     for dataset in slices:
         dataset.compress(JPEG2000Lossless)
@@ -466,7 +500,9 @@ def test_a_codestream_larger_than_its_image_is_not_decoded(tmp_path):
         grown = (100_000).to_bytes(4, "big")
         dataset.PixelData = dataset.PixelData[:start] + grown + grown + dataset.PixelData[start + 8 :]
         dataset["PixelData"].is_undefined_length = True
-    assert "pixel-data" in refused(save(tmp_path, slices))
+    with pytest.raises(InputError) as caught:
+        read(save(tmp_path, slices))
+    assert "another size" in str(caught.value.__cause__)
 
 
 def test_a_header_that_claims_more_than_any_scanner_makes_is_refused(tmp_path):

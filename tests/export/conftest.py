@@ -34,7 +34,7 @@ def predicted(tmp_path):
                     file = pydicom.dcmread(path)
                     edit(file)
                     file.save_as(path)
-        volume = read_series(folder)
+        (volume,) = read_series(folder).volumes
         source = read_source("case", list_dicom_files(folder), volume.grid)
         contract = contract or LabelContract(LABELS, regions, terminology=TERMS)
         array = np.zeros(volume.grid.shape, np.uint8)

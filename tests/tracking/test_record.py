@@ -348,16 +348,26 @@ def test_a_server_that_is_down_or_wants_a_password_keeps_everything_on_disk(stor
 
 
 _STARTING = """
+import time
 from pipeline.tracking import start_record
 record = start_record("race", None, "segmentation")
-record.log_metrics({"loss": 1.0}, 0)
+for step in range(50):
+    record.log_metrics({"loss": 1.0 / (step + 1)}, step)
+    time.sleep(0.05)
 delivery = record.close("FINISHED", timeout_s=120)
 print(delivery.undelivered, delivery.problem)
 """
 
 
-def test_two_processes_that_begin_at_once_on_an_empty_disk_both_succeed(store):
+@pytest.mark.parametrize("num", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_processes_that_begin_at_once_on_an_empty_disk_all_succeed(store, num):
     (store / "mlflow.db").unlink()
     command = [sys.executable, "-c", _STARTING]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [process.communicate(timeout=180)[0].strip() for process in both] == ["0 None"] * 2
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(num)]
+    assert [process.communicate(timeout=500)[0].strip() for process in started] == ["0 None"] * num
+    client = connect(f"sqlite:///{store}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("race").experiment_id])
+    assert len(runs) == num
+    for run in runs:
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
+        assert steps == list(range(50))

@@ -301,6 +301,9 @@ def test_a_name_that_cannot_be_one_and_a_run_that_is_not_delivered_are_refused(
             clinseg("register", "latest", "--", name) if name == "-a" else clinseg("register", "latest", name)
         )
         assert answer.code == 2 and "a model's name has" in answer.err
+    for alias in "a/b", "latest", "v3", "":
+        answer = clinseg("register", "latest", "phantom", "--alias", alias)
+        assert answer.code == 2 and "an alias has" in answer.err
     (store / "runs" / trained.run.name / "delivery.json").unlink()
     answer = clinseg("register", "latest", "phantom")
     assert answer.code == 2 and f"clinseg sync {trained.run.name}" in answer.err

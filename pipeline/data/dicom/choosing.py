@@ -125,8 +125,9 @@ def _ambiguity(where: str, found: Sequence[Stack]) -> Fault:
             f"the slices of this series differ in {what}; name one stack with --series: {tell_stacks(found)}"
         )
         return Fault(where, found[0].differs, message)
-    message = f"several series could be meant; name one with --series: {tell_stacks(found)}"
-    return Fault(where, "several-series", message)
+    folders = {path.parent for stack in found for path in stack.files}
+    way = "name one with --series" + (", or its folder as the input" if len(folders) > 1 else "")
+    return Fault(where, "several-series", f"several series could be meant; {way}: {tell_stacks(found)}")
 
 
 def _refuse_doubt(where: str, stacks: Sequence[Stack], chosen: Stack) -> None:

@@ -20,7 +20,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from pipeline.data.dicom.functional_groups import GROUP_TAGS, frame_datasets, has_functional_groups
 
-_FILE_TAGS = ("SeriesInstanceUID", "SOPInstanceUID", "Modality", "SeriesDescription", "SeriesNumber")
+_FILE_TAGS = ("SeriesInstanceUID", "Modality", "SeriesDescription", "SeriesNumber")
 _PLANE_TAGS = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
 _PIXEL_TAGS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation")
 _NEEDED_TAGS = ("SeriesInstanceUID", *_PIXEL_TAGS, "PhotometricInterpretation")
@@ -59,7 +59,6 @@ class Frame:
         path: The file it lies in.
         index: Its number in that file, from 0.
         name: The file's name, with the frame's number where there are several.
-        instance: SOPInstanceUID of the file.
         size: Columns and rows.
         spacing: Millimetres between columns and between rows.
         orientation: `(2, 3)`: the directions along a row and along a column.
@@ -72,7 +71,6 @@ class Frame:
     path: Path
     index: int
     name: str
-    instance: str
     size: tuple[int, int]
     spacing: tuple[float, float]
     orientation: NDArray[np.float64]
@@ -240,7 +238,6 @@ def _frames(path: Path, dataset: Dataset, planes: Sequence[Dataset]) -> Iterator
             path=path,
             index=index,
             name=f"{path.name} frame {index + 1}" if len(planes) > 1 else path.name,
-            instance=str(dataset.get("SOPInstanceUID") or ""),
             size=(int(dataset.Columns), int(dataset.Rows)),
             spacing=(columns, rows),
             orientation=np.array(plane.ImageOrientationPatient, dtype=np.float64).reshape(2, 3),

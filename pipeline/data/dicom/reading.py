@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dicom.choosing import SeriesRule, choose_stack
+from pipeline.data.dicom.choosing import SeriesRule, choose_stack, tell_stacks
 from pipeline.data.dicom.finding import find_dicom_files
 from pipeline.data.dicom.frames import Frame, read_header
 from pipeline.data.dicom.pixels import read_pixels
@@ -53,7 +53,7 @@ def read_series(path: Path, rule: SeriesRule = SeriesRule()) -> Reading:  # noqa
 
     Returns:
         One volume: float32, `(column, row, slice)` with slices ordered along the normal; affine in RAS, as
-        sform. A warning tells what was resampled.
+        sform. Warnings tell which series was read where others lie, and what was resampled.
 
     Raises:
         InputError: If the files are not one whole series of parallel, evenly spaced slices.
@@ -62,10 +62,11 @@ def read_series(path: Path, rule: SeriesRule = SeriesRule()) -> Reading:  # noqa
     where = str(path)
     stacks = list_series(path)
     stack = choose_stack(where, stacks, rule)
+    notes = _choice_notes(where, stacks, stack)
     if not stack.problems:
-        return Reading((_read_regular(where, stack),))
+        return Reading((_read_regular(where, stack),), notes)
     volume, told = _read_irregular(where, stack)
-    return Reading((volume,), (Fault(where, "regularised", told),))
+    return Reading((volume,), (*notes, Fault(where, "regularised", told)))
 
 
 def series_files(path: Path, rule: SeriesRule) -> list[Path]:
@@ -87,6 +88,16 @@ def series_hash(path: Path, rule: SeriesRule) -> str:
     stack = choose_stack(str(path), list_series(path), rule)
     lines = sorted(sha256_of(file) for file in stack.files)
     return hashlib.sha256("\n".join((stack.id, str(rule.is_regularised), *lines)).encode()).hexdigest()
+
+
+def _choice_notes(where: str, stacks: Sequence[Stack], chosen: Stack) -> tuple[Fault, ...]:
+    """What was read, where more than that lies there: nobody should have to guess it later."""
+    is_merged = chosen not in stacks
+    others = [s for s in stacks if s is not chosen and not (is_merged and s.series == chosen.series)]
+    if not others:
+        return ()
+    message = f"{tell_stacks([chosen])} was read, one of {len(others) + 1} that lie there"
+    return (Fault(where, "series-chosen", message),)
 
 
 def _read_regular(where: str, stack: Stack) -> Volume:

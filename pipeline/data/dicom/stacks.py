@@ -163,7 +163,7 @@ def _split_repeated(
     every slice tells nothing apart.
     """
     most = _most_at_one_place(frames)
-    if most > 1 and _are_distinct(frames):
+    if most > 1:
         for tag in dict.fromkeys(tag for frame in frames for tag in frame.marks):
             groups: dict[str, list[Frame]] = {}
             for frame in frames:
@@ -176,12 +176,6 @@ def _split_repeated(
                     yield from _split_repeated(group, told, (*but, tag))
                 return
     yield frames, marks
-
-
-def _are_distinct(frames: Sequence[Frame]) -> bool:
-    """Whether no image is there twice under the same identity: a copy is no second time or echo."""
-    known = {(frame.instance, frame.index) for frame in frames if frame.instance}
-    return len(known) == len(frames)
 
 
 def _natural(text: str) -> tuple[float, str]:

@@ -1,0 +1,213 @@
+"""`clinseg card`: what there is to know of a model, in Markdown, with gaps where only a person knows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.checkpoint import Checkpoint
+from pipeline.errors import ConfigError
+from pipeline.files import write_text
+from pipeline.inference.evaluation import read_table, summarise_structures
+from pipeline.inference.predictor import load_contract
+from pipeline.tracking import RunFolder, find_run
+from pipeline.workflows.judging import TABLE
+from pipeline.workflows.models import load_model
+from pipeline.workflows.run_reports import read_estimates
+
+TO_FILL: Final = "**To be filled in by a person:**"
+_CHOICES: Final = (
+    "preprocessing.orientation",
+    "preprocessing.spacing",
+    "preprocessing.normalisation",
+    "preprocessing.window",
+    "network.name",
+    "network.features",
+    "training.patch_size",
+    "inference.window_size",
+    "inference.overlap",
+    "inference.flips",
+    "inference.largest_component",
+    "training.epochs",
+    "training.minutes",
+    "training.optimizer",
+    "training.learning_rate",
+    "training.seed",
+    "training.start_from",
+)
+_METRICS: Final = ("dice", "nsd", "hd95_mm", "sensitivity", "precision")
+_MOST_FIGURES: Final = 200
+
+
+def card(model: str, output: Path | None = None) -> str:
+    """A model card from a checkpoint and, where it is on this disk, the record of its run.
+
+    Args:
+        model: A run, `latest`, a checkpoint file or `models:/name@alias`.
+        output: Markdown file to write; None to write nothing.
+
+    Returns:
+        The card.
+
+    Raises:
+        FaultError: If there is no such model, or the file cannot be written.
+    """
+    text = describe(load_model(model))
+    if output is not None:
+        write_text(output, text)
+    return text
+
+
+def describe(checkpoint: Checkpoint, extra: Sequence[str] = ()) -> str:
+    """The card of a checkpoint; further sections stand at its end."""
+    run = _find_run(checkpoint)
+    parts = [
+        _head(checkpoint),
+        _use(),
+        _data(checkpoint),
+        _results(checkpoint, run),
+        _limits(checkpoint),
+        _making(checkpoint),
+        extra,
+    ]
+    return "\n".join(line for part in parts for line in part) + "\n"
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """A table in Markdown; what a cell holds stays text."""
+    yield _row(heading)
+    yield _row(["---"] * len(heading))
+    yield from map(_row, rows)
+
+
+def _row(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _find_run(checkpoint: Checkpoint) -> RunFolder | None:
+    try:
+        return find_run(str(checkpoint.provenance.get("run")))
+    except ConfigError:
+        return None
+
+
+def _head(checkpoint: Checkpoint) -> Iterator[str]:
+    job, made = checkpoint.job, checkpoint.provenance
+    members = f", {len(checkpoint.members)} networks whose mean decides" if checkpoint.members else ""
+    yield f"# Model card: {made.get('run') or 'unnamed model'}"
+    yield ""
+    facts = {
+        "Task": job.get("task"),
+        "Network": f"{job.get('network', {}).get('name', job.get('generator', {}).get('name', ''))}{members}",
+        "Input": f"{len(checkpoint.channels)} channel(s): {', '.join(checkpoint.channels)}",
+        "SHA-256 of the checkpoint": checkpoint.content_hash,
+        "Card written": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+    yield from table(("", ""), [(name, value) for name, value in facts.items() if value])
+    if checkpoint.labels and job.get("task") == "segmentation":
+        contract = load_contract(checkpoint)
+        rows = [
+            (name, ", ".join(map(str, contract.structures[name])), term.code.meaning, term.side or "",
+             f"{term.code.scheme} {term.code.value}")
+            for name, term in contract.terms.items()
+        ]  # fmt: skip
+        yield from ("", "What it marks:", "")
+        yield from table(("structure", "label values", "meaning", "side", "code"), rows)
+    elif checkpoint.labels:
+        yield from ("", f"Classes: {', '.join(checkpoint.labels)}")
+
+
+def _use() -> Iterator[str]:
+    yield from ("", "## Intended use", "")
+    yield f"- {TO_FILL} for whom, for what decision, on which images (scanner, protocol, age)?"
+    yield f"- {TO_FILL} who reviews the results, and what happens when one is wrong?"
+    yield f"- {TO_FILL} what must it not be used for?"
+    yield "- It is no medical device. No result replaces the judgement of a person qualified to give it."
+
+
+def _data(checkpoint: Checkpoint) -> Iterator[str]:
+    made = checkpoint.provenance
+    training, validation = made.get("training_cases") or (), made.get("validation_cases") or ()
+    yield from ("", "## Data", "")
+    yield f"- Trained on {len(training)} cases; {len(validation)} were held out to judge it."
+    if made.get("data_hash"):
+        yield f"- SHA-256 of the data that it saw: `{made['data_hash']}`"
+    folds = checkpoint.job.get("data", {}).get("fold")
+    yield f"- Held-out fold: {folds}. Folds are made by patient: no patient is on both sides."
+    yield f"- {TO_FILL} where do they come from, who drew the references, under which licence and consent?"
+    yield f"- {TO_FILL} whom do they represent, and whom not (sex, age, ethnicity, disease, scanner)?"
+
+
+def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
+    yield from ("", "## Results", "")
+    rows = _figures(checkpoint, run) if run is not None else []
+    if rows:
+        yield "On the held-out cases of the same study, on the patients' own grids; 95 % intervals."
+        yield ""
+        yield from table(("figure", "value", "interval", "cases"), rows[:_MOST_FIGURES])
+        return
+    metrics = checkpoint.provenance.get("metrics") or {}
+    if not metrics:
+        yield "Nothing was held out, so nothing is known."
+        return
+    yield (
+        "The run's record is not on this disk, so these are the figures of the moment when the network was "
+        "kept: on the network's grid, without intervals."
+    )
+    yield ""
+    yield from table(("figure", "value"), [(name, f"{value:.4g}") for name, value in metrics.items()])
+
+
+def _figures(checkpoint: Checkpoint, run: RunFolder) -> list[tuple[str, str, str, str]]:
+    """Each figure with its interval and the number of cases; of segmentations per structure."""
+    if checkpoint.job.get("task") == "segmentation" and (run.path / TABLE).is_file():
+        summaries = summarise_structures(read_table(run.path / TABLE), _METRICS)
+        return [
+            (f"{metric}, {name}", f"{s.mean:.4g}", f"{s.low:.4g} to {s.high:.4g}", str(s.num))
+            for name, metrics in summaries.items()
+            for metric, s in metrics.items()
+        ]
+    num = str(len(checkpoint.provenance.get("validation_cases") or ()))
+    return [
+        (name, f"{e.value:.4g}", f"{e.low:.4g} to {e.high:.4g}", num)
+        for name, e in read_estimates(run).items()
+    ]
+
+
+def _limits(checkpoint: Checkpoint) -> Iterator[str]:
+    job = checkpoint.job
+    num = len(checkpoint.provenance.get("validation_cases") or ())
+    yield from ("", "## Limits", "")
+    cases = "case" if num == 1 else "cases"
+    yield (
+        f"- Judged on {num} {cases} of the study that it was trained on: nothing is known of other "
+        "hospitals, scanners or populations."
+    )
+    if num < 30:
+        yield "- Few cases were held out; the intervals are wide for a reason."
+    if job.get("task") == "segmentation":
+        yield "- It marks what it was trained to mark in any image, also where the organ is not in the image."
+    spacing = job.get("preprocessing", {}).get("spacing")
+    if spacing:
+        yield f"- It sees images at {' x '.join(f'{mm:g}' for mm in spacing)} mm; what is finer is lost."
+    yield f"- {TO_FILL} known failures, and how they are noticed."
+
+
+def _making(checkpoint: Checkpoint) -> Iterator[str]:
+    made = checkpoint.provenance
+    yield from ("", "## How it was made", "")
+    settings = [(key, _setting(checkpoint.job, key)) for key in _CHOICES]
+    yield from table(("setting", "value"), [(key, value) for key, value in settings if value is not None])
+    yield ""
+    environment = made.get("environment") or {}
+    yield "Versions: " + ", ".join(f"{name} {version}" for name, version in environment.items()) + "."
+    yield "The complete configuration travels in the checkpoint."
+
+
+def _setting(job: Mapping[str, Any], key: str) -> object:
+    value: Any = job
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

@@ -1,0 +1,291 @@
+"""`clinseg export`: a model in a form that other programs run, and a card that says what was lost."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor, nn
+
+from pipeline import __version__
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import SegmentationJob, job_from_mapping, segmentation_job
+from pipeline.data.images import read_image, read_label_map
+from pipeline.data.synthetic.phantoms import draw_phantom
+from pipeline.environment import environment
+from pipeline.errors import ConfigError, Fault, IntegrityError
+from pipeline.export.bundle import INFERENCE, METADATA, NETWORK, check_bundle, write_bundle_configs
+from pipeline.export.graphs import (
+    Graph,
+    load_onnx,
+    load_torch_export,
+    write_onnx,
+    write_torch_export,
+    write_torchscript,
+)
+from pipeline.files import sha256_of, write_text
+from pipeline.inference.predictor import load_contract, load_predictor
+from pipeline.labels import LabelContract
+from pipeline.networks import build_network
+from pipeline.networks.mean_network import MeanNetwork
+from pipeline.volume import Grid, Volume
+from pipeline.workflows.cards import describe, table
+from pipeline.workflows.models import load_model
+
+_BUNDLE_TIMEOUT_S: Final = 1800
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A form that is one file.
+
+    Attributes:
+        suffix: Of the file.
+        write: Writes it, of a network and an example.
+        load: Reads it back.
+        modules: What has to be installed.
+    """
+
+    suffix: str
+    write: Callable[[Path, nn.Module, Tensor], None]
+    load: Callable[[Path], Graph]
+    modules: tuple[str, ...] = ()
+
+
+GRAPHS: Final = {
+    "onnx": _Form(".onnx", write_onnx, load_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    "torch-export": _Form(".pt2", write_torch_export, load_torch_export),
+}
+FORMATS: Final = ("bundle", *GRAPHS)
+_BUNDLE_MODULES: Final = ("ignite", "fire", "skimage")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written, and how it compares.
+
+    Attributes:
+        path: The file, or the folder of a bundle.
+        card: Its card.
+        num_differing: Voxels that get another label.
+        num_voxels: That were compared.
+        on: What they belong to, in words.
+    """
+
+    path: Path
+    card: Path
+    num_differing: int
+    num_voxels: int
+    on: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    checkpoint: Checkpoint
+    job: SegmentationJob
+    contract: LabelContract
+    network: nn.Module
+    window: tuple[int, ...]
+
+
+def export(model: str, form: str, output: Path, image: Path | None = None) -> Exported:
+    """Exports a segmentation model, and measures what is lost.
+
+    Args:
+        model: A run, `latest`, a checkpoint file or `models:/name@alias`.
+        form: One of `FORMATS`.
+        output: File, or for a bundle a folder that is not there yet.
+        image: What to measure on; None takes a made-up volume.
+
+    Raises:
+        FaultError: If there is no such model, the form cannot hold it, or nothing can be written.
+    """
+    _check(form, output)
+    loaded = _load(load_model(model), form)
+    volumes = _made_up(loaded) if image is None else read_image(image)
+    if len(volumes) != len(loaded.checkpoint.channels):
+        message = f"the model needs {len(loaded.checkpoint.channels)} channels, it has {len(volumes)}"
+        raise ConfigError(Fault(str(image), "num-channels", message))
+    on = "a made-up volume" if image is None else f"{image.name} (SHA-256 {sha256_of(image)[:16]}…)"
+    example = torch.randn(2, len(loaded.checkpoint.channels), *loaded.window)
+    if form == "bundle":
+        return _export_bundle(loaded, output, example, volumes, on)
+    GRAPHS[form].write(output, loaded.network, example)
+    differing, total = _compare_windows(loaded, GRAPHS[form].load(output), volumes)
+    card = output.with_name(f"{output.name}.card.md")
+    result = Exported(output, card, differing, total, on)
+    write_text(card, describe(loaded.checkpoint, _section(loaded, form, result)))
+    return result
+
+
+def _check(form: str, output: Path) -> None:
+    if form not in FORMATS:
+        message = f"there is no format {form!r}; there are {', '.join(FORMATS)}"
+        raise ConfigError(Fault("--format", "unknown-format", message))
+    needed = _BUNDLE_MODULES if form == "bundle" else GRAPHS[form].modules
+    if missing := [module for module in needed if find_spec(module) is None]:
+        message = f"{', '.join(missing)} is missing: pip install 'clinseg[export]'"
+        raise ConfigError(Fault("--format", "not-installed", message))
+    if form == "bundle" and output.exists():
+        raise ConfigError(Fault(str(output), "exists", "it is there already; name a folder that is not"))
+    if form != "bundle" and output.suffix != GRAPHS[form].suffix:
+        message = f"a file of this format ends in {GRAPHS[form].suffix}"
+        raise ConfigError(Fault(str(output), "suffix", message))
+
+
+def _load(checkpoint: Checkpoint, form: str) -> _Model:
+    if checkpoint.job.get("task") != "segmentation":
+        raise ConfigError(Fault("model", "other-task", "only segmentation models can be exported"))
+    job, contract = segmentation_job(job_from_mapping(checkpoint.job)), load_contract(checkpoint)
+    members = checkpoint.members or (checkpoint,)
+    if any(member.intensity != members[0].intensity for member in members):
+        message = "its networks normalise images each in its own way; export the model of one fold"
+        raise ConfigError(Fault("model", "several-normalisations", message))
+    if form == "bundle":
+        check_bundle(job, len(checkpoint.channels))
+    networks: list[nn.Module] = []
+    for member in members:
+        network = build_network(job.network, len(checkpoint.channels), len(contract.channel_values))
+        network.load_state_dict(member.weights)
+        networks.append(network)
+    merged = networks[0] if len(networks) == 1 else MeanNetwork(networks)
+    window = tuple(job.inference.window_size or job.training.patch_size)
+    return _Model(checkpoint, job, contract, merged.eval(), window)
+
+
+def _made_up(model: _Model) -> tuple[Volume, ...]:
+    """A volume of ellipsoids, larger than a window, with the model's channels."""
+    i, j, k = (int(1.4 * size) + 3 for size in (*model.window, 8)[:3])
+    image, _ = draw_phantom((i, j, k), len(model.checkpoint.channels), np.random.default_rng(0))
+    spacing = model.job.preprocessing.spacing or (1.0, 1.0, 1.0)
+    grid = Grid((i, j, k), np.diag([*spacing, 1.0]))
+    channels = image[..., None] if image.ndim == 3 else image
+    return tuple(Volume(np.ascontiguousarray(channels[..., c]), grid) for c in range(channels.shape[-1]))
+
+
+def _compare_windows(model: _Model, graph: Graph, volumes: Sequence[Volume]) -> tuple[int, int]:
+    """Voxels of the network's grid whose label differs, and all of them."""
+    predictor = load_predictor(model.checkpoint, torch.device("cpu"))
+    prepared = predictor.prepare(volumes)
+    image = prepared.image[: len(volumes)]
+
+    def labels(predict: Graph) -> Tensor:
+        section = model.job.inference
+        if len(model.window) == 2:
+            slices = image.permute(3, 0, 1, 2)
+            scores = sliding_window_inference(
+                slices, model.window, 2, predict, section.overlap, section.blending
+            )
+        else:
+            scores = sliding_window_inference(
+                image[None], model.window, 2, predict, section.overlap, section.blending
+            )
+        assert isinstance(scores, Tensor), "the network has one output"
+        return scores.argmax(1) if model.contract.regions is None else scores > 0
+
+    with torch.no_grad():
+        ours, theirs = labels(model.network), labels(graph)
+    return int((ours != theirs).sum()), ours.numel()
+
+
+def _export_bundle(
+    model: _Model, output: Path, example: Tensor, volumes: Sequence[Volume], on: str
+) -> Exported:
+    """Builds the bundle beside its name, runs it, and renames it once it is complete."""
+    output = output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".bundle-") as temporary:
+        folder = Path(temporary) / "bundle"
+        write_torchscript(folder / NETWORK, model.network, example)
+        found = environment()
+        made = model.checkpoint.provenance.get("run") or "segmentation model"
+        about = {
+            "name": made,
+            "version": __version__,
+            "versions": found,
+            "sha256": model.checkpoint.content_hash,
+        }
+        write_bundle_configs(
+            folder, model.job, model.contract, model.checkpoint.channels, about, _statistics(model)
+        )
+        differing, total = _compare_masks(model, folder, Path(temporary), volumes)
+        result = Exported(output, output / "docs/README.md", differing, total, on)
+        write_text(folder / "docs/README.md", describe(model.checkpoint, _section(model, "bundle", result)))
+        shutil.move(folder, output)
+    return result
+
+
+def _statistics(model: _Model) -> dict[str, float] | None:
+    member = (model.checkpoint.members or (model.checkpoint,))[0]
+    channels = (member.intensity or {}).get("channels", [])
+    return dict(channels[0]) if channels else None
+
+
+def _compare_masks(model: _Model, folder: Path, scratch: Path, volumes: Sequence[Volume]) -> tuple[int, int]:
+    """Voxels of the image's own grid whose label differs between `monai.bundle run` and our prediction."""
+    predictor = load_predictor(model.checkpoint, torch.device("cpu"))
+    grid = volumes[0].grid
+    ours = predictor.predict(predictor.prepare(volumes), grid).array
+    stacked = np.stack([volume.array.astype(np.float32) for volume in volumes], axis=-1)
+    (scratch / "images").mkdir()
+    nib.save(
+        nib.Nifti1Image(stacked[..., 0] if len(volumes) == 1 else stacked, grid.affine),
+        scratch / "images/case.nii.gz",
+    )
+    command = [
+        sys.executable, "-m", "monai.bundle", "run",
+        "--config_file", str(folder / INFERENCE), "--meta_file", str(folder / METADATA),
+        "--bundle_root", str(folder), "--dataset_dir", str(scratch / "images"),
+        "--output_dir", str(scratch / "masks"),
+    ]  # fmt: skip
+    done = subprocess.run(  # noqa: S603 - fixed words, no shell
+        command, capture_output=True, text=True, timeout=_BUNDLE_TIMEOUT_S, check=False, cwd=scratch
+    )
+    path = scratch / "masks/case.nii.gz"
+    if done.returncode != 0 or not path.is_file():
+        told = [line for line in done.stderr.splitlines() if "Error" in line] or ["no message"]
+        raise IntegrityError(Fault("bundle", "bundle-does-not-run", f"`monai.bundle run` failed: {told[0]}"))
+    theirs = read_label_map(path)
+    if not theirs.grid.is_close(grid):
+        message = "`monai.bundle run` puts the mask elsewhere than the image; nothing was exported"
+        raise IntegrityError(Fault("bundle", "bundle-misplaced", message))
+    return int(np.count_nonzero(ours != theirs.array)), ours.size
+
+
+def _section(model: _Model, form: str, result: Exported) -> list[str]:
+    """What the card says of the export."""
+    share = result.num_differing / result.num_voxels
+    whole = form == "bundle"
+    where = "the image's own grid" if whole else "the network's grid"
+    left_out = []
+    if model.job.inference.flips:
+        left_out.append("averaging over mirrored windows (`inference.flips`)")
+    if not whole:
+        left_out.append("orientation, spacing and normalisation of the image (settings above)")
+        left_out.append("sliding windows, and the way back to the image's grid")
+        if model.job.inference.largest_component:
+            left_out.append("keeping largest components (`inference.largest_component`)")
+    window = " x ".join(map(str, model.window))
+    told = {
+        "Format": form,
+        "Input": f"`image`, float32, (batch, {len(model.checkpoint.channels)}, {window})",
+        "Output": f"`logits`, float32, (batch, {len(model.contract.channel_values)}, {window}), no softmax",
+        "Output channels": ", ".join(model.contract.channel_names),
+        "Voxels that get another label": f"{result.num_differing} of {result.num_voxels} ({share:.4%})",
+        "Compared on": f"{result.on}, on {where}",
+        "Not in it": "; ".join(left_out) or "nothing",
+    }
+    if form != "bundle":
+        told["SHA-256 of the file"] = sha256_of(result.path)
+    return ["", "## Export", "", *table(("", ""), list(told.items()))]
