@@ -1,8 +1,13 @@
-"""The command line: `commands` parses, calls one workflow and ends with its exit code; `showing` prints.
+"""The command line: every command parses, calls one workflow, and `showing` prints what it returns.
 
-Nothing heavy is imported before a command needs it, so that `clinseg --help` answers at once.
+A module per kind of command adds its own to `app`, in the order of the flow; `main` runs them and ends with
+the exit code. Nothing heavy is imported before a command needs it, so that `clinseg --help` answers at once.
 """
 
-from pipeline.cli.commands import app, main
+# isort: off
+from pipeline.cli.app import app
+from pipeline.cli import training, applying, judging, records, papers, images
+from pipeline.cli.main import main
+# isort: on
 
-__all__ = ["app", "main"]
+__all__ = ["app", "applying", "images", "judging", "main", "papers", "records", "training"]
