@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pydicom import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -26,7 +28,7 @@ from pydicom.uid import (
 from scipy.ndimage import map_coordinates
 
 from pipeline.data.dicom import SeriesRule, list_series, pixels, read_series, series_hash
-from pipeline.errors import InputError
+from pipeline.errors import FaultError, InputError
 
 ALONG = np.array([[1.0, 0, 0], [0, 1.0, 0]])
 OBLIQUE = np.array([[0.9, 0.3, np.sqrt(0.1)], [-0.3 / np.sqrt(0.9), 0.9 / np.sqrt(0.9), 0.0]])
@@ -519,7 +521,61 @@ def test_a_deflated_file_is_not_inflated(tmp_path):
     assert "deflated" in refused(save(tmp_path, slices))
 
 
+def test_values_beyond_what_a_voxel_holds_are_refused(tmp_path):
+    slices = stack([0, 2])
+    slices[0].RescaleSlope = "1e300"
+    assert "non-finite" in refused(save(tmp_path, slices))
+
+
 def test_links_to_folders_are_not_followed(tmp_path):
     save(tmp_path / "a", stack([0, 2, 4]))
     (tmp_path / "a/again").symlink_to(tmp_path)
     assert len(list_series(tmp_path)[0].files) == 3
+
+
+def damaged(folder, name, changes):
+    """A copy of a file in a folder, with bytes put at places that are shares of its length."""
+    content = bytearray((folder / name).read_bytes())
+    for place, value in changes:
+        content[int(place * (len(content) - 1))] = value
+    (folder / name).write_bytes(bytes(content))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Folders of one series each: slices, frames, and both compressed."""
+    folder = tmp_path_factory.mktemp("sound")
+    small = [in_16_bits(dataset) for dataset in stack([0, 2, 4], size=(40, 36))]
+    for dataset, syntax in zip(small, LOSSLESS[1:], strict=True):
+        dataset.compress(syntax)
+    save(folder / "slices", stack([0, 2, 4]))
+    save(folder / "small", small)
+    save(folder / "frames", [enhanced(stack([0, 2, 4]))])
+    save(folder / "small frames", [enhanced([in_16_bits(d) for d in stack([0, 2, 4])], RLELossless)])
+    return folder
+
+
+@settings(
+    max_examples=80,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
+)
+@given(
+    kind=st.sampled_from(["slices", "small", "frames", "small frames"]),
+    # Most of what can go wrong stands before the pixels.
+    changes=st.lists(st.tuples(st.floats(0, 0.6) | st.floats(0, 1), st.integers(0, 255)), max_size=4),
+    keep=st.just(1.0) | st.floats(0, 1),
+    rule=st.builds(SeriesRule, st.none() | st.just("T1"), st.booleans()),
+)
+def test_no_damage_ends_in_anything_but_a_fault(kind, changes, keep, rule, sound, tmp_path):
+    folder = Path(shutil.copytree(sound / kind, tmp_path / kind, dirs_exist_ok=True))
+    damaged(folder, "s0.dcm", changes)
+    content = (folder / "s0.dcm").read_bytes()
+    (folder / "s0.dcm").write_bytes(content[: int(keep * len(content))])
+    try:
+        (volume,) = read_series(folder, rule).volumes
+    except FaultError as error:
+        assert all(fault.rule and fault.message for fault in error.faults)
+    else:
+        assert np.isfinite(volume.array).all() and np.isfinite(volume.grid.affine).all()

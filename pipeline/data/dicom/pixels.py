@@ -23,9 +23,10 @@ _PIXEL_TAGS = (
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration"),
     *("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 )
-# The most recent decoder of each; the JPEG family that is not named here goes to GDCM.
+# The most recent decoder of each; what is not named here goes to GDCM. pylibjpeg's for RLE is faster,
+# but ends the process's thread with a panic on damaged runs, where pydicom's own raises.
 _PLUGINS = {
-    RLELossless: "pylibjpeg",
+    RLELossless: "pydicom",
     **dict.fromkeys(JPEG2000TransferSyntaxes, "pylibjpeg"),
     **dict.fromkeys(JPEGLSTransferSyntaxes, "pyjpegls"),
 }
@@ -60,7 +61,8 @@ def _rescaled(pixels: NDArray[Any], slope: float, intercept: float) -> NDArray[n
     values: NDArray[np.float32] = pixels.T.astype(np.float32)
     if (slope, intercept) != (1.0, 0.0):
         # In double: PET's slopes times 32-bit counts do not fit into float32 before they are added.
-        values = (pixels.T * np.float64(slope) + intercept).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused once all is read
+            values = (pixels.T * np.float64(slope) + intercept).astype(np.float32)
     return values
 
 

@@ -16,7 +16,7 @@ from pipeline.data.dicom.pixels import read_pixels
 from pipeline.data.dicom.placing import STEP_TOLERANCE_MM, slice_steps, stack_affine
 from pipeline.data.dicom.regularising import plan_regular_grid, resample_frames
 from pipeline.data.dicom.stacks import Stack, sort_stacks
-from pipeline.data.nifti import Reading, check_memory
+from pipeline.data.nifti import Reading, check_finite, check_memory
 from pipeline.errors import Fault, InputError
 from pipeline.files import sha256_of
 from pipeline.volume import Grid, Volume
@@ -105,6 +105,7 @@ def _read_regular(where: str, stack: Stack) -> Volume:
     array = _allocate(where, shape, stack.frames)
     for index, pixels in read_pixels(where, stack.frames):
         array[:, :, index] = pixels
+    check_finite(where, array)
     affine = stack_affine(stack.frames)
     return Volume(array, Grid(shape, affine, sform=affine))
 
@@ -114,6 +115,7 @@ def _read_irregular(where: str, stack: Stack) -> tuple[Volume, str]:
     grid = plan_regular_grid(where, frames, copies)
     check_memory(where, 4 * int(np.prod(grid.shape)))
     array = resample_frames(frames, grid, lambda wanted: read_pixels(where, wanted))
+    check_finite(where, array)
     return Volume(array, Grid(grid.shape, grid.affine, sform=grid.affine)), grid.told
 
 
