@@ -304,12 +304,14 @@ def test_a_full_disk_leaves_whole_masks_or_none(clinseg, trained, study, small_d
     (small_disk / "filler").write_bytes(b"x" * 50_000)
     answer = clinseg("predict", trained.model, study / "imagesTr", "-o", small_disk / "out")
     assert answer.code == 4 and "disk is full" in answer.err
-    for mask in (small_disk / "out").glob("*"):
-        if mask.name == "report.json":
-            assert json.loads(mask.read_text())["cases"]
-            continue
-        assert mask.name.endswith(".nii.gz")
-        assert np.asarray(nib.load(mask).dataobj).shape
+    for path in (small_disk / "out").glob("*"):
+        if path.name == "report.json":
+            assert json.loads(path.read_text())["cases"]
+        elif path.name == "audit.jsonl":
+            assert all(json.loads(line)["hash"] for line in path.read_text().splitlines())
+        elif path.name != "labels.txt":
+            assert path.name.endswith(".nii.gz")
+            assert np.asarray(nib.load(path).dataobj).shape
 
 
 def test_a_training_on_a_full_disk_ends_cleanly(trained, study, small_disk):

@@ -37,6 +37,9 @@ SETTINGS = {
 MODEL = "model.safetensors"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     manifest = write_phantom_study(tmp_path_factory.mktemp("phantoms"), num_cases=5)
