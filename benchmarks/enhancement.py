@@ -1,6 +1,6 @@
 """Enhancers against classical methods on the validation cases of their runs, and what is measured in it.
 
-    pip install scikit-image dipy
+    pip install scikit-image dipy PyWavelets
     python benchmarks/enhancement.py RUN [RUN …] [--segmenter MODEL]
 
 Every run was trained with `data.corruption`, all with the same on one fold of one study. Filters get the
