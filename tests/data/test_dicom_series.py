@@ -28,6 +28,7 @@ from pydicom.uid import (
 from scipy.ndimage import map_coordinates
 
 from pipeline.data.dicom import SeriesRule, list_series, pixels, read_series, series_hash
+from pipeline.data.dicom.frames import read_header
 from pipeline.errors import FaultError, InputError
 
 ALONG = np.array([[1.0, 0, 0], [0, 1.0, 0]])
@@ -579,3 +580,13 @@ def test_no_damage_ends_in_anything_but_a_fault(kind, changes, keep, rule, sound
         assert all(fault.rule and fault.message for fault in error.faults)
     else:
         assert np.isfinite(volume.array).all() and np.isfinite(volume.grid.affine).all()
+
+
+def test_a_value_that_no_header_may_have_is_read_without_a_warning(sound, tmp_path):
+    path = next((sound / "slices").iterdir())
+    file = pydicom.dcmread(path)
+    file.Modality = "SEG"
+    tag = pydicom.tag.Tag("SeriesInstanceUID")
+    file[tag] = pydicom.DataElement(tag, "UI", "1." * 50 + "1", validation_mode=pydicom.config.IGNORE)
+    file.save_as(tmp_path / "long.dcm")
+    assert read_header(tmp_path / "long.dcm").series == ("1." * 50)[:64]

@@ -134,21 +134,21 @@ def read_header(path: Path) -> Header:
             problems = problems or tuple(_missing_planes(planes))
             frames = () if problems else tuple(_frames(path, dataset, planes))
             problems = problems or tuple(dict.fromkeys(p for f in frames for p in _plane_problems(f)))
+            return Header(
+                path=path,
+                series=_text(dataset, "SeriesInstanceUID"),
+                modality=_text(dataset, "Modality"),
+                description=_text(dataset, "SeriesDescription"),
+                number=_text(dataset, "SeriesNumber"),
+                frames=() if problems else frames,
+                problems=problems,
+            )
     except InvalidDicomError:
         message = "it has no DICOM header: damaged, no DICOM, or saved without one; fetch it from its source"
         return Header(path, problems=(("unreadable", message),))
     except Exception:  # a parser fed with damaged bytes may raise anything
         message = "the DICOM file is damaged; fetch it again from its source"
         return Header(path, problems=(("unreadable", message),))
-    return Header(
-        path=path,
-        series=_text(dataset, "SeriesInstanceUID"),
-        modality=_text(dataset, "Modality"),
-        description=_text(dataset, "SeriesDescription"),
-        number=_text(dataset, "SeriesNumber"),
-        frames=() if problems else frames,
-        problems=problems,
-    )
 
 
 def _is_deflated(path: Path) -> bool:
