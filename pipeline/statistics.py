@@ -56,6 +56,11 @@ class Summary:
     high: float
     num: int
 
+    @property
+    def estimate(self) -> Estimate:
+        """The mean with its interval."""
+        return Estimate(self.mean, self.low, self.high)
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:

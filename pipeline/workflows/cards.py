@@ -100,7 +100,7 @@ def _head(checkpoint: Checkpoint) -> Iterator[str]:
     yield ""
     facts = {
         "Task": job.get("task"),
-        "Network": f"{job.get('network', {}).get('name', job.get('generator', {}).get('name', ''))}{members}",
+        "Network": f"{job.get('network', {}).get('name', '')}{members}",
         "Input": f"{len(checkpoint.channels)} channel(s): {', '.join(checkpoint.channels)}",
         "SHA-256 of the checkpoint": checkpoint.content_hash,
         "Card written": f"{datetime.now(UTC):%Y-%m-%d}",

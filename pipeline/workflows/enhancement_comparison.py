@@ -15,7 +15,7 @@ from pipeline.errors import Fault, InputError
 from pipeline.image_metrics import IMAGE_METRICS
 from pipeline.report.agreement import draw_scatter
 from pipeline.report.comparison import CaseView, Chart
-from pipeline.statistics import Estimate, compare_means, summarise
+from pipeline.statistics import compare_means, summarise
 from pipeline.workflows.contenders import AbstractAnswers, Contender
 from pipeline.workflows.enhancement_judging import TABLE
 
@@ -45,7 +45,7 @@ class EnhancementAnswers(AbstractAnswers):
         """See `AbstractAnswers`."""
         standings, findings = [], []
         for metric in IMAGE_METRICS:
-            estimates = {run: _estimate(own[metric]) for run, own in self.values.items()}
+            estimates = {run: summarise(own[metric].tolist()).estimate for run, own in self.values.items()}
             standings.append(stand(Figure(metric), estimates, arms))
             first, *others = self._arm_means(metric, arms).values()
             for arm, other in zip(arms[1:], others, strict=True):
@@ -119,8 +119,3 @@ def _is_finite(text: str | None) -> bool:
         return text is not None and bool(np.isfinite(float(text)))
     except ValueError:
         return False
-
-
-def _estimate(values: NDArray[np.float64]) -> Estimate:
-    summary = summarise(values.tolist())
-    return Estimate(summary.mean, summary.low, summary.high)

@@ -119,7 +119,7 @@ def gather_figures(runs: Sequence[RunFolder]) -> dict[str, Estimate]:
                 rows += csv.DictReader(file)
     names = [name for name in (rows[0] if rows else {}) if name.startswith(IMAGE_METRICS)]
     found = {name: [float(row[name]) for row in rows if row[name]] for name in names}
-    return {name: _estimate(values) for name, values in found.items() if values}
+    return {name: summarise(values).estimate for name, values in found.items() if values}
 
 
 def _write_source(case: Case, job: EnhancementJob, material: EnhancementMaterial, folder: Path) -> Case:
@@ -149,12 +149,7 @@ def _write_table(path: Path, reports: Sequence[EnhancementReport]) -> dict[str, 
         name: [value for report in reports if (value := (report.figures or {}).get(name)) is not None]
         for name in names
     }
-    return {name: _estimate(values) for name, values in found.items() if values}
-
-
-def _estimate(values: Sequence[float]) -> Estimate:
-    summary = summarise(values)
-    return Estimate(summary.mean, summary.low, summary.high)
+    return {name: summarise(values).estimate for name, values in found.items() if values}
 
 
 def _draw_cases(

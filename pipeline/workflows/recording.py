@@ -120,7 +120,7 @@ def record_best_masks(record: Record, rows: Sequence[CaseMetrics], step: int) ->
     Intervals of the other metrics would be two more charts in MLflow for each of many; reports have them.
     """
     figures = {
-        f"{metric}/{structure}": Estimate(summary.mean, summary.low, summary.high)
+        f"{metric}/{structure}": summary.estimate
         for structure, metrics in summarise_structures(rows).items()
         for metric, summary in metrics.items()
     }

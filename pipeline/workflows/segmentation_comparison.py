@@ -19,7 +19,7 @@ from pipeline.inference.evaluation import MEAN, CaseMetrics, read_table
 from pipeline.report.agreement import Panel, draw_agreement, draw_scatter
 from pipeline.report.comparison import CaseView, Chart
 from pipeline.report.figures import draw_overlay
-from pipeline.statistics import Estimate, compare_means, summarise
+from pipeline.statistics import compare_means, summarise
 from pipeline.volume import Volume
 from pipeline.workflows.contenders import AbstractAnswers, Contender
 from pipeline.workflows.judging import MASKS, TABLE
@@ -64,7 +64,7 @@ class SegmentationAnswers(AbstractAnswers):
         for subject in subjects:
             for metric in METRICS:
                 values = self._values(subject, metric)
-                estimates = {run: _estimate(own) for run, own in values.items()}
+                estimates = {run: summarise(own.tolist()).estimate for run, own in values.items()}
                 standings.append(stand(Figure(metric, subject), estimates, arms))
                 first, *others = _arm_means(values, arms).values()
                 for arm, other in zip(arms[1:], others, strict=True):
@@ -187,11 +187,6 @@ def _read_rows(one: Contender) -> dict[str, dict[str, CaseMetrics]]:
     for row in read_table(path) if path.is_file() else ():
         rows.setdefault(row.structure, {})[row.case] = row
     return rows
-
-
-def _estimate(values: NDArray[np.float64]) -> Estimate:
-    summary = summarise(values.tolist())
-    return Estimate(summary.mean, summary.low, summary.high)
 
 
 def _arm_means(values: Values, arms: Sequence[Arm]) -> dict[str, NDArray[np.float64]]:
