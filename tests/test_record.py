@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -154,7 +152,7 @@ def test_an_enhancement_leaves_what_the_page_tells(clinseg, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_cross_validation_leaves_what_the_page_tells(trained, tmp_path):
+def test_a_cross_validation_leaves_what_the_page_tells(trained, tmp_path, clinseg_in):
     settings = [
         "data.num_folds=2",
         "training.epochs=1",
@@ -162,17 +160,8 @@ def test_a_cross_validation_leaves_what_the_page_tells(trained, tmp_path):
         "network.features=[4,8]",
     ]
     settings += [f"data.manifest={trained.manifest}", f"data.cache_dir={trained.folder / 'cache'}"]
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "train",
-        ROOT / "configs/smoke/hippocampus.yaml",
-        "--fold",
-        "all",
-    ]
-    command += [f"--set={setting}" for setting in settings]
-    subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    options = [f"--set={setting}" for setting in settings]
+    clinseg_in(tmp_path, "train", ROOT / "configs/smoke/hippocampus.yaml", "--fold", "all", *options)
     runs = sorted(Path(tmp_path / "mlruns/runs").iterdir(), key=lambda run: len(run.name))
     for run in runs:
         for section in SECTIONS:
