@@ -24,6 +24,32 @@ settings.load_profile("any machine")
 _ending = {}
 
 
+# Begun last, one of these would be at work alone while the other worker has nothing to do.
+_FIRST = (
+    "test_serving.py",
+    "test_exporting.py",
+    "test_trouble.py",
+    "test_resume.py",
+    "test_distributed.py",
+    "test_conformance.py",
+    "test_cross_validation.py",
+    "test_mlflow_pages.py",
+    "test_cohort.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Puts the files that take longest first, then others with slow tests; what is quick fills the gaps."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item):
+        name = item.path.name
+        return _FIRST.index(name) if name in _FIRST else len(_FIRST) + (item.path not in slow)
+
+    items.sort(key=place)
+
+
 def pytest_sessionfinish(exitstatus):
     _ending["status"] = int(exitstatus)
 

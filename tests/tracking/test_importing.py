@@ -65,16 +65,16 @@ def test_registered_models_come_with_versions_texts_files_and_aliases(store, cli
     )
     # The second was deleted, so numbers follow; of two in production the newer counts.
     assert model.aliases == {"champion": 1, "production": 2, "staging": 3}
-    versions = {v.version: v for v in client.search_model_versions("name = 'prostate'")}
-    assert {n: v.tags["clinseg.imported_from"] for n, v in versions.items()} == {"1": "1", "2": "3", "3": "4"}
+    versions = {int(v.version): v for v in client.search_model_versions("name = 'prostate'")}
+    assert {n: v.tags["clinseg.imported_from"] for n, v in versions.items()} == {1: "1", 2: "3", 3: "4"}
     assert {v.tags["clinseg.stage"] for v in versions.values()} == {"Production", "Staging"}
-    assert (versions["2"].description, versions["2"].tags["reader"]) == ("three", "AB")
+    assert (versions[2].description, versions[2].tags["reader"]) == ("three", "AB")
     runs = _runs(client)
-    for number, name in ("1", "first"), ("2", "second"), ("3", "first"):
+    for number, name in (1, "first"), (2, "second"), (3, "first"):
         assert versions[number].run_id == runs[name].info.run_id
-        place = client.get_model_version_download_uri("prostate", number)
+        place = client.get_model_version_download_uri("prostate", str(number))
         assert place.startswith((store / "artifacts").as_uri())
-        folder = mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=str(tmp_path / number))
+        folder = mlflow.artifacts.download_artifacts(artifact_uri=place, dst_path=str(tmp_path / str(number)))
         assert (Path(folder) / "weights.txt").read_text() == name
 
 

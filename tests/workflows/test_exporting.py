@@ -118,7 +118,8 @@ _VERIFY = """
 from monai.bundle import verify_metadata, verify_net_in_out
 verify_metadata(meta_file="configs/metadata.json", filepath="../schema.json")
 verify_net_in_out(
-    net_id="network_def", meta_file="configs/metadata.json", config_file="configs/inference.json", device="cpu"
+    net_id="network_def", meta_file="configs/metadata.json", config_file="configs/inference.json",
+    device="cpu",
 )
 """
 
