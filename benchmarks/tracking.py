@@ -181,7 +181,8 @@ def watched() -> Iterator[Cost]:
 def training_table(num_epochs: int) -> str:
     """Shares of the CPU time of a whole training, from its start to its report."""
     manifest = write_phantom_study(Path("study"), num_cases=10)
-    settings = [f"data.manifest={manifest}", "training.minutes=null", f"training.epochs={num_epochs}"]
+    settings = [f"data.manifest={manifest}", "data.terminology={}", "training.minutes=null"]
+    settings.append(f"training.epochs={num_epochs}")
     job = load_job(ROOT / "configs/hippocampus.yaml", settings)
     began = time.thread_time()
     prepare_mlflow()
