@@ -61,9 +61,10 @@ def _find(target: MlflowClient, version: ModelVersion) -> str | None:
 
 def _source(target: MlflowClient, version: ModelVersion, new_ids: Mapping[str, str]) -> str | None:
     """Where its files are now: among those of its run, unless they lie on a server; None if they are gone."""
-    if urlsplit(version.source).scheme not in ("", "file", "models"):
-        return str(version.source)
-    inside = re.search(rf"/{version.run_id}/artifacts/(.+)", version.source) if version.run_id else None
+    said = str(version.source)
+    if urlsplit(said).scheme not in ("", "file", "models"):
+        return said
+    inside = re.search(rf"/{version.run_id}/artifacts/(.+)", said) if version.run_id else None
     run_id = new_ids.get(str(version.run_id))
     if inside is None or run_id is None:
         return None
