@@ -76,11 +76,11 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def frame(self, origin):
-        """Where scripts of a frame of this origin run: `run(script, **frame("null"))` of one in a sandbox."""
+    def sandbox(self):
+        """Where scripts of a frame run that has no origin: `run(script, **sandbox())`."""
         end = time.monotonic() + _PATIENCE_S
-        while not (found := [number for number, at in self._contexts.items() if at == origin]):
-            assert time.monotonic() < end, f"no frame of {origin}, but {self._contexts}; {self.errors}"
+        while not (found := [number for number, origin in self._contexts.items() if origin == "://"]):
+            assert time.monotonic() < end, f"no such frame among {self._contexts}; {self.errors}"
             self.run("0")  # hears what has happened
             time.sleep(0.05)
         return {"contextId": found[-1]}

@@ -119,7 +119,7 @@ def test_the_report_works_in_the_artifact_pane(local_browser, pages):
     artifacts = f"/experiments/{{experiment}}/runs/{pages.trained}/artifacts"
     browser.open(pages.of(f"{artifacts}/report.html"), width=1700, height=1800)
     browser.wait_for("document.querySelector('iframe.mlflow-html-iframe')")
-    page = browser.frame("null")  # in a sandbox: scripts, but no origin and no storage
+    page = browser.sandbox()  # in a sandbox: scripts, but no origin and no storage
     browser.wait_for("document.readyState === 'complete' && document.querySelector('#cases')", **page)
     assert "Surface Dice" in browser.run(shown, **page)
     browser.wait_for("clinsegViewer.isReady || clinsegViewer.failed", **page)
