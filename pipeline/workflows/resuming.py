@@ -22,6 +22,8 @@ CONFIG = "config.yaml"
 """The job in a run's folder."""
 SWEEP = "sweep.json"
 """What a sweep tries, in the folder of a run that is one."""
+TRIALS = "trials.csv"
+"""A row for each of its trials, there too."""
 
 
 def find_job(
