@@ -1,4 +1,4 @@
-"""MONAI's segmentation networks as far as a config has to know them: their names, and what sizes they take."""
+"""What a config has to know of MONAI's segmentation networks: their names, and the sizes they take."""
 
 from __future__ import annotations
 

@@ -208,7 +208,9 @@ class SegmentationJob(Section):
                 continue
             if len(size) != dims:
                 raise ValueError(f"{name}: needs {dims} numbers, as network.dimensions says")
-            if (size == total and max(total) > 1) or any(n < 1 or n % t for n, t in zip(size, total, strict=True)):
+            if (size == total and max(total) > 1) or any(
+                n < 1 or n % t for n, t in zip(size, total, strict=True)
+            ):
                 raise ValueError(
                     f"{name}: each axis must be a multiple of the network's total stride {total}, "
                     "and not all of them that stride itself"

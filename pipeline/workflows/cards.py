@@ -87,6 +87,8 @@ def _row(cells: Sequence[object]) -> str:
 
 
 def _find_run(checkpoint: Checkpoint) -> RunFolder | None:
+    if "imported" in checkpoint.provenance:
+        return None  # a run here may be called as a bundle was
     try:
         return find_run(str(checkpoint.provenance.get("run")))
     except ConfigError:
@@ -131,6 +133,9 @@ def _data(checkpoint: Checkpoint) -> Iterator[str]:
     made = checkpoint.provenance
     training, validation = made.get("training_cases") or (), made.get("validation_cases") or ()
     yield from ("", "## Data", "")
+    if "imported" in made:
+        yield from _origin(made["imported"])
+        return
     yield f"- Trained on {len(training)} cases; {len(validation)} were held out to judge it."
     if made.get("data_hash"):
         yield f"- SHA-256 of the data that it saw: `{made['data_hash']}`"
@@ -138,6 +143,16 @@ def _data(checkpoint: Checkpoint) -> Iterator[str]:
     yield f"- Held-out fold: {folds}. Folds are made by patient: no patient is on both sides."
     yield f"- {TO_FILL} where do they come from, who drew the references, under which licence and consent?"
     yield f"- {TO_FILL} whom do they represent, and whom not (sex, age, ethnicity, disease, scanner)?"
+
+
+def _origin(found: Mapping[str, Any]) -> Iterator[str]:
+    """Where an imported model comes from."""
+    version = f", version {found['version']}" if found.get("version") else ""
+    yield f"- It came in with the MONAI bundle {found['bundle']}{version}; its training is not on record."
+    yield f"- SHA-256 of the bundle's weights: `{found['weights_sha256']}`"
+    for told in found.get("differences", ()):
+        yield f"- At the borders of structures its masks are not quite the bundle's: {told}."
+    yield f"- {TO_FILL} what do its makers say of its data, its licence and its results?"
 
 
 def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
@@ -150,7 +165,8 @@ def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
         return
     metrics = checkpoint.provenance.get("metrics") or {}
     if not metrics:
-        yield "Nothing was held out, so nothing is known."
+        is_imported = "imported" in checkpoint.provenance
+        yield "Not judged here." if is_imported else "Nothing was held out, so nothing is known."
         return
     yield (
         "The run's record is not on this disk, so these are the figures of the moment when the network was "
@@ -180,13 +196,16 @@ def _limits(checkpoint: Checkpoint) -> Iterator[str]:
     job = checkpoint.job
     num = len(checkpoint.provenance.get("validation_cases") or ())
     yield from ("", "## Limits", "")
-    cases = "case" if num == 1 else "cases"
-    yield (
-        f"- Judged on {num} {cases} of the study that it was trained on: nothing is known of other "
-        "hospitals, scanners or populations."
-    )
-    if num < 30:
-        yield "- Few cases were held out; the intervals are wide for a reason."
+    if "imported" in checkpoint.provenance:
+        yield "- Nothing is known of how well it does on your images: judge it before you use it."
+    else:
+        cases = "case" if num == 1 else "cases"
+        yield (
+            f"- Judged on {num} {cases} of the study that it was trained on: nothing is known of other "
+            "hospitals, scanners or populations."
+        )
+        if num < 30:
+            yield "- Few cases were held out; the intervals are wide for a reason."
     if job.get("task") == "segmentation":
         yield "- It marks what it was trained to mark in any image, also where the organ is not in the image."
     spacing = job.get("preprocessing", {}).get("spacing")
@@ -198,7 +217,10 @@ def _limits(checkpoint: Checkpoint) -> Iterator[str]:
 def _making(checkpoint: Checkpoint) -> Iterator[str]:
     made = checkpoint.provenance
     yield from ("", "## How it was made", "")
-    settings = [(key, _setting(checkpoint.job, key)) for key in _CHOICES]
+    is_ours = "imported" not in made
+    settings = [
+        (key, _setting(checkpoint.job, key)) for key in _CHOICES if is_ours or not key.startswith("training.")
+    ]
     yield from table(("setting", "value"), [(key, value) for key, value in settings if value is not None])
     yield ""
     environment = made.get("environment") or {}
