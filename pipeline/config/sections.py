@@ -293,8 +293,8 @@ class SlidingSection(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a window that its neighbour covers again."""
     placement: Literal["even", "stepped"] = "even"
-    """`even`: windows are spread evenly over the volume. `stepped`: one step after the other and the last moved
-    back to fit, as MONAI lays them; for models that came in with its bundles."""
+    """`even`: windows are spread evenly over the volume. `stepped`: step by step, the last moved back
+    to fit, as MONAI lays them; for models that came in with its bundles."""
     blending: Literal["gaussian", "constant"] = "gaussian"
     """How overlapping windows are weighted."""
     batch_size: Annotated[int, Field(ge=1)] | None = None

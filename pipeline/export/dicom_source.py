@@ -107,6 +107,10 @@ class Source:
         alike = [h for h in self.headers if (h.Rows, h.Columns) == (first.Rows, first.Columns)]
         return [_stand_in(header, step) for header in alike]
 
+    def evidence(self) -> list[Dataset]:
+        """The headers as what they are referred to by, and nothing else."""
+        return [_identify(header) for header in self.headers]
+
 
 @dataclass(frozen=True, slots=True)
 class Maker:
@@ -134,6 +138,7 @@ class Prediction:
         source: The series.
         maker: The model.
         probabilities: NIfTI file `(I, J, K, channel)`, where there is one.
+        segmentation: The DICOM Segmentation that was made of it, where there is one.
     """
 
     array: NDArray[np.unsignedinteger]
@@ -142,6 +147,7 @@ class Prediction:
     source: Source
     maker: Maker
     probabilities: Path | None = None
+    segmentation: Path | None = None
 
     def mask(self, name: str, plane: int) -> NDArray[np.bool_]:
         """Where a structure is in a plane, `(row, column)` as in DICOM."""
@@ -157,13 +163,14 @@ class Prediction:
         )
 
 
-def read_source(where: str, files: Sequence[Path], grid: Grid) -> Source:
+def read_source(where: str, files: Sequence[Path], grid: Grid | None) -> Source:
     """Reads the headers of a series whose voxels lie on `grid`.
 
     Args:
         where: What faults name.
         files: Of one series.
-        grid: As the series was read.
+        grid: As the series was read; None where nothing is to lie in the patient, so that projections, which
+            have no frame of reference, can be referred to.
 
     Raises:
         InputError: If the series cannot be referred to: a UID that every image has is missing.
@@ -179,7 +186,8 @@ def read_source(where: str, files: Sequence[Path], grid: Grid) -> Source:
         except Exception as error:  # a parser fed with damaged bytes may raise anything
             message = "a header of the series cannot be read; fetch the series again from its source"
             raise InputError(Fault(where, "unreadable", message)) from error
-    missing = {name: sum(not header.get(name) for header in headers) for name in _NEEDED}
+    needed = [name for name in _NEEDED if grid is not None or name != "FrameOfReferenceUID"]
+    missing = {name: sum(not header.get(name) for header in headers) for name in needed}
     faults = [
         Fault(
             where,
@@ -191,7 +199,7 @@ def read_source(where: str, files: Sequence[Path], grid: Grid) -> Source:
     ]
     if faults:
         raise InputError(faults)
-    return Source(headers, _planes(headers, grid))
+    return Source(headers, _planes(headers, grid) if grid is not None else {})
 
 
 def clean_text(text: str, length: int) -> str:
@@ -218,6 +226,16 @@ def _planes(headers: Sequence[Dataset], grid: Grid) -> dict[int, Dataset]:
         if max(abs(i), abs(j), abs(k - plane)) < _ON_GRID and 0 <= plane < num_planes:
             planes[plane] = header
     return planes
+
+
+def _identify(header: Dataset) -> Dataset:
+    copy = Dataset()
+    for keyword in _NEEDED:
+        if keyword in header:
+            copy[keyword] = header[keyword]
+    for keyword in _EMPTY_IF_MISSING:
+        setattr(copy, keyword, None)
+    return copy
 
 
 def _stand_in(header: Dataset, step: float) -> Dataset:

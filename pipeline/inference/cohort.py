@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
@@ -25,7 +22,7 @@ from pipeline.inference.labelling import LabelMap
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.relay import Steps, relay
 from pipeline.memory import format_size, resident_bytes
-from pipeline.volume import Grid
+from pipeline.volume import Grid, measure_volumes
 from transforms.preprocessing import Prepared
 
 
@@ -192,23 +189,11 @@ def _write(predictor: Predictor, predicted: _Predicted, folder: Path, exports: E
         report,
         mask=mask.name,
         mask_hash=sha256_of(mask),
-        volumes_ml=_measure(array, predicted.grid, contract.structures),
+        volumes_ml=measure_volumes(array, predicted.grid, contract.structures),
         exports=exported,
         faults=faults,
         seconds=round(report.seconds + time.monotonic() - start, 3),
     )
-
-
-def _measure(
-    array: NDArray[np.unsignedinteger], grid: Grid, structures: Mapping[str, tuple[int, ...]]
-) -> dict[str, float]:
-    counts = np.zeros(np.iinfo(array.dtype).max + 1, dtype=np.int64)
-    for k in range(array.shape[2]):  # bincount widens to 64 bits: one slice at a time
-        counts += np.bincount(array[:, :, k].ravel(order="K"), minlength=len(counts))
-    return {
-        name: round(float(counts[list(values)].sum()) * grid.voxel_ml, 6)
-        for name, values in structures.items()
-    }
 
 
 def hash_inputs(case: Case) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def space_evenly(size: int, window: int, overlap: float) -> tuple[int, ...]:
 
 
 def space_stepwise(size: int, window: int, overlap: float) -> tuple[int, ...]:
-    """First voxels of windows along one axis by MONAI's rule: equal steps, the last window moved back to fit."""
+    """First voxels of windows along one axis by MONAI's rule: equal steps, the last moved back to fit."""
     if size <= window:
         return (-((window - size) // 2),)
     step = max(1, int(window * (1 - overlap)))
