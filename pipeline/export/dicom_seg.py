@@ -14,13 +14,15 @@ from pydicom import Dataset, dcmread
 
 from pipeline.errors import Fault, IntegrityError, ResourceError
 from pipeline.export.dicom_source import Prediction, clean_text, lps_affine
-from pipeline.export.seg_reading import LEVELS, Kind, is_placed, numbers
+from pipeline.export.seg_reading import LEVELS, Kind, is_placed, numbers, plane_of
 from pipeline.files import atomic_path
 from pipeline.memory import available_bytes, format_size
 from pipeline.terminology import CATEGORIES, SIDES, Code, Term
 
 _SERIES_NUMBERS: dict[Kind, int] = {"BINARY": 9001, "FRACTIONAL": 9002}
 """Behind those of images; only people read them."""
+_SEGMENTATION = Code("113076", "Segmentation", "DCM")
+_SOURCE_IMAGE = Code("121322", "Source image for image processing operation", "DCM")
 
 
 def write_segmentation(path: Path, prediction: Prediction) -> None:
@@ -123,8 +125,28 @@ def _build(prediction: Prediction, kind: Kind, stack: NDArray[Any] | None) -> Da
             ),
             max_fractional_value=LEVELS,
         )
+    _refer(dataset, prediction)
     prediction.source.describe(dataset)
     return dataset
+
+
+def _refer(dataset: Dataset, prediction: Prediction) -> None:
+    """Refers each frame to the slice that it lies on, and to none where slices were resampled.
+
+    Left to itself the library matches frames and slices by their number.
+    """
+    for groups in dataset.PerFrameFunctionalGroupsSequence:
+        plane = plane_of(groups, dataset, prediction.grid)
+        image = None if plane is None else prediction.source.planes.get(plane)
+        if image is None:
+            groups.DerivationImageSequence = []
+            continue
+        item, source = Dataset(), image.refer()
+        source.SpatialLocationsPreserved = "YES"
+        source.PurposeOfReferenceCodeSequence = [concept(_SOURCE_IMAGE)]
+        item.SourceImageSequence = [source]
+        item.DerivationCodeSequence = [concept(_SEGMENTATION)]
+        groups.DerivationImageSequence = [item]
 
 
 def _describe(number: int, name: str, term: Term, prediction: Prediction) -> Any:  # noqa: ANN401 - highdicom is imported late
@@ -164,6 +186,6 @@ def _positions(prediction: Prediction, affine: NDArray[np.float64], num: int) ->
     from highdicom import PlanePositionSequence  # noqa: PLC0415
 
     for plane in range(num):
-        header = prediction.source.planes.get(plane)
-        corner = header.ImagePositionPatient if header is not None else (affine @ (0, 0, plane, 1))[:3]
+        image = prediction.source.planes.get(plane)
+        corner = image.position if image is not None else (affine @ (0, 0, plane, 1))[:3]
         yield PlanePositionSequence("PATIENT", numbers(corner))

@@ -40,6 +40,10 @@ _MOST_PRECISE: Final = 1e-6
 """Relative; a number in DICOM has 16 characters."""
 
 
+_Images = Sequence[tuple[Dataset, Sequence[int]]]
+"""Files, with the numbers of their frames; none for all of a file."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a classifier says of a case.
@@ -97,7 +101,9 @@ def write_measurements(path: Path, prediction: Prediction) -> None:
             {_VOLUME.value: volumes[name]},
             (("121071", term.code.value),),
             frozenset(
-                {str(found[0].SOPInstanceUID)} if found else [str(h.SOPInstanceUID) for h in images[name]]
+                {str(found[0].SOPInstanceUID)}
+                if found
+                else [str(header.SOPInstanceUID) for header, _ in images[name]]
             ),
         )
         for name, term in contract.terms.items()
@@ -142,11 +148,18 @@ def write_answer(path: Path, answer: Answer, source: Source, maker: Maker) -> No
     _write_verified(path, dataset, [expected])
 
 
-def _images_of(prediction: Prediction, name: str) -> Sequence[Dataset]:
+def _images_of(prediction: Prediction, name: str) -> _Images:
     """The slices that a structure is on; all of them where no slice of the series is known to be one."""
-    planes = prediction.source.planes
-    own = [header for plane, header in sorted(planes.items()) if prediction.mask(name, plane).any()]
-    return own or prediction.source.headers
+    frames: dict[str, tuple[Dataset, list[int]]] = {}
+    for plane, image in sorted(prediction.source.planes.items()):
+        if prediction.mask(name, plane).any():
+            _, numbers = frames.setdefault(image.header.SOPInstanceUID, (image.header, []))
+            numbers += [] if image.frame is None else [image.frame]
+    return list(frames.values()) or _whole(prediction.source)
+
+
+def _whole(source: Source) -> _Images:
+    return [(header, []) for header in source.headers]
 
 
 def _build(
@@ -203,7 +216,7 @@ def _algorithm(maker: Maker) -> Any:  # noqa: ANN401 - highdicom is imported lat
 
 
 def _measure(
-    number: int, name: str, millilitres: float, term: Term, images: Sequence[Dataset], prediction: Prediction
+    number: int, name: str, millilitres: float, term: Term, images: _Images, prediction: Prediction
 ) -> Any:  # noqa: ANN401 - highdicom is imported late
     from highdicom import sr  # noqa: PLC0415
 
@@ -250,14 +263,17 @@ def _evaluate(
         qualitative_evaluations=[
             sr.QualitativeEvaluation(concept(name), concept(value)) for name, value in codes
         ],
-        source_images=_references(source.headers),
+        source_images=_references(_whole(source)),
     )
 
 
-def _references(images: Sequence[Dataset]) -> list[Any]:
+def _references(images: _Images) -> list[Any]:
     from highdicom import sr  # noqa: PLC0415
 
-    return [sr.SourceImageForMeasurementGroup(image.SOPClassUID, image.SOPInstanceUID) for image in images]
+    return [
+        sr.SourceImageForMeasurementGroup(header.SOPClassUID, header.SOPInstanceUID, frames or None)
+        for header, frames in images
+    ]
 
 
 def _write_verified(path: Path, dataset: Dataset, expected: Sequence[_Group]) -> None:

@@ -36,7 +36,7 @@ def is_placed(found: Dataset, prediction: Prediction, kind: Kind, stack: NDArray
     }
     frames = zip(found.PerFrameFunctionalGroupsSequence, _pixels(found), strict=True)
     for groups, pixels in frames:
-        plane = _plane_of(groups, found, prediction.grid)
+        plane = plane_of(groups, found, prediction.grid)
         number = int(_segment(groups, found).ReferencedSegmentNumber)
         if plane is None or not 1 <= number <= len(names):
             return False
@@ -82,7 +82,7 @@ def _expected(
     return prediction.mask(names[number - 1], plane)
 
 
-def _plane_of(groups: Dataset, found: Dataset, grid: Grid) -> int | None:
+def plane_of(groups: Dataset, found: Dataset, grid: Grid) -> int | None:
     """The plane of the grid that a frame's corners lie on; None if they lie elsewhere."""
     shared = found.SharedFunctionalGroupsSequence[0]
     orientation = np.array(numbers(shared.PlaneOrientationSequence[0].ImageOrientationPatient)).reshape(2, 3)

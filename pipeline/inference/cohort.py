@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
-from pipeline.data.dicom import series_files
+from pipeline.data.dicom import series_frames
 from pipeline.data.images import source_hash
 from pipeline.errors import Fault, ResourceError
 from pipeline.export.dicom_source import Prediction, Source, read_source
@@ -133,7 +133,10 @@ def _load(predictor: Predictor, case: Case, *, has_source: bool) -> _Loaded:
     )
     check_preparing(case, predictor.preparing_bytes(checked.images[0].grid), predictor.max_memory)
     grid = checked.images[0].grid
-    source = read_source(case.id, series_files(*case.sources[0]), grid) if has_source else None
+    source = None
+    if has_source:
+        frames = series_frames(*case.sources[0])
+        source = read_source(case.id, list(frames), grid, frames)
     prepared = predictor.prepare(checked.images)
     return _Loaded(prepared, grid, source, replace(report, seconds=time.monotonic() - start))
 
