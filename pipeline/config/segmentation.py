@@ -75,6 +75,10 @@ class DataSection(CasesSection):
     """Codes and colours of structures for DICOM and for pages; what is not said here follows from the
     structure's name (`docs/labels.md`)."""
 
+    subgroups: Names = ()
+    """Columns of a CSV manifest by whose groups `clinseg card` tells figures, such as `[sex, scanner]`;
+    nothing else of the manifest goes with a model. Numbers are divided into quarters of the cases."""
+
     @property
     def terms(self) -> dict[str, Term]:
         """The terms of the structures of which something is said."""

@@ -12,10 +12,11 @@ from pipeline.errors import ConfigError
 from pipeline.files import write_text
 from pipeline.inference.evaluation import read_table, summarise_structures
 from pipeline.inference.predictor import load_contract
-from pipeline.tracking import RunFolder, find_run
+from pipeline.tracking import RunFolder, find_run, read_children
 from pipeline.workflows.judging import TABLE
 from pipeline.workflows.models import load_model
-from pipeline.workflows.run_reports import read_estimates
+from pipeline.workflows.run_reports import downstream_remarks, read_estimates
+from pipeline.workflows.subgroups import FEWEST, judge_subgroups
 
 TO_FILL: Final = "**To be filled in by a person:**"
 _CHOICES: Final = (
@@ -39,6 +40,7 @@ _CHOICES: Final = (
 )
 _METRICS: Final = ("dice", "nsd", "hd95_mm", "sensitivity", "precision")
 _MOST_FIGURES: Final = 200
+_WARNING: Final = "Warning: "
 
 
 def card(model: str, output: Path | None = None) -> str:
@@ -162,6 +164,9 @@ def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
         yield "On the held-out cases of the same study, on the patients' own grids; 95 % intervals."
         yield ""
         yield from table(("figure", "value", "interval", "cases"), rows[:_MOST_FIGURES])
+        assert run is not None, "figures are those of a run"
+        yield from _groups(run)
+        yield from _downstream(run)
         return
     metrics = checkpoint.provenance.get("metrics") or {}
     if not metrics:
@@ -174,6 +179,38 @@ def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
     )
     yield ""
     yield from table(("figure", "value"), [(name, f"{value:.4g}") for name, value in metrics.items()])
+
+
+def _groups(run: RunFolder) -> Iterator[str]:
+    """Figures of groups of patients, where the job names columns of its manifest."""
+    rows = judge_subgroups(run)
+    if not rows:
+        return
+    yield from ("", "### In groups of patients", "")
+    yield (
+        f"Of the same cases; 95 % intervals. No figure is told of fewer than {FEWEST} cases. Groups were not "
+        "compared by a test: intervals that overlap say nothing of a difference, nor that there is none."
+    )
+    yield ""
+    yield from table(
+        ("column", "group", "cases", "figure", "value", "interval"),
+        [
+            (column, group, num, figure, f"{e.value:.4g}", f"{e.low:.4g} to {e.high:.4g}")
+            if e is not None
+            else (column, group, num, figure, "too few cases", "")
+            for column, group, num, figure, e in rows
+        ],
+    )
+
+
+def _downstream(run: RunFolder) -> Iterator[str]:
+    """What a segmentation finds in what an enhancer makes, warnings first of all."""
+    told = downstream_remarks([run, *read_children(run)])
+    if told:
+        yield from ("", "### What is measured on its images", "")
+        yield from (
+            f"- {'**Warning:** ' if t.startswith(_WARNING) else ''}{t.removeprefix(_WARNING)}" for t in told
+        )
 
 
 def _figures(checkpoint: Checkpoint, run: RunFolder) -> list[tuple[str, str, str, str]]:

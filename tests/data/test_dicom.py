@@ -290,8 +290,8 @@ def test_nothing_of_the_patient_is_told(tmp_path):
 
 
 def test_what_is_shown_inverted_has_the_values_that_are_stored(tmp_path):
-    plain = read_series(copy_series(tmp_path / "a"))
-    inverted = read_series(
+    plain = read_reading(copy_series(tmp_path / "a"))
+    inverted = read_reading(
         edit_all(copy_series(tmp_path / "b"), put(PhotometricInterpretation="MONOCHROME1"))
     )
     assert np.array_equal(plain.volumes[0].array, inverted.volumes[0].array)
