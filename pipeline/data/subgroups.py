@@ -55,9 +55,7 @@ def read_subgroups(manifest: Path, columns: Sequence[str]) -> Groups:
 def _column_faults(manifest: Path, name: str, there: Sequence[str]) -> Iterator[Fault]:
     if name not in there:
         free = [one for one in there if one not in _RESERVED and not one.startswith("image")]
-        message = (
-            f"there is no column {name[:40]!r}; there are {', '.join(free)[:200] or 'none'}"
-        )
+        message = f"there is no column {name[:40]!r}; there are {', '.join(free)[:200] or 'none'}"
         yield Fault(f"{manifest}:1", "no-subgroups", message)
     elif name in _RESERVED or name.startswith("image"):
         yield Fault(
