@@ -9,7 +9,7 @@ import torch
 
 from pipeline.inference.window_runner import Network
 from pipeline.labels import LabelContract
-from pipeline.networks import AttentionUNet, Segmenter
+from pipeline.networks import MonaiSegmenter, Segmenter
 from transforms.postprocessing import Decision
 
 
@@ -52,7 +52,7 @@ def build_ensemble(
         compiles: Whether `torch.compile` makes every network's forward pass; at its first call.
     """
     values, is_regions = contract.channel_values, contract.regions is not None
-    num, ours = len(networks), [network for network in networks if isinstance(network, AttentionUNet)]
+    num, ours = len(networks), [network for network in networks if not isinstance(network, MonaiSegmenter)]
     num_logits = len(contract.channel_values)
     num_features = ours[0].head.weight.shape[1] if len(ours) == num else num_logits
     joins = num_logits > num * num_features and not keeps_logits
