@@ -10,6 +10,7 @@ from pipeline.config.sections import CasesSection
 from pipeline.config.segmentation import DataSection
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.manifests import Entry, parse_manifest
+from pipeline.data.subgroups import read_subgroups
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.labels import LabelContract
 
@@ -80,6 +81,7 @@ def read_manifest(section: DataSection) -> Study:
     if exists(path) and path.is_dir():
         path = path / "dataset.json"
     manifest = parse_manifest(path)
+    read_subgroups(path, section.subgroups)  # what is wrong with them is told before anything is trained
     labels = section.labels if section.labels is not None else manifest.labels
     regions = manifest.regions if section.labels is None and section.regions is None else section.regions
     contract = _build_contract(section, labels or {}, regions, manifest.ignore_value)

@@ -78,11 +78,11 @@ def read_run(run: RunFolder) -> ReportMaterial:
         charts=run_charts(run, parts),
         pictures=() if is_segmentation else _pictures(parts),
         facts=run_facts(run, settings, summary, checkpoint, entries),
-        remarks=[*_downstream_remarks(parts), *case_remarks(entries), *remarks],
+        remarks=[*downstream_remarks(parts), *case_remarks(entries), *remarks],
     )
 
 
-def _downstream_remarks(parts: Sequence[RunFolder]) -> list[str]:
+def downstream_remarks(parts: Sequence[RunFolder]) -> list[str]:
     """Whether what an enhancer makes can be measured, where a segmentation was asked."""
     told = []
     for part in parts:

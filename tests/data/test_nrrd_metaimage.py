@@ -8,8 +8,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 
 from pipeline.data import foreign
-from pipeline.data.foreign import read_foreign
 from pipeline.data.images import find_inputs, read_image
+from pipeline.data.nrrd_metaimage import read_foreign
 from pipeline.errors import InputError
 
 FORMATS = [(suffix, packed) for suffix in (".nrrd", ".mha") for packed in (False, True)]
