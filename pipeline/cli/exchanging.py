@@ -1,0 +1,69 @@
+"""What talks with a PACS: pacs pull, pacs push, listen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.app import app
+from pipeline.cli.showing import OUT
+from pipeline.errors import InputError
+
+_PANEL = "Exchange"
+_AET = "CLINSEG"
+
+pacs_app = typer.Typer(help="Fetch studies from a PACS, send results to it.", no_args_is_help=True)
+app.add_typer(pacs_app, name="pacs", rich_help_panel=_PANEL)
+Aet = Annotated[str, typer.Option("--aet", help="Our own application entity's title (DIMSE).")]
+
+
+@pacs_app.command("pull")
+def pacs_pull(
+    source: Annotated[
+        str, typer.Argument(help="dicom://AETITLE@host:port, or the root of a DICOMweb service.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the studies.")],
+    *,
+    study: Annotated[str | None, typer.Option(help="Study Instance UID.")] = None,
+    patient: Annotated[str | None, typer.Option(help="Patient ID: all studies of the patient.")] = None,
+    accession: Annotated[str | None, typer.Option(help="Accession number.")] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option("--series", help="Only such series: UID, id, number or description; may be repeated."),
+    ] = None,
+    aet: Aet = _AET,
+    receive_at: Annotated[
+        str | None,
+        typer.Option(help="host:port of ours, for a PACS that sends (C-MOVE) instead of answering (C-GET)."),
+    ] = None,
+) -> None:
+    """Fetch studies: each lies in DIR/<study>/ when all of it came, and not before."""
+    from pipeline.pacs.instances import Query
+    from pipeline.workflows.pulling import pull
+
+    pulled = pull(source, Query(study, patient, accession), output, series or [], aet, receive_at)
+    for one in pulled.studies:
+        what = f"{one.num_series} series, {one.num_instances} instances"
+        OUT.print(f"{one.folder}: {what}{'' if one.is_new else ', there already'}", markup=False)
+    if pulled.faults:
+        raise InputError(pulled.faults)
+
+
+@pacs_app.command("push")
+def pacs_push(
+    inputs: Annotated[list[Path], typer.Argument(help="DICOM files, or folders or a DICOMDIR of them.")],
+    to: Annotated[
+        str, typer.Option("--to", help="dicom://AETITLE@host:port, or the root of a DICOMweb service.")
+    ],
+    *,
+    aet: Aet = _AET,
+) -> None:
+    """Send DICOM files as they are; the PACS acknowledges each."""
+    from pipeline.workflows.pushing import push
+
+    pushed = push(inputs, to, aet)
+    OUT.print(f"{pushed.num_files} files are stored in the PACS.")
+    if pushed.faults:
+        raise InputError(pushed.faults)
