@@ -1,4 +1,4 @@
-"""What talks with a PACS: pacs pull, pacs push, listen."""
+"""What talks with a PACS: pacs pull, pacs push, listen, pacs status."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import app
-from pipeline.cli.showing import OUT
+from pipeline.cli.app import Device, Model, Regularise, Series, app, series_rules
+from pipeline.cli.showing import OUT, show_standings, tell_now
 from pipeline.errors import InputError
 
 _PANEL = "Exchange"
@@ -67,3 +67,46 @@ def pacs_push(
     OUT.print(f"{pushed.num_files} files are stored in the PACS.")
     if pushed.faults:
         raise InputError(pushed.faults)
+
+
+@app.command(rich_help_panel=_PANEL)
+def listen(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for queue, images and results.")],
+    to: Annotated[
+        str, typer.Option("--to", help="Where segmentations go: dicom://AETITLE@host:port, or DICOMweb.")
+    ],
+    allow: Annotated[
+        list[str], typer.Option(help="Application entity's title that may send; may be repeated.")
+    ],
+    *,
+    at: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:11112",
+    aet: Aet = _AET,
+    settle: Annotated[
+        float, typer.Option(help="Seconds without a new instance after which a study is complete.")
+    ] = 30.0,
+    keep: Annotated[
+        float, typer.Option(help="Days after which the images of an answered study are removed.")
+    ] = 7.0,
+    series: Series = None,
+    regularise: Regularise = False,
+    device: Device = "auto",
+) -> None:
+    """Receive studies, predict each, and send its segmentation to a PACS, exactly once; until stopped."""
+    from pipeline.workflows.listening import Manner
+    from pipeline.workflows.listening import listen as run_listening
+
+    manner = Manner(at, aet, tuple(allow), settle, keep, tuple(series_rules(series, regularise)), device)
+    run_listening(model, output, to, manner, tell_now)
+
+
+@pacs_app.command("status")
+def pacs_status(
+    folder: Annotated[Path, typer.Argument(help="That `clinseg listen` was given with -o.")],
+    *,
+    retry: Annotated[bool, typer.Option("--retry", help="Take up again what is parked.")] = False,
+) -> None:
+    """Show what a listener received, predicted and sent, and what is parked, with the reason."""
+    from pipeline.workflows.listening import standings
+
+    show_standings(standings(folder, retry=retry))
