@@ -1,4 +1,4 @@
-"""A real PACS, Debian's Orthanc, in a network of its own: it binds all addresses, and this one has no others."""
+"""A real PACS, Debian's Orthanc, in a network of its own, since it binds all addresses."""
 
 import ctypes
 import json
@@ -57,8 +57,9 @@ class Orthanc:
         database.mkdir(parents=True, exist_ok=True)
         settings = {
             "StorageDirectory": str(database), "IndexDirectory": str(database), "Plugins": [str(PLUGIN)],
-            "HttpPort": self.http, "DicomPort": self.dicom, "DicomAet": "ORTHANC", "RemoteAccessAllowed": False,
-            "DicomModalities": self.modalities, "DicomAlwaysAllowFind": True, "DicomAlwaysAllowGet": True,
+            "HttpPort": self.http, "DicomPort": self.dicom, "DicomAet": "ORTHANC",
+            "RemoteAccessAllowed": False, "DicomModalities": self.modalities,
+            "DicomAlwaysAllowFind": True, "DicomAlwaysAllowGet": True,
             "DicomWeb": {"Enable": True, "Root": "/dicom-web/"}, **self.more,
         }  # fmt: skip
         (self.folder / "orthanc.json").write_text(json.dumps(settings))
@@ -96,8 +97,25 @@ class Orthanc:
             return answer.read()
 
 
+@pytest.fixture(scope="module")
+def orthancs(network, tmp_path_factory):
+    """Makes running ones, which end with the module."""
+    made = []
+
+    def make(**settings):
+        folder = tmp_path_factory.mktemp("orthanc")
+        made.append(
+            Orthanc(folder, 18042, 14242, {"clinseg": ["CLINSEG", "127.0.0.1", 11112]}, settings).start()
+        )
+        return made[-1]
+
+    yield make
+    for pacs in made:
+        pacs.stop()
+
+
 @pytest.fixture
-def orthanc(network, tmp_path):
-    pacs = Orthanc(tmp_path / "orthanc", 18042, 14242, {"clinseg": ["CLINSEG", "127.0.0.1", 11112]}).start()
+def orthanc(orthancs):
+    pacs = orthancs()
     yield pacs
     pacs.stop()

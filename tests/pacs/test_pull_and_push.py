@@ -68,7 +68,11 @@ def test_what_was_pushed_comes_back_the_same(clinseg, orthanc, series, tmp_path,
 def test_a_foreign_client_finds_what_was_pushed(clinseg, orthanc, series):
     assert clinseg("pacs", "push", series, "--to", orthanc.dimse).code == 0
     command = ["findscu", "-S", "-aec", "ORTHANC", "127.0.0.1", str(orthanc.dicom)]
-    keys = ["QueryRetrieveLevel=SERIES", f"StudyInstanceUID={study_of(series)}", "NumberOfSeriesRelatedInstances"]
+    keys = [
+        "QueryRetrieveLevel=SERIES",
+        f"StudyInstanceUID={study_of(series)}",
+        "NumberOfSeriesRelatedInstances",
+    ]
     command += [part for key in keys for part in ("-k", key)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"[{SHAPE[2]} ]" in found.stdout + found.stderr
