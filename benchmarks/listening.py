@@ -40,9 +40,9 @@ from pipeline.workflows.auditing import verify_log
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
-SHAPE = (32, 32, 12)
+SHAPE = (24, 24, 8)
 HTTP, DICOM, LISTEN = 18042, 14242, 11112
-PATIENCE_S = 400
+PATIENCE_S = 3600
 
 
 def write_model(path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
-from pipeline.errors import ConfigError, Fault, FaultError
+from pipeline.errors import ConfigError, Fault, FaultError, Stopped
 from pipeline.export.dicom_source import Maker
 from pipeline.export.exporters import export_path
 from pipeline.export.label_table import write_label_table
@@ -101,7 +101,10 @@ def listen(model: str, folder: Path, target: str, manner: Manner, tell: Tell = l
         stack.enter_context(receiving(manner.aet, endpoint, manner.allowed, desk))
         tell(f"listening as {manner.aet} on {manner.at} for {', '.join(manner.allowed)}; sending to {target}")
         stack.enter_context(freed_memory_kept())
-        reader.work(courier)
+        try:
+            reader.work(courier)
+        except Stopped:
+            raise Stopped("the same command goes on with what waits") from None
 
 
 def standings(folder: Path, *, retry: bool = False) -> list[Standing]:
