@@ -85,7 +85,7 @@ def pull(
     with progress_bar("Fetching studies", len(studies)) as advance:
         for uid, parts in studies.items():
             try:
-                pulled.append(_pull_study(pacs, folder / hash_uid(uid), _choose(uid, parts, patterns)))
+                pulled.append(pull_study(pacs, folder / hash_uid(uid), _choose(uid, parts, patterns)))
             except InputError as error:
                 faults += error.faults
             advance()
@@ -124,7 +124,12 @@ def _choose(study: str, series: Sequence[FoundSeries], patterns: Sequence[str]) 
     return list(chosen.values())
 
 
-def _pull_study(pacs: Pacs, target: Path, series: Sequence[FoundSeries]) -> PulledStudy:
+def pull_study(pacs: Pacs, target: Path, series: Sequence[FoundSeries]) -> PulledStudy:
+    """Fetches series of a study into a folder that is there afterwards with all of them, or not at all.
+
+    Raises:
+        InputError: If fewer instances came than were announced, or something else lies there already.
+    """
     told = PulledStudy(target, len(series), sum(len(one.instances) for one in series))
     if target.exists():
         announced = [Instance(one.study, one.uid, uid, b"").path for one in series for uid in one.instances]
