@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.data.dicom import Stack
     from pipeline.inference.budget import Plan
     from pipeline.inference.components import Components
+    from pipeline.inference.confusion import Confusion
     from pipeline.inference.downstream import Effect, Turn
     from pipeline.inference.evaluation import CaseMetrics
     from pipeline.pacs.entries import Standing
@@ -80,6 +81,22 @@ def show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         table.add_row(structure, str(dice.num), *cells)
     OUT.print(table)
     OUT.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
+
+
+def show_confusions(found: Sequence[Confusion], structures: Collection[str]) -> None:
+    """What was taken for what: left and right always, the rest where it happened."""
+    from pipeline.report.case_tables import confusion_table
+
+    table = confusion_table(found, structures)
+    if table is None:
+        return
+    digits = [column.digits for column in table.columns]
+    cells = (
+        [str(cell) if num is None else f"{cell:.{num}f}" for cell, num in zip(row, digits, strict=True)]
+        for row in table.rows
+    )
+    OUT.print()
+    show_table(table.heading, [column.name for column in table.columns], cells)
 
 
 def show_trial(number: int, total: int, settings: Mapping[str, str]) -> None:
