@@ -51,7 +51,7 @@ def write_model(path: Path) -> None:
     job = segmentation_job(load_job(ROOT / "configs/smoke/hippocampus.yaml"))
     labels = {"background": 0, "anterior": 1, "posterior": 2}
     network = build_network(job.network, 1, len(labels))
-    structures = {name: (value,) for name, value in labels.items() if value}
+    structures: dict[str, tuple[int, ...]] = {name: (value,) for name, value in labels.items() if value}
     weights, values = dict(network.state_dict()), job_to_mapping(job)
     write_checkpoint(
         path, Checkpoint(weights, values, labels, structures, ("MR",), None, {"run": "untrained"})

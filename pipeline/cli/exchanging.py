@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
 from pipeline.cli.app import Device, Model, Regularise, Series, app, series_rules
-from pipeline.cli.showing import OUT, show_standings, tell_now
+from pipeline.cli.showing import OUT
 from pipeline.errors import InputError
 
-_PANEL = "Exchange"
+if TYPE_CHECKING:
+    from pipeline.pacs.entries import Standing
+
+_PANEL = "Exchange with a PACS"
 _AET = "CLINSEG"
 
 pacs_app = typer.Typer(help="Fetch studies from a PACS, send results to it.", no_args_is_help=True)
@@ -97,7 +104,7 @@ def listen(
     from pipeline.workflows.listening import listen as run_listening
 
     manner = Manner(at, aet, tuple(allow), settle, keep, tuple(series_rules(series, regularise)), device)
-    run_listening(model, output, to, manner, tell_now)
+    run_listening(model, output, to, manner, _tell_now)
 
 
 @pacs_app.command("status")
@@ -109,4 +116,21 @@ def pacs_status(
     """Show what a listener received, predicted and sent, and what is parked, with the reason."""
     from pipeline.workflows.listening import standings
 
-    show_standings(standings(folder, retry=retry))
+    _show_standings(standings(folder, retry=retry))
+
+
+def _tell_now(text: str) -> None:
+    """A line of a log: what happens, and when."""
+    OUT.print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}", markup=False)
+
+
+def _show_standings(standings: Sequence[Standing]) -> None:
+    """How many studies stand where, and those that did not get through, with the reason."""
+    counts = Counter((one.model[:12], one.state) for one in standings)
+    table = Table("model", "state", "studies", box=None)
+    for (model, state), count in counts.items():
+        table.add_row(model or "none yet", state, str(count))
+    OUT.print(table)
+    for one in standings:
+        if one.reason:
+            OUT.print(f"{one.study} ({one.uid}): {one.state}, {one.reason}", markup=False)

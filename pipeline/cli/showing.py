@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from pipeline.inference.confusion import Confusion
     from pipeline.inference.downstream import Effect, Turn
     from pipeline.inference.evaluation import CaseMetrics
-    from pipeline.pacs.entries import Standing
     from pipeline.statistics import Estimate, Summary
     from pipeline.tracking import Delivery
     from pipeline.workflows.columns import Judgement
@@ -39,23 +36,6 @@ def plan_shower(verbose: bool) -> Callable[[str, Plan], None]:
             ERR.print(f"{case}: {plan}", markup=False)
 
     return show
-
-
-def tell_now(text: str) -> None:
-    """A line of a log: what happens, and when."""
-    OUT.print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}", markup=False)
-
-
-def show_standings(standings: Sequence[Standing]) -> None:
-    """How many studies stand where, and those that did not get through, with the reason."""
-    counts = Counter((one.model[:12], one.state) for one in standings)
-    table = Table("model", "state", "studies", box=None)
-    for (model, state), count in counts.items():
-        table.add_row(model or "none yet", state, str(count))
-    OUT.print(table)
-    for one in standings:
-        if one.reason:
-            OUT.print(f"{one.study} ({one.uid}): {one.state}, {one.reason}", markup=False)
 
 
 def show_faults(kind: str, faults: Iterable[object]) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Final
 
+from filelock import FileLock, Timeout
+
+from pipeline.errors import ConfigError, Fault
+from pipeline.files import check_writable
 from pipeline.pacs.entries import Waiting
 from pipeline.pacs.instances import Instance, hash_uid, write_instance
 from pipeline.pacs.queue import Queue
@@ -80,3 +85,23 @@ class Desk:
     def folder_of(self, study: str) -> Path:
         """Where a study lies."""
         return self._folder / study
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """The folder is ours alone: for other users of the machine, and for other listeners.
+
+    Raises:
+        ConfigError: If another one works there.
+        ResourceError: If it cannot be written.
+    """
+    is_new = not folder.exists()
+    check_writable(folder)
+    if is_new:
+        folder.chmod(0o700)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            yield
+    except Timeout:
+        message = "another listener works in this folder; stop it, or name another folder"
+        raise ConfigError(Fault(str(folder), "in-use", message)) from None

@@ -28,7 +28,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from pipeline.errors import Fault, ServiceError
 from pipeline.pacs.address import DimseAddress
 from pipeline.pacs.instances import FoundSeries, Instance, Query, is_uid
-from pipeline.pacs.receiving import SYNTAXES, receiving, store_status
+from pipeline.pacs.receiving import COMMON_CLASSES, SYNTAXES, receiving, store_status
 
 _config.STORE_SEND_CHUNKED_DATASET = True  # a file leaves as it lies there, never decoded
 
@@ -37,17 +37,6 @@ _CONNECT_S: Final = 10.0
 _ANSWER_S: Final = 120.0
 _PENDING: Final = (0xFF00, 0xFF01)
 _STORED: Final = (0x0000, 0xB000, 0xB006, 0xB007)  # the latter with a warning
-_COMMON: Final = (
-    "1.2.840.10008.5.1.4.1.1.2",  # CT
-    "1.2.840.10008.5.1.4.1.1.2.1",  # enhanced CT
-    "1.2.840.10008.5.1.4.1.1.4",  # MR
-    "1.2.840.10008.5.1.4.1.1.4.1",  # enhanced MR
-    "1.2.840.10008.5.1.4.1.1.128",  # PET
-    "1.2.840.10008.5.1.4.1.1.66.4",  # segmentation
-    "1.2.840.10008.5.1.4.1.1.481.3",  # structure set
-    "1.2.840.10008.5.1.4.1.1.7",  # secondary capture
-)
-"""What a series may be of whose kind the PACS does not tell."""
 
 
 class DimsePacs:
@@ -147,7 +136,7 @@ class DimsePacs:
         return found
 
     def _get(self, series: FoundSeries, keep: Callable[[Instance], None]) -> None:
-        classes = sorted(filter(None, set(series.instances.values()))) or list(_COMMON)
+        classes = sorted(filter(None, set(series.instances.values()))) or list(COMMON_CLASSES)
         contexts = [build_context(*pair) for pair in product(classes, SYNTAXES)][: _MAX_CONTEXTS - 1]
         roles = [build_role(UID(name), scp_role=True) for name in classes]
 

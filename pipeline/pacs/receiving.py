@@ -37,6 +37,18 @@ SYNTAXES: Final = (
 )
 """Transfer syntaxes that `pipeline.data.dicom` reads, what is most common first."""
 
+COMMON_CLASSES: Final = (
+    "1.2.840.10008.5.1.4.1.1.2",  # CT
+    "1.2.840.10008.5.1.4.1.1.2.1",  # enhanced CT
+    "1.2.840.10008.5.1.4.1.1.4",  # MR
+    "1.2.840.10008.5.1.4.1.1.4.1",  # enhanced MR
+    "1.2.840.10008.5.1.4.1.1.128",  # PET
+    "1.2.840.10008.5.1.4.1.1.66.4",  # segmentation
+    "1.2.840.10008.5.1.4.1.1.481.3",  # structure set
+    "1.2.840.10008.5.1.4.1.1.7",  # secondary capture
+)
+"""What a series may be of whose kind the PACS does not tell."""
+
 _SUCCESS, _OUT_OF_RESOURCES, _NOT_UNDERSTOOD = 0x0000, 0xA700, 0xC000
 _MAX_ASSOCIATIONS = 64
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Final
-
-from filelock import FileLock, Timeout
 
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
@@ -26,7 +24,7 @@ from pipeline.inference.predictor import Predictor, load_predictor, select_devic
 from pipeline.memory import freed_memory_kept
 from pipeline.pacs.address import check_aet, parse_address, parse_endpoint
 from pipeline.pacs.connecting import connect
-from pipeline.pacs.desk import Desk
+from pipeline.pacs.desk import Desk, alone_in
 from pipeline.pacs.entries import Standing, Waiting
 from pipeline.pacs.queue import Queue
 from pipeline.pacs.sending import Courier
@@ -91,7 +89,7 @@ def listen(model: str, folder: Path, target: str, manner: Manner, tell: Tell = l
     from pipeline.pacs.receiving import receiving  # noqa: PLC0415 - of an extra
 
     with ExitStack() as stack:
-        stack.enter_context(_alone_in(folder))
+        stack.enter_context(alone_in(folder))
         queue = Queue(folder)
         stack.callback(queue.close)
         desk = Desk(queue, folder / "incoming", manner.settle_s, manner.keep_days * _DAY_S, tell)
@@ -216,21 +214,6 @@ class _Reader:
     def _park(self, study: str, reason: str) -> None:
         self._queue.park(study, self.model, reason)
         self._tell(f"{study}: parked, {reason}")
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """The folder is ours alone: for other users of the machine, and for other listeners."""
-    is_new = not folder.exists()
-    check_writable(folder)
-    if is_new:
-        folder.chmod(0o700)
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            yield
-    except Timeout:
-        message = "another listener works in this folder; stop it, or name another folder"
-        raise ConfigError(Fault(str(folder), "in-use", message)) from None
 
 
 def _check(manner: Manner) -> None:
