@@ -173,7 +173,9 @@ def kill_at_random(listener: Listener, pacs: Pacs, num_studies: int, num_kills: 
 def judge(pacs: Pacs, studies: list[Path], results: Path) -> list[str]:
     """What is wrong with what the PACS holds."""
     wanted = {str(dcmread(next(s.iterdir()), stop_before_pixels=True).StudyInstanceUID) for s in studies}
-    predicted = {dcmread(path).StudyInstanceUID: dcmread(path) for path in results.glob("*/dicom-seg/*.dcm")}
+    predicted = {
+        dcmread(path).StudyInstanceUID: dcmread(path) for path in results.glob("*/dicom-seg/[!.]*.dcm")
+    }
     counts: Counter[str] = Counter()
     wrong = []
     for series in pacs.segmentations():

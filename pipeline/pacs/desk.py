@@ -89,7 +89,7 @@ class Desk:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """The folder is ours alone: for other users of the machine, and for other listeners.
+    """The folder is ours alone: for other users of the machine, and for other listeners; clean, too.
 
     Raises:
         ConfigError: If another one works there.
@@ -101,6 +101,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         folder.chmod(0o700)
     try:
         with FileLock(folder / "lock", timeout=0):
+            for left in folder.rglob(".*-partial-*"):  # by one that was killed while it wrote
+                left.unlink()
             yield
     except Timeout:
         message = "another listener works in this folder; stop it, or name another folder"
