@@ -60,7 +60,8 @@ class DataSection(CasesSection):
     """Label names and values, background included; needed for a CSV, else taken from the manifest."""
     regions: dict[str, Region] | None = None
     """Overlapping structures as unions of label values, outer to inner; a voxel of a region is written with
-    the first value of the innermost region that holds it. Sets one sigmoid output per region."""
+    the first value of the innermost region that holds it. Sets one sigmoid output per region. Null
+    takes those of an nnU-Net manifest, if labels are taken from there too."""
     ignore_value: Annotated[int, Field(ge=1, le=65535)] | None = None
     """What label maps hold where nobody knows: left out of loss and metrics, never predicted. Null takes the
     manifest's, if it has one (nnU-Net's `ignore`)."""
