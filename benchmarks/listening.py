@@ -229,7 +229,6 @@ def main() -> int:
         told = "".join(listener.lines) + listener.errors.read().decode()
         wrong += ["a name was told"] if "uackenbush" in told or "MRN0" in told else []
         wrong += [] if code == 75 else [f"SIGTERM ended it with {code}, not 75"]
-        wrong += [line for line in listener.lines if "parked" in line]
     num_predicted, num_sent = (sum(w in line for line in listener.lines) for w in (": predicted", ": sent"))
     senders = f"{options.clients} senders, {options.kills} kills"
     print(f"{options.studies} studies of {SHAPE[2]} slices from {senders}")

@@ -41,6 +41,7 @@ class Desk:
         self._folder = folder
         self._settle_s = settle_s
         self._keep_s = keep_s
+        self._started = time.time()
         self._lock = Lock()
         self._brought: dict[Thread, set[str]] = {}
         self.tell = tell
@@ -72,7 +73,10 @@ class Desk:
         for sender in lost:
             self.end(sender, is_released=False)
         now = time.time()
-        waiting = self._queue.waiting(model, now - self._settle_s, now - BROKEN_OFF * self._settle_s)
+        patience_s = BROKEN_OFF * self._settle_s
+        # While nobody listened no sender could come back: that silence does not count.
+        abandoned = now - patience_s if now - self._started >= patience_s else 0.0
+        waiting = self._queue.waiting(model, now - self._settle_s, abandoned)
         with self._lock:
             arriving = set[str]().union(*self._brought.values())
         return [study for study in waiting if study.study not in arriving]
