@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # If even this fails, the error under way says more.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder in the same place; on success it becomes `path`, on failure it vanishes.
+
+    Whatever a killed process left there before is removed first. The files in it have to be on disk already,
+    as `atomic_path` leaves them.
+
+    Raises:
+        ResourceError: If it cannot be written or there is something at `path` by then.
+    """
+    temporary = path.with_name(f".partial-{path.name}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise resource_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,8 +6,8 @@ the exit code. Nothing heavy is imported before a command needs it, so that `cli
 
 # isort: off
 from pipeline.cli.app import app
-from pipeline.cli import training, applying, judging, records, papers, images
+from pipeline.cli import training, applying, judging, records, papers, exchanging, images
 from pipeline.cli.main import main
 # isort: on
 
-__all__ = ["app", "applying", "images", "judging", "main", "papers", "records", "training"]
+__all__ = ["app", "applying", "exchanging", "images", "judging", "main", "papers", "records", "training"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.data.dicom import SeriesRule
 
 app = typer.Typer(
     help="Train, compare and apply segmentation, classification and enhancement models on clinical images.",
@@ -33,3 +37,11 @@ Regularise = Annotated[
     bool, typer.Option("--regularise", help="Resample a DICOM series with gaps, copies, tilt or mixed sizes.")
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show each case's plan.")]
+
+
+def series_rules(patterns: Sequence[str] | None, is_regularised: bool) -> list[SeriesRule]:
+    """What `--series` and `--regularise` mean together."""
+    from pipeline.data.dicom import SeriesRule
+
+    named: Sequence[str | None] = patterns or [None]
+    return [SeriesRule(pattern, is_regularised) for pattern in named]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipeline.cli.app import Device, Inputs, MaxMemory, Model, Regularise, Series, Verbose, app
+from pipeline.cli.app import Device, Inputs, MaxMemory, Model, Regularise, Series, Verbose, app, series_rules
 from pipeline.cli.showing import OUT, plan_shower, show_faults, show_image_figures
 from pipeline.errors import InputError
-
-if TYPE_CHECKING:
-    from pipeline.data.dicom import SeriesRule
 
 _PANEL = "Apply them"
 
@@ -61,7 +57,7 @@ def predict(
         output,
         device,
         max_memory,
-        rules=_series_rules(series, regularise),
+        rules=series_rules(series, regularise),
         resume=resume,
         with_probabilities=probabilities,
         compiles=compiles,
@@ -103,7 +99,7 @@ def enhance(
         output,
         device,
         max_memory,
-        rules=_series_rules(series, regularise),
+        rules=series_rules(series, regularise),
         resume=resume,
         reverse=reverse,
         truth=truth,
@@ -115,10 +111,3 @@ def enhance(
     OUT.print(f"{num_enhanced} of {len(result.reports)} cases enhanced. What came of each lies in {output}")
     if result.faults:
         raise InputError(result.faults)
-
-
-def _series_rules(patterns: Sequence[str] | None, is_regularised: bool) -> list[SeriesRule]:
-    from pipeline.data.dicom import SeriesRule
-
-    named: Sequence[str | None] = patterns or [None]
-    return [SeriesRule(pattern, is_regularised) for pattern in named]

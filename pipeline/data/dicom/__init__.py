@@ -7,7 +7,7 @@ finding (which files) → frames, functional_groups (what they say) → stacks, 
 and where) → choosing (which is meant) → pixels, regularising → reading.
 """
 
-from pipeline.data.dicom.choosing import SeriesRule
+from pipeline.data.dicom.choosing import SeriesRule, match_series
 from pipeline.data.dicom.finding import find_dicom_files, holds_dicom, is_dicom, list_dicom_files
 from pipeline.data.dicom.reading import list_series, read_series, series_files, series_frames, series_hash
 from pipeline.data.dicom.stacks import Stack
@@ -20,6 +20,7 @@ __all__ = [
     "is_dicom",
     "list_dicom_files",
     "list_series",
+    "match_series",
     "read_series",
     "series_files",
     "series_frames",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Protocol, TypeVar
 
 from pipeline.data.dicom.stacks import Stack, are_parallel, merge_stacks
 from pipeline.errors import Fault, InputError
@@ -22,6 +23,25 @@ _NO_IMAGE = {
 
 _MENDABLE = {"mixed-sizes", "slice-step", "slice-shift", "slice-position", "shear"}
 """Rules that resampling mends."""
+
+
+class Described(Protocol):
+    """What has the words by which a series is found."""
+
+    @property
+    def id(self) -> str:
+        """Short and unique."""
+
+    @property
+    def number(self) -> str:
+        """Of the series."""
+
+    @property
+    def description(self) -> str:
+        """In the words of the scanner."""
+
+
+_Described = TypeVar("_Described", bound=Described)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +66,7 @@ def choose_stack(where: str, stacks: Sequence[Stack], rule: SeriesRule) -> Stack
         InputError: If there is none, or there are several, with the candidates; or with all that is wrong
             with the only one.
     """
-    found = list(stacks) if rule.pattern is None else _match(stacks, rule.pattern)
+    found = list(stacks) if rule.pattern is None else match_series(stacks, rule.pattern)
     if not found:
         message = f"no series here is {rule.pattern!r}; there are: {tell_stacks(stacks)}"
         raise InputError(Fault(where, "no-series", message))
@@ -65,6 +85,21 @@ def choose_stack(where: str, stacks: Sequence[Stack], rule: SeriesRule) -> Stack
     return stack
 
 
+def match_series(series: Sequence[_Described], pattern: str) -> list[_Described]:
+    """Those that a pattern means, as `SeriesRule` has it."""
+    wanted = " ".join(pattern.lower().split())
+    described = [(one, one.description.lower()) for one in series]
+    ways = (
+        [one for one in series if one.id == wanted],
+        [one for one in series if one.id.split(".")[0] == wanted],
+        [one for one in series if one.number == wanted],
+        [one for one, words in described if words == wanted],
+        [one for one, words in described if fnmatchcase(words, wanted)],
+        [one for one, words in described if wanted and fnmatchcase(words, f"*{wanted}*")],
+    )
+    return next((found for found in ways if found), [])
+
+
 def tell_stacks(stacks: Iterable[Stack]) -> str:
     """The candidates in words, at most eight of them."""
     told = [_tell(stack) for stack in stacks]
@@ -80,23 +115,6 @@ def _tell(stack: Stack) -> str:
     columns, rows = stack.frames[0].size
     alone = f" {stack.frames[0].name}" if count == 1 else ""
     return f"{stack.id} ({names + ', ' if names else ''}{count} x {columns} x {rows}{alone})"
-
-
-def _match(stacks: Sequence[Stack], pattern: str) -> list[Stack]:
-    wanted = " ".join(pattern.lower().split())
-    ways = (
-        [stack for stack in stacks if stack.id == wanted],
-        [stack for stack in stacks if stack.id.split(".")[0] == wanted],
-        [stack for stack in stacks if stack.number == wanted],
-        [stack for stack in stacks if _described(stack) == wanted],
-        [stack for stack in stacks if fnmatchcase(_described(stack), wanted)],
-        [stack for stack in stacks if wanted and fnmatchcase(_described(stack), f"*{wanted}*")],
-    )
-    return next((found for found in ways if found), [])
-
-
-def _described(stack: Stack) -> str:
-    return stack.description.lower()
 
 
 def _is_no_image(stack: Stack, others: Sequence[Stack]) -> bool:
