@@ -4,10 +4,11 @@
 
 The step: `clinseg train`'s loop with its patches, averages and record of losses, against the order of the
 reference (both generators with their cycles, then both discriminators with their pools; Zhu et al. 2017) in
-plain torch, with the same networks and losses on one resident batch. Both take turns in blocks; seconds are of
-processor, so that other programs hardly change them, and ratios are those of two blocks in turn. The head:
-`clinseg enhance` on a template of 197x233x189 voxels with noise put in, in a process of its own, with its
-largest resident memory. The table goes to `docs/benchmarks/enhancement/speed.md`.
+plain torch, with the same networks and losses on one resident batch. After every step of the loop there is
+one of plain torch; seconds are of processor, so that other programs change them little, and a ratio is that
+of two steps in turn. The head: `clinseg enhance` on a template of 197x233x189 voxels with noise put in, in a
+process of its own, with its largest resident memory. What is measured replaces its part of
+`docs/benchmarks/enhancement/speed.md`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -45,6 +45,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/benchmarks/enhancement/speed.md"
 JOB = ROOT / "configs/enhancement.yaml"
 _HEAD = (197, 233, 189)
+_WARMING_STEPS = 5
 _CLASSIC = (
     *("network.noise_channels=0", "network.noise=free", "training.source_cycle_weight=10"),
     *("training.target_cycle_weight=10", "training.identity_weight=5"),
@@ -53,7 +54,6 @@ SETTINGS = {
     "the paper's: both cycles, identity": _CLASSIC,
     "the shipped job's: a random way back, one cycle": (),
 }
-Method = Callable[[int], None]
 
 
 class Plain:
@@ -72,13 +72,8 @@ class Plain:
         self.judges = torch.optim.Adam(judges, 1e-4, betas=(0.5, 0.999))
         self.judged = judges
 
-    def __call__(self, num_steps: int) -> None:
-        """Takes that many steps."""
-        with freed_memory_kept():
-            for _ in range(num_steps):
-                self._step()
-
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Generators, then discriminators."""
         for parameter in self.judged:
             parameter.requires_grad_(False)
         self.generators.zero_grad(set_to_none=True)
@@ -126,8 +121,8 @@ class Plain:
         for image in images:
             if len(pool) < self.section.pool_size:
                 pool.append(image.clone())
-            elif random.random() < 0.5:
-                place = random.randrange(len(pool))
+            elif torch.rand(()) < 0.5:
+                place = int(torch.randint(len(pool), ()))
                 shown.append(pool[place])
                 pool[place] = image.clone()
                 continue
@@ -135,20 +130,26 @@ class Plain:
         return torch.stack(shown)
 
 
-def loop(job: EnhancementJob, sampler: PairSampler) -> Method:
-    """The loop of `clinseg train` on its own patches."""
-    task = CycleGANTask(job, 1, [], torch.device("cpu"))
+class Turns(Silence):
+    """Lets plain torch take a step after each of the loop's, and clocks both."""
 
-    def train(num_steps: int) -> None:
-        budget = {"epochs": 1, "minutes": None, "steps_per_epoch": num_steps}
-        with freed_memory_kept():
-            fit(task, sampler, job.training.model_copy(update=budget), Silence(StopSignals()))
+    def __init__(self, plain: Plain) -> None:
+        super().__init__(StopSignals())
+        self.plain = plain
+        self.seconds: list[tuple[float, float]] = []
+        self._since = time.process_time()
 
-    return train
+    def advance(self, progress: float, epoch: int) -> None:
+        """The loop has taken a step."""
+        ours = time.process_time()
+        self.plain.step()
+        plain = time.process_time()
+        self.seconds.append((plain - ours, ours - self._since))
+        self._since = plain
 
 
-def measure_steps(rounds: int, num_steps: int) -> list[str]:
-    """Rows of the table of steps."""
+def measure_steps(num_steps: int) -> list[str]:
+    """The table of steps."""
     rows = []
     for name, settings in SETTINGS.items():
         job = load_job(JOB, list(settings))
@@ -166,34 +167,23 @@ def measure_steps(rounds: int, num_steps: int) -> list[str]:
             is_paired=False,
         )
         batch = sampler.draw(0).tensors
-        plain, ours = Plain(job, batch[SOURCE], batch[TARGET]), loop(job, sampler)
-        for method in (plain, ours):
-            method(5)
-        times = []
-        for number in range(rounds):
-            # Who comes first changes, so that what a machine does meanwhile favours nobody.
-            order = (plain, ours) if number % 2 else (ours, plain)
-            spent = {method: clock(method, num_steps) for method in order}
-            times.append((spent[plain], spent[ours]))
-            print(name, times[-1], file=sys.stderr, flush=True)
-        bare, whole = zip(*times, strict=True)
-        shares = [a / b for a, b in times]
-        rows.append(f"| {name} | {spread(bare)} | {spread(whole)} | {spread(shares)} |")
-    return [
-        f"| step, {rounds} blocks of {num_steps} | plain torch, s | `clinseg train`, s | throughput, share of plain |",
-        "|---|---|---|---|",
-        *rows,
-    ]
-
-
-def clock(method: Method, num_steps: int) -> float:
-    start = time.process_time()
-    method(num_steps)
-    return (time.process_time() - start) / num_steps
+        turns = Turns(Plain(job, batch[SOURCE], batch[TARGET]))
+        budget = {"epochs": 1, "minutes": None, "steps_per_epoch": _WARMING_STEPS + num_steps}
+        with freed_memory_kept():
+            task = CycleGANTask(job, 1, [], torch.device("cpu"))
+            fit(task, sampler, section.model_copy(update=budget), turns)
+        told = turns.seconds[_WARMING_STEPS:]
+        columns = (*zip(*told, strict=True), [plain / ours for plain, ours in told])
+        rows.append(f"| {name} | {' | '.join(map(spread, columns))} |")
+        print(rows[-1], file=sys.stderr, flush=True)
+    head = f"| {num_steps} steps each | plain torch, s | `clinseg train`, s | throughput, share of plain |"
+    return [head, "|---|---|---|---|", *rows]
 
 
 def spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    """Median and middle half."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def measure_head(model: str) -> list[str]:
@@ -217,9 +207,7 @@ def measure_head(model: str) -> list[str]:
             plan = json.loads((out / "report.json").read_text())["cases"][0].get("plan", "")
             print(label, plan, file=sys.stderr, flush=True)
             spent = usage.ru_utime + usage.ru_stime
-            rows.append(
-                f"| {label} | {spent:.0f} s | {wall:.0f} s | {format_size(usage.ru_maxrss * 1024)} |"
-            )
+            rows.append(f"| {label} | {spent:.0f} s | {wall:.0f} s | {format_size(usage.ru_maxrss * 1024)} |")
     shape = "x".join(map(str, _HEAD))
     return [f"| {shape}, allowed | processor | wall | peak memory |", "|---|---|---|---|", *rows]
 
@@ -227,22 +215,27 @@ def measure_head(model: str) -> list[str]:
 def main() -> None:
     """Measures and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--model", help="an enhancer for the head; without one it is not measured")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument(
+        "--model", help="an enhancer for the head, which is then measured instead of the step"
+    )
+    parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    steps = measure_steps(arguments.rounds, arguments.steps)
-    page = [
-        "# Enhancement: speed",
-        f"One core of a shared machine, torch {torch.__version__}, made by `benchmarks/enhancement_speed.py`; "
-        "processor seconds, median (smallest to largest). Networks, patches and batch are those of "
-        "`configs/enhancement.yaml`.",
-        "\n".join(steps),
-    ]
+    title = "# Enhancement: speed"
+    about = (
+        f"One core of a shared machine, torch {torch.__version__}. Made by `benchmarks/enhancement_speed.py`; "
+        "networks, patches and batch are those of `configs/enhancement.yaml`. Steps: seconds of processor, "
+        "median (middle half)."
+    )
+    # Tables stand apart by empty lines: the step's, then the head's.
+    known = [part for part in PAGE.read_text().split("\n\n") if "|---" in part] if PAGE.exists() else []
+    steps = [part.strip() for part in known if "plain torch" in part]
+    head = [part.strip() for part in known if "plain torch" not in part]
     if arguments.model:
-        page.append("\n".join(measure_head(arguments.model)))
-    PAGE.write_text("\n\n".join(page) + "\n", encoding="utf-8")
+        head = ["\n".join(measure_head(arguments.model))]
+    else:
+        steps = ["\n".join(measure_steps(arguments.steps))]
+    PAGE.write_text("\n\n".join([title, about, *steps, *head]) + "\n", encoding="utf-8")
     print(f"{PAGE} is written")
 
 
