@@ -223,8 +223,8 @@ def main() -> None:
     torch.set_num_threads(1)
     title = "# Enhancement: speed"
     about = (
-        f"One core of a shared machine, torch {torch.__version__}. Made by `benchmarks/enhancement_speed.py`; "
-        "networks, patches and batch are those of `configs/enhancement.yaml`. Steps: seconds of processor, "
+        f"One core of a shared machine, torch {torch.__version__}, by `benchmarks/enhancement_speed.py`; "
+        "networks, patches and batch are those of `configs/enhancement.yaml`. Steps: processor seconds, "
         "median (middle half)."
     )
     # Tables stand apart by empty lines: the step's, then the head's.
