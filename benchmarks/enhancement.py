@@ -333,16 +333,12 @@ def _measure_dice(judged: Sequence[Pair], images: Images, predictor: Predictor) 
 
 def _shift(study: Path, folder: Path) -> None:
     """Writes a study whose values are Hounsfield units."""
-    (folder / "imagesTr").mkdir(parents=True)
-    shutil.copy(study / "dataset.json", folder)
-    shutil.copytree(study / "labelsTr", folder / "labelsTr")
-    for path in sorted((study / "imagesTr").glob("*.nii.gz")):
+    shutil.copytree(study, folder)
+    for path in sorted(folder.glob("images*/*.nii.gz")):
         image = nib.load(path)
         # What is brighter than twelve bits is metal, and would be the range that PSNR is relative to.
         values = np.asarray(image.dataobj, dtype=np.float32).clip(0, _LARGEST) - _OFFSET
-        nib.save(
-            nib.Nifti1Image(values.round().astype(np.int16), image.affine), folder / "imagesTr" / path.name
-        )
+        nib.save(nib.Nifti1Image(values.round().astype(np.int16), image.affine), path)
     print(f"{folder / 'dataset.json'} is written")
 
 
