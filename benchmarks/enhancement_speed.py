@@ -7,8 +7,8 @@ reference (both generators with their cycles, then both discriminators with thei
 plain torch, with the same networks and losses on one resident batch. After every step of the loop there is
 one of plain torch; seconds are of processor, so that other programs change them little, and a ratio is that
 of two steps in turn. The head: `clinseg enhance` on a template of 197x233x189 voxels with noise put in, in a
-process of its own, with its largest resident memory. What is measured replaces its part of
-`docs/benchmarks/enhancement/speed.md`.
+process of its own, with its largest resident memory. Tables are those of
+`docs/benchmarks/enhancement/speed.md`; rows of the head that stand there are kept.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,6 +31,7 @@ import torch
 from nilearn.datasets import load_mni152_template
 from torch import Tensor, nn
 
+from pipeline.checkpoint import write_checkpoint
 from pipeline.config import EnhancementJob, load_job
 from pipeline.data.enhancement_images import PairSampler
 from pipeline.memory import format_size, freed_memory_kept
@@ -38,6 +40,7 @@ from pipeline.signals import StopSignals
 from pipeline.training.cyclegan import CycleGANTask
 from pipeline.training.loop import Silence, fit
 from pipeline.workflows.enhancement_material import load_enhancement_material
+from pipeline.workflows.models import load_model
 from transforms.corruption import RicianNoise
 from transforms.keys import SOURCE, TARGET
 
@@ -186,30 +189,29 @@ def spread(values: Sequence[float]) -> str:
     return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
-def measure_head(model: str) -> list[str]:
-    """Rows of the table of heads: without a budget, and with one."""
-    rows = []
+def measure_head(model: str, *, flips: bool) -> str:
+    """The row of a head, enhanced by the model with or without mirrored copies."""
     with TemporaryDirectory() as name:
         folder = Path(name)
+        checkpoint = load_model(model)
+        inference = checkpoint.job["inference"] | {"flips": flips}
+        write_checkpoint(folder / "model", replace(checkpoint, job=checkpoint.job | {"inference": inference}))
         template = load_mni152_template(resolution=1)
         image = torch.from_numpy(template.get_fdata(dtype=np.float32)).clamp_min(0)[None]
         assert image.shape[1:] == _HEAD
         noisy = RicianNoise(20.0)(image, (1.0, 1.0, 1.0), 0)[0].numpy()
         nib.save(nib.Nifti1Image(noisy, template.affine), folder / "head.nii.gz")
-        for label, budget in (("what is free", []), ("1.5 GiB", ["--max-memory", "1.5GiB"])):
-            out = folder / label.replace(" ", "-")
-            command = [sys.executable, "-m", "pipeline", "enhance", model, str(folder / "head.nii.gz")]
-            process = subprocess.Popen([*command, "-o", str(out), *budget], stdout=sys.stderr)
-            start = time.perf_counter()
-            _, status, usage = os.wait4(process.pid, 0)
-            wall = time.perf_counter() - start
-            assert os.waitstatus_to_exitcode(status) == 0, "enhanced"
-            plan = json.loads((out / "report.json").read_text())["cases"][0].get("plan", "")
-            print(label, plan, file=sys.stderr, flush=True)
-            spent = usage.ru_utime + usage.ru_stime
-            rows.append(f"| {label} | {spent:.0f} s | {wall:.0f} s | {format_size(usage.ru_maxrss * 1024)} |")
-    shape = "x".join(map(str, _HEAD))
-    return [f"| {shape}, allowed | processor | wall | peak memory |", "|---|---|---|---|", *rows]
+        command = [sys.executable, "-m", "pipeline", "enhance", str(folder / "model")]
+        command += [str(folder / "head.nii.gz"), "-o", str(folder / "out")]
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=sys.stderr)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        assert os.waitstatus_to_exitcode(status) == 0, "enhanced"
+        (case,) = json.loads((folder / "out/report.json").read_text())["cases"]
+    spent, peak = usage.ru_utime + usage.ru_stime, format_size(usage.ru_maxrss * 1024)
+    label = "mirrored copies" if flips else "no mirrored copies"
+    return f"| {label}, {case['num_windows']:,} windows | {spent:.0f} s | {wall:.0f} s | {peak} |"
 
 
 def main() -> None:
@@ -227,15 +229,28 @@ def main() -> None:
         "networks, patches and batch are those of `configs/enhancement.yaml`. Steps: processor seconds, "
         "median (middle half)."
     )
+    known = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
     # Tables stand apart by empty lines: the step's, then the head's.
-    known = [part for part in PAGE.read_text().split("\n\n") if "|---" in part] if PAGE.exists() else []
-    steps = [part.strip() for part in known if "plain torch" in part]
-    head = [part.strip() for part in known if "plain torch" not in part]
+    tables = [part.split("\n") for part in known.split("\n\n") if "|---" in part]
+    steps = [row for table in tables if "plain torch" in table[0] for row in table if row]
+    head = [row for table in tables if "plain torch" not in table[0] for row in table if row]
+
+    def write() -> None:
+        parts = [title, about, "\n".join(steps), "\n".join(head)]
+        PAGE.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+
     if arguments.model:
-        head = ["\n".join(measure_head(arguments.model))]
+        head = head or [
+            f"| {'x'.join(map(str, _HEAD))} | processor | wall | peak memory |",
+            "|---|---|---|---|",
+        ]
+        for flips in (False, True):
+            if not any(row.startswith("| mirrored" if flips else "| no mirrored") for row in head):
+                head.append(measure_head(arguments.model, flips=flips))
+                write()
     else:
-        steps = ["\n".join(measure_steps(arguments.steps))]
-    PAGE.write_text("\n\n".join([title, about, *steps, *head]) + "\n", encoding="utf-8")
+        steps = measure_steps(arguments.steps)
+        write()
     print(f"{PAGE} is written")
 
 

@@ -61,7 +61,7 @@ def train(arm: str, seed: int, enhancer: str, steps: int) -> None:
     per_epoch = min(steps, job.training.steps_per_epoch)
     settings = [
         *ARMS[arm],
-        *(f"data.{key}={getattr(enhancing.data, key)}" for key in ("manifest", "fold", "num_folds")),
+        *(f"data.{key}={getattr(enhancing.data, key)}" for key in ("fold", "num_folds")),
         f"training.seed={seed}",
         "training.minutes=null",
         f"training.epochs={round(steps / per_epoch)}",
