@@ -103,7 +103,7 @@ def label_map_dice(
     """
     _check_shapes(prediction, reference)
     values = sorted({value for members in structures.values() for value in members})
-    counts = _joint_counts(prediction, reference, values)
+    counts = joint_counts(prediction, reference, values)
     dice = {}
     for name, members in structures.items():
         codes = [values.index(value) + 1 for value in set(members)]
@@ -119,6 +119,27 @@ def structure_mask(label_map: NDArray[np.generic], values: tuple[int, ...]) -> M
     return np.isin(label_map, values)
 
 
+def joint_counts(
+    prediction: NDArray[np.integer], reference: NDArray[np.integer], values: list[int]
+) -> NDArray[np.int64]:
+    """Voxels per pair of what was predicted (rows) and what is true (columns).
+
+    Args:
+        prediction: Label values, any shape.
+        reference: Label values of the same shape.
+        values: Non-negative label values; code n + 1 is the nth of them, code 0 every other label.
+
+    Returns:
+        Counts by codes, `(len(values) + 1, len(values) + 1)`.
+    """
+    num_codes = len(values) + 1
+    code_of = np.zeros(max(values, default=0) + 2, dtype=np.intp)
+    code_of[values] = np.arange(1, num_codes)
+    pairs = code_of.take(prediction.ravel(), mode="clip") * num_codes
+    pairs += code_of.take(reference.ravel(), mode="clip")
+    return np.bincount(pairs, minlength=num_codes**2).reshape(num_codes, num_codes)
+
+
 def _check_shapes(prediction: NDArray[np.generic], reference: NDArray[np.generic]) -> None:
     if prediction.shape != reference.shape:
         raise ValueError(f"the prediction has shape {prediction.shape}, its reference {reference.shape}")
@@ -126,18 +147,6 @@ def _check_shapes(prediction: NDArray[np.generic], reference: NDArray[np.generic
 
 def _share(part: int, whole: int, *, if_nothing: bool = True) -> float:
     return part / whole if whole else float(if_nothing)
-
-
-def _joint_counts(
-    prediction: NDArray[np.integer], reference: NDArray[np.integer], values: list[int]
-) -> NDArray[np.int64]:
-    """Voxels per pair of codes; code n + 1 is the nth of `values`, code 0 every other label."""
-    num_codes = len(values) + 1
-    code_of = np.zeros(max(values, default=0) + 2, dtype=np.intp)
-    code_of[values] = np.arange(1, num_codes)
-    pairs = code_of.take(prediction.ravel(), mode="clip") * num_codes
-    pairs += code_of.take(reference.ravel(), mode="clip")
-    return np.bincount(pairs, minlength=num_codes**2).reshape(num_codes, num_codes)
 
 
 def _distance_metrics(

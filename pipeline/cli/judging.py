@@ -13,6 +13,7 @@ from pipeline.cli.showing import (
     ERR,
     OUT,
     show_comparison,
+    show_confusions,
     show_effects,
     show_faults,
     show_figures,
@@ -57,6 +58,7 @@ def evaluate(
 
     evaluation = run_evaluation(predictions, references, output, config, ignore)
     show_metrics(evaluation.rows, "Predictions against references")
+    show_confusions(evaluation.confusions, {row.structure for row in evaluation.rows})
     show_faults("warning", evaluation.warnings)
     if evaluation.faults:
         raise InputError(evaluation.faults)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pipeline.data.dicom import Stack
     from pipeline.inference.budget import Plan
     from pipeline.inference.components import Components
+    from pipeline.inference.confusion import Confusion
     from pipeline.inference.downstream import Effect, Turn
     from pipeline.inference.evaluation import CaseMetrics
     from pipeline.statistics import Estimate, Summary
@@ -60,6 +61,22 @@ def show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         table.add_row(structure, str(dice.num), *cells)
     OUT.print(table)
     OUT.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
+
+
+def show_confusions(found: Sequence[Confusion], structures: Collection[str]) -> None:
+    """What was taken for what: left and right always, the rest where it happened."""
+    from pipeline.report.case_tables import confusion_table
+
+    table = confusion_table(found, structures)
+    if table is None:
+        return
+    digits = [column.digits for column in table.columns]
+    cells = (
+        [str(cell) if num is None else f"{cell:.{num}f}" for cell, num in zip(row, digits, strict=True)]
+        for row in table.rows
+    )
+    OUT.print()
+    show_table(table.heading, [column.name for column in table.columns], cells)
 
 
 def show_trial(number: int, total: int, settings: Mapping[str, str]) -> None:

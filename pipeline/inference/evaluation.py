@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.data.images import read_label_map
 from pipeline.errors import Fault, FaultError, InputError
 from pipeline.files import write_text
+from pipeline.inference.confusion import Confusion, find_confusions
 from pipeline.inference.pairing import Pair, pair_up
 from pipeline.labels import LabelContract
 from pipeline.metrics import STRUCTURE_METRICS, structure_mask, structure_metrics
@@ -52,11 +53,13 @@ class Evaluation:
         rows: Every evaluated case, each with every structure.
         faults: Why cases are missing from the rows.
         warnings: What was evaluated in part only: labels that belong to no structure.
+        confusions: Which structure was taken for which, of every evaluated case.
     """
 
     rows: list[CaseMetrics]
     faults: list[Fault]
     warnings: list[Fault]
+    confusions: list[Confusion]
 
 
 def evaluate_case(
@@ -135,12 +138,14 @@ def evaluate_folders(
     known = {value for values in structures.values() for value in values} | {0}
     ignored = set() if ignore_value is None else {ignore_value}
     rows: list[CaseMetrics] = []
+    confusions: list[Confusion] = []
     strays: dict[tuple[str, int], list[str]] = {}
     for pair in pairs:
         try:
             prediction, reference = _read(pair)
             compared = structures if labelled is None else labelled(pair.case, _label_values(reference))
             rows += evaluate_case(pair.case, prediction, reference, compared, ignore_value)
+            confusions += find_confusions(pair.case, prediction, reference, compared, ignore_value)
         except FaultError as error:
             faults += [Fault(pair.case, fault.rule, fault.message) for fault in error.faults]
         else:
@@ -152,9 +157,8 @@ def evaluate_folders(
                     strays.setdefault((side, value), []).append(pair.case)
         if on_case is not None:
             on_case(pair.case, len(pairs))
-    return Evaluation(
-        rows, faults, [_stray_warning(*stray, cases) for stray, cases in sorted(strays.items())]
-    )
+    warnings = [_stray_warning(*stray, cases) for stray, cases in sorted(strays.items())]
+    return Evaluation(rows, faults, warnings, confusions)
 
 
 def write_metrics(path: Path, rows: Iterable[CaseMetrics]) -> None:

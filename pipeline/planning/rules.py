@@ -14,10 +14,10 @@ from statistics import median
 from pipeline.data.fingerprint import Fingerprint
 from pipeline.planning.choices import Choice, Choices, PlannedJob
 from pipeline.planning.grid import ANISOTROPY, choose_spacing
-from pipeline.planning.laterality import has_side, left_right_pairs
 from pipeline.planning.machine import Machine
 from pipeline.planning.pacing import choose_epochs
 from pipeline.planning.topology import SHORTEST_EDGE, Topology, choose_topology
+from pipeline.sides import has_side, left_right_pairs
 
 _SMALLEST_BATCH = 2
 _MOST_FOLDS = 5

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import repeat
 from typing import Any, Final
 
+from pipeline.inference.confusion import Confusion, summarise_confusions
 from pipeline.inference.evaluation import MEAN, CaseMetrics, case_means, summarise_structures
 from pipeline.report.content import Cell, Column, Figure, Strip, Table
 
 MAX_ROWS: Final = 2000
 _MAX_STRUCTURES: Final = 4  # with a column of their own
+_MAX_CONFUSED: Final = 12
 _OTHERS: Final = {
     "Surface Dice": "nsd",
     "HD95 (mm)": "hd95_mm",
@@ -57,6 +59,40 @@ def structure_strips(rows: Sequence[CaseMetrics], colours: Mapping[str, str]) ->
         values = tuple(row.values["dice"] for row in members)
         strips.append(Strip(name, colours.get(name), values, dice.mean, dice.low, dice.high, others))
     return strips
+
+
+def confusion_table(found: Sequence[Confusion], structures: Collection[str]) -> Table | None:
+    """What was taken for what; None where structures have no sides and none was taken for another.
+
+    Args:
+        found: Of each case.
+        structures: Names of all that were compared.
+    """
+    told = summarise_confusions(found, sorted(structures))
+    sides = [one for one in told if one.is_other_side]
+    others = [one for one in told if not one.is_other_side]
+    if not told:
+        return None
+    note = "Voxels of one structure that were marked as another; the largest share of the former in a case."
+    if sides:
+        clean = "Left and right were never confused. " if not any(one.num_cases for one in sides) else ""
+        note = f"{clean}{note} Left and right stand first, also where they were not confused."
+    return Table(
+        "Structures taken for one another",
+        note,
+        (
+            Column("What it is"),
+            Column("Marked as"),
+            Column("Cases", 0),
+            Column("Volume (ml)", 3),
+            Column("Largest share", 4),
+        ),
+        [
+            (one.reference, one.prediction, one.num_cases, one.volume_ml, one.largest_share)
+            for one in (*sides, *others[:_MAX_CONFUSED])
+        ],
+        num_left_out=max(0, len(others) - _MAX_CONFUSED),
+    )
 
 
 def rank_cases(rows: Sequence[CaseMetrics]) -> list[str]:

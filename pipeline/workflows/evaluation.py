@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.config import load_job, segmentation_job
 from pipeline.data.cases import read_manifest
 from pipeline.errors import ConfigError, Fault
+from pipeline.inference.confusion import write_confusions
 from pipeline.inference.evaluation import Evaluation, Structures, evaluate_folders, write_metrics
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
@@ -25,7 +26,7 @@ def evaluate(
     Args:
         predictions: Folder of label maps, or one.
         references: Folder of label maps, or one.
-        table: CSV to write.
+        table: CSV to write; beside it `<stem>_confusion.csv` tells which structure was taken for which.
         config: Job whose word on labels counts, as in its own training: structures, the value to ignore, and
             what is labelled in each case. It says nothing of a case that its manifest does not know.
         ignore_value: What references hold where nobody knows; with a config it is the config's to say.
@@ -51,6 +52,7 @@ def evaluate(
         )
     if table is not None:
         write_metrics(table, evaluation.rows)
+        write_confusions(table.with_name(f"{table.stem}_confusion.csv"), evaluation.confusions)
     return evaluation
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from pipeline.errors import ConfigError, Fault, FaultError
 from pipeline.inference.class_table import read_class_table
+from pipeline.inference.confusion import Confusion, read_confusions
 from pipeline.inference.evaluation import CaseMetrics, read_table
 from pipeline.report.class_tables import class_case_table, class_figures
 from pipeline.report.content import Figure, Picture, Table
@@ -43,7 +44,7 @@ def read_folder(folder: Path) -> ReportMaterial:
     report = folder / "report.json"
     content: dict[str, Any] = read_prediction_report(report) if report.is_file() else {"cases": []}
     entries = entries_of(content)
-    rows, estimates = _read_evaluations(folder)
+    rows, confusions, estimates = _read_evaluations(folder)
     table = _read_answers(folder, content, remarks)
     if not entries and not rows and not estimates and table is None:
         message = (
@@ -62,6 +63,7 @@ def read_folder(folder: Path) -> ReportMaterial:
         lead=_lead(content, len(entries), is_judged=bool(rows or estimates)),
         labels=_labels(content, rows),
         rows=rows,
+        confusions=confusions,
         entries=entries if table is None else {},
         masks=existing_masks(folder, entries),
         figures=figures,
@@ -81,9 +83,12 @@ def _lead(content: Mapping[str, Any], num_cases: int, *, is_judged: bool) -> str
     return f"Predictions{model} of {num_cases} cases{judged}."
 
 
-def _read_evaluations(folder: Path) -> tuple[list[CaseMetrics], dict[str, Estimate]]:
+def _read_evaluations(
+    folder: Path,
+) -> tuple[list[CaseMetrics], list[Confusion], dict[str, Estimate]]:
     """The newest table of each kind."""
     rows: list[CaseMetrics] = []
+    confusions: list[Confusion] = []
     estimates: dict[str, Estimate] = {}
     for path in sorted(folder.glob("*.csv"), key=lambda path: path.stat().st_mtime):
         with (
@@ -93,9 +98,11 @@ def _read_evaluations(folder: Path) -> tuple[list[CaseMetrics], dict[str, Estima
             header, *lines = csv.reader(file)
             if header[:3] == ["case", "label", "dice"]:
                 rows = read_table(path)
+            elif header[:3] == ["case", "reference", "prediction"]:
+                confusions = read_confusions(path)
             elif header == _FIGURES:
                 estimates = {name: Estimate(*map(float, numbers)) for name, *numbers in lines}
-    return rows, estimates
+    return rows, confusions, estimates
 
 
 def _read_answers(folder: Path, content: Mapping[str, Any], remarks: list[str]) -> Table | None:

@@ -15,6 +15,7 @@ from pipeline.data.datasets import PreparedCase
 from pipeline.data.images import read_label_map
 from pipeline.errors import InputError
 from pipeline.inference.cohort import predict_cohort
+from pipeline.inference.confusion import Confusion, find_confusions, write_confusions
 from pipeline.inference.evaluation import CaseMetrics, evaluate_case, write_metrics
 from pipeline.inference.predictor import load_predictor
 from pipeline.labels import LabelContract
@@ -28,7 +29,8 @@ from pipeline.workflows.segmentation_material import SegmentationMaterial
 
 MASKS = Path("validation")
 TABLE = Path("cases.csv")
-"""Predictions of the validation cases and their metrics, in a run's folder."""
+CONFUSION = Path("confusion.csv")
+"""Predictions of the validation cases, their metrics, and what was taken for what, in a run's folder."""
 
 
 def judge(
@@ -56,16 +58,23 @@ def judge(
     faults = [fault for report in reports for fault in report.faults]
     if faults:
         raise InputError(faults)
-    rows = _compare(material, folder / MASKS)
-    write_metrics(folder / TABLE, rows)
-    record.log_artifact(folder / TABLE)
+    rows, confusions = _compare(material, folder / MASKS)
+    record_tables(record, rows, confusions)
     record_best_masks(record, rows, kept_epoch(record, checkpoint))
     _draw_overlays(record, job.tracking.overlays, material, rows)
     return rows
 
 
-def _compare(material: SegmentationMaterial, folder: Path) -> list[CaseMetrics]:
-    rows = []
+def record_tables(record: Record, rows: Sequence[CaseMetrics], confusions: Sequence[Confusion]) -> None:
+    """Writes and records what was measured of each case."""
+    write_metrics(record.folder / TABLE, rows)
+    write_confusions(record.folder / CONFUSION, confusions)
+    for name in (TABLE, CONFUSION):
+        record.log_artifact(record.folder / name)
+
+
+def _compare(material: SegmentationMaterial, folder: Path) -> tuple[list[CaseMetrics], list[Confusion]]:
+    rows, confusions = [], []
     contract = material.contract
     with progress_bar("Comparing validation cases", len(material.validation)) as advance:
         for prepared in material.validation:
@@ -74,8 +83,9 @@ def _compare(material: SegmentationMaterial, folder: Path) -> list[CaseMetrics]:
             prediction, reference = read_label_map(folder / f"{case.id}.nii.gz"), read_label_map(case.label)
             structures = _labelled_structures(prepared, contract)
             rows += evaluate_case(case.id, prediction, reference, structures, contract.ignore_value)
+            confusions += find_confusions(case.id, prediction, reference, structures, contract.ignore_value)
             advance()
-    return rows
+    return rows, confusions
 
 
 def _labelled_structures(prepared: PreparedCase, contract: LabelContract) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.data.cases import Case
 from pipeline.errors import Fault, InputError
+from pipeline.inference.confusion import Confusion
 from pipeline.inference.evaluation import CaseMetrics
 from pipeline.memory import parse_size
 from pipeline.report.content import Figure, Picture, Table
@@ -56,6 +57,7 @@ class ReportMaterial:
         lead: What it is, in a sentence.
         labels: Of label maps.
         rows: Metrics of segmented cases.
+        confusions: Which structure was taken for which, in each case.
         entries: What `report.json` says of each case.
         masks: Predictions by case.
         cases: Images, and references as `label`, by case, where they are at hand.
@@ -72,6 +74,7 @@ class ReportMaterial:
     lead: str
     labels: Labels = field(default_factory=Labels)
     rows: Sequence[CaseMetrics] = ()
+    confusions: Sequence[Confusion] = ()
     entries: Mapping[str, Entry] = field(default_factory=dict)
     masks: Mapping[str, Path] = field(default_factory=dict)
     cases: Mapping[str, Case] = field(default_factory=dict)

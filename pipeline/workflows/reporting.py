@@ -12,7 +12,7 @@ from pipeline.data.cases import Case
 from pipeline.data.images import find_inputs
 from pipeline.data.nifti import is_nifti, nifti_stem
 from pipeline.progress import progress_bar
-from pipeline.report.case_tables import case_table, segmentation_figures, structure_strips
+from pipeline.report.case_tables import case_table, confusion_table, segmentation_figures, structure_strips
 from pipeline.report.content import Report, View
 from pipeline.report.report_page import write_report
 from pipeline.tracking import Record, find_run
@@ -98,6 +98,7 @@ def _write(path: Path, material: ReportMaterial, cases: Sequence[str], end: floa
         figures=[*segmentation_figures(material.rows), *material.figures],
         strips=structure_strips(material.rows, material.labels.by_structure),
         cases=material.table or case_table(material.rows, material.entries),
+        confused=confusion_table(material.confusions, {row.structure for row in material.rows}),
         views=views,
         charts=material.charts,
         pictures=material.pictures,
@@ -126,4 +127,12 @@ def _with_files(
     told = [str(fault) for fault in (*evaluation.faults, *evaluation.warnings)]
     lead = material.lead.replace("not compared with any reference", "compared with references")
     remarks = [*material.remarks, *told]
-    return replace(material, lead=lead, cases=cases, rows=evaluation.rows, figures=(), remarks=remarks)
+    return replace(
+        material,
+        lead=lead,
+        cases=cases,
+        rows=evaluation.rows,
+        confusions=evaluation.confusions,
+        figures=(),
+        remarks=remarks,
+    )

@@ -13,6 +13,7 @@ from pipeline.config import Job, SegmentationJob, load_job
 from pipeline.data.cases import Case, read_manifest
 from pipeline.errors import FaultError
 from pipeline.inference.class_table import read_class_table
+from pipeline.inference.confusion import Confusion, read_confusions
 from pipeline.inference.evaluation import CaseMetrics, read_table
 from pipeline.inference.predictor import load_contract
 from pipeline.report.class_tables import class_case_table, class_figures
@@ -30,7 +31,7 @@ from pipeline.tracking import (
 )
 from pipeline.workflows.downstream import REPORT
 from pipeline.workflows.enhancement_judging import ENHANCED
-from pipeline.workflows.judging import MASKS, TABLE
+from pipeline.workflows.judging import CONFUSION, MASKS, TABLE
 from pipeline.workflows.models import BEST
 from pipeline.workflows.report_material import (
     Entry,
@@ -69,12 +70,13 @@ def read_run(run: RunFolder) -> ReportMaterial:
     entries, masks = _read_predictions(parts, remarks)
     is_segmentation = run.task == "segmentation"
     cases, labels = _read_cases(run, checkpoint, remarks) if is_segmentation else ({}, Labels())
-    rows = _read_rows(run, remarks) if is_segmentation else []
+    rows, confusions = _read_rows(run, remarks) if is_segmentation else ([], [])
     return ReportMaterial(
         title=run.name,
         lead=_lead(run, settings, summary),
         labels=labels,
         rows=rows,
+        confusions=confusions,
         entries=entries,
         masks=masks,
         cases=cases,
@@ -167,14 +169,16 @@ def _read_cases(
     return cases, Labels(contract.labels, contract.structures, contract.ignore_value, contract.colours)
 
 
-def _read_rows(run: RunFolder, remarks: list[str]) -> list[CaseMetrics]:
+def _read_rows(run: RunFolder, remarks: list[str]) -> tuple[list[CaseMetrics], list[Confusion]]:
     if not (run.path / TABLE).is_file():
-        return []
+        return [], []
     try:
-        return read_table(run.path / TABLE)
+        rows = read_table(run.path / TABLE)
+        confused = run.path / CONFUSION
+        return rows, read_confusions(confused) if confused.is_file() else []
     except FaultError as error:
-        remarks += [f"{TABLE}: {fault.message}" for fault in error.faults]
-        return []
+        remarks += [f"{Path(fault.where).name}: {fault.message}" for fault in error.faults]
+        return [], []
 
 
 def _read_answers(run: RunFolder, checkpoint: Checkpoint | None, remarks: list[str]) -> Table | None:

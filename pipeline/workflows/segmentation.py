@@ -14,14 +14,15 @@ from pipeline.data.checks import CheckReport, check_study
 from pipeline.data.datasets import PatchSampler
 from pipeline.data.folds import Split
 from pipeline.inference.components import Components, OutOfFold, decide_components
-from pipeline.inference.evaluation import CaseMetrics, read_table, summarise_structures, write_metrics
+from pipeline.inference.confusion import read_confusions
+from pipeline.inference.evaluation import CaseMetrics, read_table, summarise_structures
 from pipeline.progress import progress_bar
 from pipeline.tracking import Record, RunFolder
 from pipeline.training.distributed import World
 from pipeline.training.segmentation import SegmentationTask
 from pipeline.workflows.columns import Column, Judgement, Part
 from pipeline.workflows.joining import write_ensemble
-from pipeline.workflows.judging import MASKS, TABLE, judge
+from pipeline.workflows.judging import CONFUSION, MASKS, TABLE, judge, record_tables
 from pipeline.workflows.models import BEST
 from pipeline.workflows.recording import record_best_masks
 from pipeline.workflows.segmentation_material import (
@@ -115,8 +116,9 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
         study = _read_study(job)
         own = [read_table(part.run.path / TABLE) for part in parts]
         rows = sorted((row for some in own for row in some), key=lambda row: row.case)
-        write_metrics(record.folder / TABLE, rows)
-        record.log_artifact(record.folder / TABLE)
+        tables = [path for part in parts if (path := part.run.path / CONFUSION).is_file()]
+        confused = [one for path in tables for one in read_confusions(path)]
+        record_tables(record, rows, sorted(confused, key=lambda one: one.case))
         components = _decide_components(job, parts, study)
         _record_summary(record, rows, components, num_folds=len(parts))
         write_ensemble(

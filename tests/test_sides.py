@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.planning.laterality import has_side, left_right_pairs, mirrored_name
+from pipeline.sides import has_side, left_right_pairs, mirrored_name
 
 
 @pytest.mark.parametrize(
