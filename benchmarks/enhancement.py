@@ -128,7 +128,7 @@ class Page:
         )
         head = ["", "PSNR (dB)", "SSIM", *(["Dice"] if has_dice else [])]
         self.above = [
-            f"# Enhancement: {corruption.name.replace('_', ' ')}",
+            f"# Enhancement: {corruption.name.replace('_', ' ').replace('rician', 'Rician')}",
             "",
             f"{where}, {corruption.name} of severity {corruption.severity}; mean and 95 % bootstrap "
             "interval. Made by `benchmarks/enhancement.py`; filters have the strength that is best on eight "

@@ -195,13 +195,13 @@ def measure_head(model: str, *, flips: bool) -> str:
         folder = Path(name)
         checkpoint = load_model(model)
         inference = checkpoint.job["inference"] | {"flips": flips}
-        write_checkpoint(folder / "model", replace(checkpoint, job=checkpoint.job | {"inference": inference}))
+        write_checkpoint(folder / "model.safetensors", replace(checkpoint, job=checkpoint.job | {"inference": inference}))
         template = load_mni152_template(resolution=1)
         image = torch.from_numpy(template.get_fdata(dtype=np.float32)).clamp_min(0)[None]
         assert image.shape[1:] == _HEAD
         noisy = RicianNoise(20.0)(image, (1.0, 1.0, 1.0), 0)[0].numpy()
         nib.save(nib.Nifti1Image(noisy, template.affine), folder / "head.nii.gz")
-        command = [sys.executable, "-m", "pipeline", "enhance", str(folder / "model")]
+        command = [sys.executable, "-m", "pipeline", "enhance", str(folder / "model.safetensors")]
         command += [str(folder / "head.nii.gz"), "-o", str(folder / "out")]
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=sys.stderr)
