@@ -335,7 +335,7 @@ def _shift(study: Path, folder: Path) -> None:
     """Writes a study whose values are Hounsfield units."""
     shutil.copytree(study, folder)
     for path in sorted(folder.glob("images*/*.nii.gz")):
-        image = nib.load(path)
+        image = nib.Nifti1Image.from_filename(path)
         # What is brighter than twelve bits is metal, and would be the range that PSNR is relative to.
         values = np.asarray(image.dataobj, dtype=np.float32).clip(0, _LARGEST) - _OFFSET
         nib.save(nib.Nifti1Image(values.round().astype(np.int16), image.affine), path)

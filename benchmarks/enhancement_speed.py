@@ -98,7 +98,7 @@ class Plain:
     def _weigh(self, made_source: Tensor, made_target: Tensor) -> Tensor:
         section, l1 = self.section, nn.functional.l1_loss
         source_critic, target_critic = self.critics
-        loss = (source_critic(made_source) - 1).square().mean()
+        loss: Tensor = (source_critic(made_source) - 1).square().mean()
         loss = loss + (target_critic(made_target) - 1).square().mean()
         seen = made_source
         if self.num_noise:
