@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/clinseg demo -o demo
 
+# `make test WITH="-m ''"` runs those too that take long.
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest $(WITH)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

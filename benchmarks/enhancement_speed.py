@@ -195,7 +195,9 @@ def measure_head(model: str, *, flips: bool) -> str:
         folder = Path(name)
         checkpoint = load_model(model)
         inference = checkpoint.job["inference"] | {"flips": flips}
-        write_checkpoint(folder / "model.safetensors", replace(checkpoint, job=checkpoint.job | {"inference": inference}))
+        write_checkpoint(
+            folder / "model.safetensors", replace(checkpoint, job=checkpoint.job | {"inference": inference})
+        )
         template = load_mni152_template(resolution=1)
         image = torch.from_numpy(template.get_fdata(dtype=np.float32)).clamp_min(0)[None]
         assert image.shape[1:] == _HEAD

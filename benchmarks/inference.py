@@ -46,7 +46,7 @@ from pipeline.inference.predictor import Predictor
 from pipeline.inference.windows import lay_windows
 from pipeline.labels import LabelContract
 from pipeline.memory import format_size, freed_memory_kept, measure_peak, resident_bytes
-from pipeline.networks import AttentionUNet, build_network
+from pipeline.networks import Segmenter, build_network
 from pipeline.networks.blocks import Pointwise
 from pipeline.volume import Grid
 from transforms.preprocessing import Prepared
@@ -215,7 +215,7 @@ def mirrored(network: nn.Module) -> Callable[[Tensor], Tensor]:
     return predict
 
 
-def reference_network(num_classes: int) -> AttentionUNet:
+def reference_network(num_classes: int) -> Segmenter:
     """The network of the shipped hippocampus job."""
     torch.manual_seed(0)
     return build_network(NetworkSection(features=(16, 32, 64, 96)), 1, num_classes).to(DEVICE).eval()

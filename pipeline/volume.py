@@ -6,7 +6,7 @@ Axis order is `(i, j, k)` as stored; the affine maps voxel indices to world coor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -182,3 +182,22 @@ def without_geometry(array: NDArray[np.generic]) -> Volume:
     voxels = array[..., None] if array.ndim == 2 else array
     i, j, k = voxels.shape
     return Volume(voxels, Grid((i, j, k), np.eye(4), sform=np.eye(4)))
+
+
+def measure_volumes(
+    array: NDArray[np.unsignedinteger], grid: Grid, structures: Mapping[str, tuple[int, ...]]
+) -> dict[str, float]:
+    """Millilitres of each structure of a label map, to a thousandth of a cubic millimetre.
+
+    Args:
+        array: `(I, J, K)` label values on `grid`.
+        grid: Tells how large a voxel is.
+        structures: The label values that each unites.
+    """
+    counts = np.zeros(np.iinfo(array.dtype).max + 1, dtype=np.int64)
+    for k in range(array.shape[2]):  # bincount widens to 64 bits: one slice at a time
+        counts += np.bincount(array[:, :, k].ravel(order="K"), minlength=len(counts))
+    return {
+        name: round(float(counts[list(values)].sum()) * grid.voxel_ml, 6)
+        for name, values in structures.items()
+    }

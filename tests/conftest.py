@@ -1,6 +1,9 @@
 """A trained model for whoever needs one, and the command line without a new process for each call."""
 
+import contextlib
+import io
 import os
+import sqlite3
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,32 @@ ROOT = Path(__file__).parents[1]
 settings.register_profile("any machine", deadline=None)  # a loaded one takes longer
 settings.load_profile("any machine")
 _ending = {}
+
+
+# Begun last, one of these would be at work alone while the other worker has nothing to do.
+_FIRST = (
+    "test_serving.py",
+    "test_exporting.py",
+    "test_trouble.py",
+    "test_resume.py",
+    "test_distributed.py",
+    "test_conformance.py",
+    "test_cross_validation.py",
+    "test_mlflow_pages.py",
+    "test_cohort.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Puts the files that take longest first, then others with slow tests; what is quick fills the gaps."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item):
+        name = item.path.name
+        return _FIRST.index(name) if name in _FIRST else len(_FIRST) + (item.path not in slow)
+
+    items.sort(key=place)
 
 
 def pytest_sessionfinish(exitstatus):
@@ -46,20 +75,73 @@ class Answer:
     err: str
 
 
+def _run(*arguments):
+    """The exit code of a command line, run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["clinseg", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            cli.main()
+    return int(ending.value.code or 0)
+
+
 @pytest.fixture
-def clinseg(capsys, monkeypatch):
+def clinseg(capsys, quick_databases):
     """Runs the command line as the shell would, in this process: `clinseg("predict", …) -> Answer`."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["clinseg", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ending:
-            cli.main()
-        answer = Answer(int(ending.value.code or 0), *capsys.readouterr())
+        answer = Answer(_run(*arguments), *capsys.readouterr())
         assert "Traceback" not in answer.err
         return answer
 
     return run
+
+
+@pytest.fixture(scope="session")
+def clinseg_in(quick_databases):
+    """The same for fixtures that outlive a test: `clinseg_in(folder, "train", …)` gives what it printed."""
+
+    def run(folder, *arguments):
+        out = io.StringIO()
+        with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+            assert _run(*arguments) == 0
+        return out.getvalue()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def quick_databases(tmp_path_factory):
+    """MLflow walks through all its versions to make a database, for seconds: the second one is a copy."""
+    import mlflow.store.db.utils as mlflow_database
+
+    first, make = tmp_path_factory.mktemp("database") / "first.db", mlflow_database._initialize_tables
+
+    def copy_or_make(engine):
+        if engine.dialect.name != "sqlite" or not first.exists():
+            make(engine)
+        if engine.dialect.name == "sqlite":
+            ours = first, Path(engine.url.database)
+            source, target = ours if first.exists() else reversed(ours)
+            with (
+                contextlib.closing(sqlite3.connect(source)) as here,
+                contextlib.closing(sqlite3.connect(target)) as there,
+            ):
+                here.backup(there)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_database, "_initialize_tables", copy_or_make)
+        yield
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory, quick_databases) -> Path:
+    """MLflow's database with nothing in it, to be copied."""
+    from pipeline.tracking.store import connect
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
 
 
 @dataclass(frozen=True)
@@ -76,10 +158,8 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """A small network, trained for seconds on phantoms by the real command in a process of its own."""
-    import subprocess
-
+def trained(tmp_path_factory, clinseg_in):
+    """A small network, trained for seconds on phantoms."""
     folder = tmp_path_factory.mktemp("trained")
     manifest = write_phantom_study(folder / "study", num_cases=5)
     settings = {
@@ -93,9 +173,8 @@ def trained(tmp_path_factory):
         "network.features": "[8, 16]",
         "tracking.overlays": 1,
     }
-    command = [sys.executable, "-m", "pipeline", "train", str(ROOT / "configs/smoke/hippocampus.yaml")]
-    command += [f"--set={name}={value}" for name, value in settings.items()]
-    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    config = ROOT / "configs/smoke/hippocampus.yaml"
+    clinseg_in(folder, "train", config, *(f"--set={name}={value}" for name, value in settings.items()))
     (run,) = (folder / "mlruns/runs").iterdir()
     return Trained(manifest, folder, run)
 

@@ -245,3 +245,41 @@ def test_an_image_too_small_for_the_network_is_refused(clinseg, archive, here):
     )
     answer = clinseg("train", config)
     assert answer.code == 2 and "preprocessing.size" in answer.err
+
+
+@pytest.mark.slow
+def test_answers_leave_as_dicom_reports(clinseg, archive, here):
+    from pydicom import dcmread
+
+    from pipeline.data.synthetic.series import write_series
+    from pipeline.volume import Grid, Volume
+
+    images, labels = draw_all(24, 3)
+    volumes = np.repeat(images[..., None], 4, axis=3)
+    np.savez(here / "v.npz", train_images=volumes, train_labels=labels, val_images=volumes, val_labels=labels)
+    size = [SIDE, SIDE, 4]
+    network = {"dimensions": 3, "strides": [[1, 1, 1], [2, 2, 2]]}
+    config = write_config(here, here / "v.npz", preprocessing={"size": size}, network=network,
+                          training={"epochs": 1, "steps_per_epoch": 2, "batch_size": 4})  # fmt: skip
+    assert clinseg("train", config).code == 0
+    grid = Grid((SIDE, SIDE, 4), np.eye(4))
+    write_series(here / "scan", Volume(np.ascontiguousarray(volumes[0].astype(np.int16)), grid))
+    answer = clinseg("predict", "latest", here / "scan", "-o", here / "out", "--also", "dicom-sr")
+    assert answer.code == 0, answer.err
+    (told,) = json.loads((here / "out/report.json").read_text())["cases"]
+    report = dcmread(here / "out/dicom-sr/scan.dcm")
+    items, numbers, coded = [report], {}, {}
+    for item in items:
+        items.extend(item.get("ContentSequence") or ())
+        name = item.ConceptNameCodeSequence[0].CodeMeaning if "ConceptNameCodeSequence" in item else ""
+        if item.get("ValueType") == "NUM":
+            numbers[name] = float(item.MeasuredValueSequence[0].NumericValue)
+        elif item.get("ValueType") == "CODE":
+            coded[name] = item.ConceptCodeSequence[0].CodeMeaning
+    shares = [numbers[f"Probability of {name}"] for name in ("disc", "ring")]
+    assert shares == pytest.approx(told["probabilities"], rel=1e-6)
+    assert coded["Predicted class"] == told["predicted"][0]
+    assert coded["Review by a person advised"] == ("Yes" if told["review"] else "No")
+    assert clinseg("audit", "verify", here / "out").code == 0
+    answer = clinseg("predict", "latest", here / "scan", "-o", here / "b", "--also", "dicom-sr,dicom-seg")
+    assert answer.code == 2 and "--also" in answer.err

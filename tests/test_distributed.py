@@ -1,6 +1,7 @@
 """torchrun's processes train one network; one that is killed ends them all, and the run goes on."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -63,9 +64,11 @@ def study(tmp_path_factory):
 
 
 def test_two_train_as_one_with_twice_the_batch_though_one_of_them_is_killed(
-    study, tmp_path, clinseg, monkeypatch
+    study, tmp_path, clinseg, monkeypatch, empty_database
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_database, tmp_path / "mlruns/mlflow.db")
     process = start(tmp_path, *settings_for(study, batch_size=2))
     kill_the_second(process, tmp_path)
     output, _ = process.communicate(timeout=120)

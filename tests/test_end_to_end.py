@@ -98,7 +98,7 @@ def test_masks_leave_as_dicom_objects_that_say_the_same_in_the_patient(clinseg, 
     import highdicom
 
     write_series(tmp_path / "scan", as_volume(*image))
-    forms = "dicom-seg,dicom-seg-fractional,rtstruct"
+    forms = "dicom-sr,dicom-seg,dicom-seg-fractional,rtstruct"
     answer = clinseg(
         "predict",
         trained.model,
@@ -123,6 +123,12 @@ def test_masks_leave_as_dicom_objects_that_say_the_same_in_the_patient(clinseg, 
     assert [s.SegmentLabel for s in segmentation.SegmentSequence] == ["shell", "core"]
     assert segmentation.SegmentSequence[1].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Lesion"
     report = json.loads((tmp_path / "out/report.json").read_text())
+    measured = highdicom.sr.srread(tmp_path / "out/dicom-sr/scan.dcm").content
+    groups = measured.get_volumetric_roi_measurement_groups()
+    told = {group.tracking_identifier: group.get_measurements()[0].value for group in groups}
+    assert told == pytest.approx(report["cases"][0]["volumes_ml"], rel=1e-6)
+    referred = {group.referenced_segment.referenced_sop_instance_uid for group in groups}
+    assert referred == {segmentation.SOPInstanceUID}
     for form, known in report["cases"][0]["exports"].items():
         assert sha256_of(tmp_path / f"out/{form}/scan.dcm") == known
     assert (

@@ -1,6 +1,8 @@
 """A study that is labelled in part and ignored in part, from its table to the numbers of the run."""
 
 import csv
+import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -98,3 +100,27 @@ def test_a_structure_that_no_validation_case_labels_is_told(study, tmp_path):
     study.write_text(study.read_text().replace("4.nii.gz,shell; core,0", "4.nii.gz,shell; core,1"))
     material = load_material(job)
     assert (len(material.validation), material.unjudged) == (1, ("core",))
+
+
+@pytest.mark.slow
+def test_a_model_of_nnunets_regions_knows_them_without_the_manifest(clinseg, tmp_path, monkeypatch):
+    folder = write_phantom_study(tmp_path / "study", num_cases=4).parent
+    for path in sorted((folder / "imagesTr").iterdir()):
+        path.rename(path.with_name(path.name.replace(".nii.gz", "_0000.nii.gz")))
+    manifest = {
+        "channel_names": {"0": "T1"},
+        "labels": {"background": 0, "whole": [1, 2], "core": [2]},
+        "regions_class_order": [1, 2],
+        "numTraining": 4,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+    monkeypatch.chdir(tmp_path)
+    more = {"data.labels": "null", "data.ignore_value": "null", "data.num_folds": 2}
+    answer = clinseg("train", CONFIG, *settings(folder / "dataset.json", **more))
+    assert answer.code == 0, answer.err
+    shutil.move(folder / "dataset.json", tmp_path / "elsewhere.json")
+    answer = clinseg("predict", "latest", folder / "imagesTr", "-o", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["structures"] == {"whole": [1, 2], "core": [2]}

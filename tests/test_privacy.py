@@ -273,3 +273,37 @@ def test_a_real_study_keeps_its_volumes(tmp_path):
     assert (result.num_files, result.faults) == (76, [])
     before, after = ({len(s.frames): s for s in list_series(folder)} for folder in (SHARED, tmp_path / "out"))
     assert before.keys() == after.keys() and not any(s.problems for s in after.values())
+
+
+def test_damaged_and_strange_files_are_left_out_with_a_reason(tmp_path):
+    strange = ("meta_missing_tsyntax.dcm", "no_meta.dcm", "rtstruct.dcm", "priv_SQ.dcm", "reportsi.dcm")
+    (tmp_path / "in").mkdir()
+    for name in (*strange, "CT_small.dcm"):
+        shutil.copy(FILES / name, tmp_path / "in")
+    without_kind = pydicom.dcmread(FILES / "MR_small.dcm")
+    del without_kind.SOPInstanceUID
+    without_kind.save_as(tmp_path / "in/nameless.dcm")
+    result = deidentify(tmp_path / "in", tmp_path / "out", tmp_path / "key")
+    assert result.num_files == len([*(tmp_path / "out").rglob("*.dcm")]) == 1
+    assert {Path(fault.where).name for fault in result.faults} == {*strange, "nameless.dcm"}
+    assert not [*(tmp_path / "out").rglob(".*")]
+
+
+def test_of_images_with_one_uid_copies_count_once_and_others_are_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    dataset = pydicom.dcmread(FILES / "CT_small.dcm")
+    for name in ("a.dcm", "b.dcm"):
+        dataset.save_as(tmp_path / "in" / name)
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    dataset.save_as(tmp_path / "in/c.dcm")
+    result = deidentify(tmp_path / "in", tmp_path / "out", tmp_path / "key")
+    assert result.num_files == len([*(tmp_path / "out").rglob("*.dcm")]) == 1
+    assert [(Path(f.where).name, f.rule) for f in result.faults] == [("c.dcm", "duplicate-instance")]
+    (kept,) = (tmp_path / "out").rglob("*.dcm")
+    assert any(pydicom.dcmread(kept).PixelData)
+
+
+@pytest.mark.slow
+def test_every_file_of_pydicom_is_cleaned_or_left_out(tmp_path):
+    result = deidentify(FILES, tmp_path / "out", tmp_path / "key")
+    assert result.num_files > 50 and result.num_files == len([*(tmp_path / "out").rglob("*.dcm")])

@@ -2,8 +2,7 @@
 
 import json
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -153,7 +152,7 @@ def test_an_enhancement_leaves_what_the_page_tells(clinseg, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_cross_validation_leaves_what_the_page_tells(trained, tmp_path):
+def test_a_cross_validation_leaves_what_the_page_tells(trained, tmp_path, clinseg_in):
     settings = [
         "data.num_folds=2",
         "training.epochs=1",
@@ -161,17 +160,8 @@ def test_a_cross_validation_leaves_what_the_page_tells(trained, tmp_path):
         "network.features=[4,8]",
     ]
     settings += [f"data.manifest={trained.manifest}", f"data.cache_dir={trained.folder / 'cache'}"]
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "train",
-        ROOT / "configs/smoke/hippocampus.yaml",
-        "--fold",
-        "all",
-    ]
-    command += [f"--set={setting}" for setting in settings]
-    subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    options = [f"--set={setting}" for setting in settings]
+    clinseg_in(tmp_path, "train", ROOT / "configs/smoke/hippocampus.yaml", "--fold", "all", *options)
     runs = sorted(Path(tmp_path / "mlruns/runs").iterdir(), key=lambda run: len(run.name))
     for run in runs:
         for section in SECTIONS:
@@ -183,3 +173,48 @@ def test_a_cross_validation_leaves_what_the_page_tells(trained, tmp_path):
     )
     contexts = [e["values"]["context"] for e in events(runs[0]) if e["kind"] == "dataset"]
     assert contexts == ["cross-validation"]
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_what_the_page_tells_with_its_trials_in_its_note(
+    clinseg, trained, tmp_path, monkeypatch
+):
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(trained.folder / "mlruns/mlflow.db", tmp_path / "mlruns")
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "data.manifest": trained.manifest,
+        "data.cache_dir": trained.folder / "cache",
+        "training.epochs": 2,
+        "training.steps_per_epoch": 3,
+        "network.features": "[4, 8]",
+        "tracking.overlays": 0,
+    }
+    options = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    grid = ("--set-grid", "training.learning_rate=0.00001,0.02")
+    answer = clinseg("sweep", ROOT / "configs/smoke/hippocampus.yaml", *grid, *options)
+    assert answer.code == 0, answer.err
+    parent, *trials = sorted(Path("mlruns/runs").iterdir(), key=lambda run: (len(run.name), run.name))
+    assert [trial.name for trial in trials] == [f"{parent.name}-trial{number}" for number in range(2)]
+    for section in SECTIONS:
+        table, real = list(told(section)), names(parent, section)
+        assert {n for n in real if not any(row[0].fullmatch(n) for row in table)} == set()
+        wanted = [pattern for pattern, _, when in table if when == "sweep"]
+        assert wanted and [p.pattern for p in wanted if not any(p.fullmatch(n) for n in real)] == []
+    for trial in trials:
+        check(trial, "segmentation")
+
+    tags = {k: v for e in events(parent) if e["kind"] == "tags" for k, v in e["values"].items()}
+    winner = tags["clinseg.winner"]
+    scores = [e["values"]["trials/dice/mean"] for e in events(parent) if "trials/dice/mean" in e["values"]]
+    assert winner == trials[scores.index(max(scores))].name
+    note = tags["mlflow.note.content"]
+    best, other = (note.index(f"| trial{n} |") for n in sorted(range(2), key=lambda n: -scores[n]))
+    assert best < other and f"| {max(scores):.4f} |" in note and "looks better than it is" in note
+    page = (parent / "report.html").read_text()
+    assert "<h2>Trials</h2>" in page and "trial1" in page and "data:image/png" in page
+    # A sweep's model is that of its winner.
+    assert clinseg("card", "latest", "-o", "card.md").code == 0
+    assert winner in Path("card.md").read_text()
+    assert clinseg("register", "latest", "swept").code == 0
+    assert winner in clinseg("models").out.replace("\n", "")

@@ -46,15 +46,15 @@ class Preprocessing:
     Attributes:
         orientation: Anatomical direction of the array axes, such as `RAS`.
         spacing: Millimetres per voxel along them, or None to keep the image's own.
-        normalisation: `zscore` (per image and channel), `window` or `dataset`; `none` where it is done apart,
-            as `magnitude` is, which is an enhancer's.
+        normalisation: `zscore` or `minmax` (per image and channel), `window` or `dataset`; `none` where it is
+            done apart, as `magnitude` is, which is an enhancer's.
         window: Lower and upper bound for `window`.
         statistics: One entry per channel for `dataset`.
     """
 
     orientation: str = "RAS"
     spacing: tuple[float, float, float] | None = None
-    normalisation: Literal["zscore", "window", "dataset", "magnitude", "none"] = "zscore"
+    normalisation: Literal["zscore", "minmax", "window", "dataset", "magnitude", "none"] = "zscore"
     window: tuple[float, float] | None = None
     statistics: tuple[IntensityStatistics, ...] = ()
 
@@ -130,6 +130,8 @@ def _build_normalisation(settings: Preprocessing) -> Transform:
         return ScaleIntensityRanged([IMAGE], a_min=low, a_max=high, b_min=-1.0, b_max=1.0, clip=True)
     if settings.normalisation == "dataset":
         return _NormaliseByStatistics(settings.statistics)
+    if settings.normalisation == "minmax":
+        return _NormaliseToRange()
     return _NormaliseToUnit()
 
 
@@ -147,6 +149,16 @@ class _NormaliseToUnit(Transform):
         for channel in sample[IMAGE].as_tensor():
             mean, deviation = float(channel.mean()), float(channel.std(unbiased=False))
             channel.sub_(mean).div_(deviation or 1.0)
+        return sample
+
+
+class _NormaliseToRange(Transform):
+    """From lowest 0 to highest 1 per image and channel, bit-equal to MONAI's ScaleIntensity."""
+
+    def __call__(self, sample: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+        for channel in sample[IMAGE].as_tensor():
+            low, high = channel.min(), channel.max()
+            channel.sub_(low).div_(high - low if high > low else 1.0)
         return sample
 
 

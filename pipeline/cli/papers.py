@@ -1,4 +1,4 @@
-"""What goes with a model to others: export, card, and the audit log of what it predicted."""
+"""What goes with a model to others and comes with one from them: export, import, card, and the audit log."""
 
 from __future__ import annotations
 
@@ -29,6 +29,22 @@ def export(
     OUT.print(f"{result.path} is written. Its card: {result.card}", markup=False, soft_wrap=True)
     share = f"{result.num_differing} of {result.num_voxels} voxels of {result.on}"
     OUT.print(f"{share} get another label than by `clinseg predict`.", markup=False, soft_wrap=True)
+
+
+@app.command(rich_help_panel=_PANEL)
+def import_bundle(
+    bundle: Annotated[Path, typer.Argument(help="Folder or zip of a MONAI bundle.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors to write.")],
+) -> None:
+    """Make a model of a MONAI bundle that defines its network plainly; nothing in it is run."""
+    from pipeline.workflows.importing_bundle import import_bundle as run_import
+
+    result = run_import(bundle, output)
+    marked = ", ".join(f"{name} ({value})" for name, value in result.labels.items() if value)
+    whence = "the checkpoint that clinseg put into the bundle" if result.is_own else "the bundle's definition"
+    OUT.print(f"{output} is written, of {whence}. It marks {marked}.", markup=False, soft_wrap=True)
+    for told in result.differences:
+        OUT.print(f"warning: at borders of structures: {told}", markup=False, soft_wrap=True)
 
 
 @app.command(rich_help_panel=_PANEL)

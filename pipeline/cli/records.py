@@ -64,14 +64,18 @@ def sync(run: Annotated[str, typer.Argument(help="Run, or `latest`.")]) -> None:
 def import_mlruns(
     folder: Annotated[Path, typer.Argument(help="Where an older MLflow kept runs as files, such as mlruns.")],
 ) -> None:
-    """Take over the runs of a folder that MLflow no longer reads."""
+    """Take over runs and registered models of a folder that MLflow no longer reads."""
     from pipeline.workflows.records import import_mlruns as run_import
 
     done = run_import(folder)
     known = f", {done.num_known} were here already" if done.num_known else ""
     OUT.print(f"{len(done.imported)} runs are imported{known}. Look at them with: clinseg ui")
-    if done.num_models:
-        ERR.print(f"warning: {done.num_models} registered models stay there; register their runs anew")
+    if done.models:
+        OUT.print(
+            f"Models came along ({', '.join(done.models)}); list them with: clinseg models", markup=False
+        )
+    for reason in done.left:
+        ERR.print(f"warning: left behind: model {reason}", markup=False)
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -30,6 +30,9 @@ class ClassificationDataSection(CasesSection):
     manifest: PathField
     """An `.npz` in MedMNIST's form, a folder with a subfolder per class, or a CSV with the column `class`;
     relative to this file. See `docs/classification.md`."""
+    subgroups: Names = ()
+    """Columns of a CSV manifest by whose groups `clinseg card` tells figures, such as `[sex, scanner]`;
+    nothing else of the manifest goes with a model. Numbers are divided into quarters of the cases."""
     classes: Names | None = None
     """Names of the classes, in the order of the network's outputs; null takes the manifest's. Of two, the
     second is the one that is looked for (positive)."""

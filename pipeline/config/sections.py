@@ -63,8 +63,9 @@ class PreprocessingSection(Section):
     """Anatomical direction of the array axes."""
     spacing: Spacing | None = None
     """Millimetres per voxel after orientation; null keeps every image's own."""
-    normalisation: Literal["zscore", "window", "dataset"] = "zscore"
-    """`zscore`: mean 0, deviation 1 per image and channel. `window`: clip to `window`, then to [-1, 1].
+    normalisation: Literal["zscore", "minmax", "window", "dataset"] = "zscore"
+    """`zscore`: mean 0, deviation 1 per image and channel. `minmax`: lowest 0, highest 1 per image and
+    channel. `window`: clip to `window`, then to [-1, 1].
     `dataset`: clip to the 0.5 and 99.5 percentiles of foreground voxels of the training cases, then z-score
     with their mean and deviation (for CT, where numbers have a meaning)."""
     window: Interval | None = None
@@ -291,6 +292,9 @@ class SlidingSection(Section):
     """Voxels per axis of a sliding window; null takes the training patch."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a window that its neighbour covers again."""
+    placement: Literal["even", "stepped"] = "even"
+    """`even`: windows are spread evenly over the volume. `stepped`: step by step, the last moved back
+    to fit, as MONAI lays them; for models that came in with its bundles."""
     blending: Literal["gaussian", "constant"] = "gaussian"
     """How overlapping windows are weighted."""
     batch_size: Annotated[int, Field(ge=1)] | None = None

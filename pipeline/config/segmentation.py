@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.fields import Axes, Colour, ModelField, Names, Pairs, PathField, Probability, Region
+from pipeline.config.monai_networks import MonaiNetwork, monai_stride
 from pipeline.config.sections import (
     AugmentationSection,
     CasesSection,
@@ -60,7 +61,8 @@ class DataSection(CasesSection):
     """Label names and values, background included; needed for a CSV, else taken from the manifest."""
     regions: dict[str, Region] | None = None
     """Overlapping structures as unions of label values, outer to inner; a voxel of a region is written with
-    the first value of the innermost region that holds it. Sets one sigmoid output per region."""
+    the first value of the innermost region that holds it. Sets one sigmoid output per region. Null
+    takes those of an nnU-Net manifest, if labels are taken from there too."""
     ignore_value: Annotated[int, Field(ge=1, le=65535)] | None = None
     """What label maps hold where nobody knows: left out of loss and metrics, never predicted. Null takes the
     manifest's, if it has one (nnU-Net's `ignore`)."""
@@ -73,6 +75,10 @@ class DataSection(CasesSection):
     terminology: dict[str, TermSection] = Field(default_factory=dict)
     """Codes and colours of structures for DICOM and for pages; what is not said here follows from the
     structure's name (`docs/labels.md`)."""
+
+    subgroups: Names = ()
+    """Columns of a CSV manifest by whose groups `clinseg card` tells figures, such as `[sex, scanner]`;
+    nothing else of the manifest goes with a model. Numbers are divided into quarters of the cases."""
 
     @property
     def terms(self) -> dict[str, Term]:
@@ -118,14 +124,37 @@ class SegmentationAugmentationSection(AugmentationSection):
 class NetworkSection(LevelsSection):
     """The network's shape."""
 
-    name: Literal["attention_unet"] = "attention_unet"
-    """Which network; see `docs/attention-unet.md`."""
+    name: Literal["attention_unet"] | MonaiNetwork = "attention_unet"
+    """Which network: ours (`docs/attention-unet.md`), or one of MONAI's, whose shape `arguments` has."""
+    arguments: dict[str, Any] | None = None
+    """What one of MONAI's networks is built with, by its own names and without numbers of dimensions and
+    channels; null for `attention_unet`, whose shape the other settings here are."""
     dimensions: Literal[2, 3] = 3
     """2 trains on and predicts slices along the last array axis; 3 whole volumes."""
     attention_gates: bool = True
     """Additive attention on the skip connections; off gives the plain U-Net of equal width."""
     deep_supervision: bool = True
     """Extra outputs at coarser levels, used in training only."""
+
+    @property
+    def total_stride(self) -> tuple[int, ...]:
+        """Voxels of the finest grid per voxel of the coarsest, per axis."""
+        if self.arguments is None:
+            return super().total_stride
+        return monai_stride(self.name, self.arguments, self.dimensions)
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> NetworkSection:
+        if (self.name == "attention_unet") != (self.arguments is None):
+            raise ValueError("arguments: are given exactly when the network is one of MONAI's")
+        if self.arguments is None:
+            return self
+        own = {name: value for name, value in self if name not in ("name", "dimensions", "arguments")}
+        defaults = {name: type(self).model_fields[name].default for name in own}
+        if wrong := [name for name in own if own[name] != defaults[name]]:
+            raise ValueError(f"{wrong[0]}: is for `attention_unet`; say it in `arguments`, or leave it out")
+        self.total_stride  # noqa: B018 - a ValueError of its own says what is wrong
+        return self
 
     @model_validator(mode="after")
     def _check_first_level(self) -> NetworkSection:
@@ -169,6 +198,13 @@ class SegmentationJob(Section):
     @model_validator(mode="after")
     def _check_sizes(self) -> SegmentationJob:
         dims, total = self.network.dimensions, self.network.total_stride
+        if self.network.arguments is not None and (
+            self.training.freeze_encoder or self.training.depth_decay != 1
+        ):
+            raise ValueError(
+                "training.freeze_encoder: a network of MONAI's is learnt as a whole; set it to 0, and "
+                "`depth_decay` to 1"
+            )
         for name, size in (
             ("training.patch_size", self.training.patch_size),
             ("inference.window_size", self.inference.window_size),
@@ -177,7 +213,9 @@ class SegmentationJob(Section):
                 continue
             if len(size) != dims:
                 raise ValueError(f"{name}: needs {dims} numbers, as network.dimensions says")
-            if size == total or any(n < 1 or n % t for n, t in zip(size, total, strict=True)):
+            if (size == total and max(total) > 1) or any(
+                n < 1 or n % t for n, t in zip(size, total, strict=True)
+            ):
                 raise ValueError(
                     f"{name}: each axis must be a multiple of the network's total stride {total}, "
                     "and not all of them that stride itself"

@@ -10,6 +10,7 @@ from pipeline.config.sections import CasesSection
 from pipeline.config.segmentation import DataSection
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.manifests import Entry, parse_manifest
+from pipeline.data.subgroups import read_subgroups
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.labels import LabelContract
 
@@ -80,8 +81,10 @@ def read_manifest(section: DataSection) -> Study:
     if exists(path) and path.is_dir():
         path = path / "dataset.json"
     manifest = parse_manifest(path)
+    read_subgroups(path, section.subgroups)  # what is wrong with them is told before anything is trained
     labels = section.labels if section.labels is not None else manifest.labels
-    contract = _build_contract(section, labels or {}, manifest.ignore_value)
+    regions = manifest.regions if section.labels is None and section.regions is None else section.regions
+    contract = _build_contract(section, labels or {}, regions, manifest.ignore_value)
     config_faults = [*_label_faults(path, labels), *_contract_faults(contract)]
     case_faults = [*manifest.faults, *entry_faults(manifest.entries)]
     if not config_faults:
@@ -172,8 +175,9 @@ def exists(path: Path) -> bool:
 def _label_faults(path: Path, labels: dict[str, int] | None) -> Iterator[Fault]:
     if labels is None:
         message = (
-            "the manifest names no labels, or nnU-Net's regions, which are not read; give data.labels, such "
-            "as {background: 0, liver: 1}, and data.regions"
+            "the manifest names no labels (regions of nnU-Net need a `regions_class_order`: for each one "
+            "value of its own); give data.labels, such as {background: 0, liver: 1}, and data.regions where "
+            "there are regions"
         )
         yield Fault(str(path), "missing-labels", message)
     elif (
@@ -185,10 +189,15 @@ def _label_faults(path: Path, labels: dict[str, int] | None) -> Iterator[Fault]:
         yield Fault(str(path), "labels", message)
 
 
-def _build_contract(section: DataSection, labels: dict[str, int], ignore_value: int | None) -> LabelContract:
+def _build_contract(
+    section: DataSection,
+    labels: dict[str, int],
+    regions: dict[str, tuple[int, ...]] | None,
+    ignore_value: int | None,
+) -> LabelContract:
     contract = LabelContract(
         labels,
-        section.regions,
+        regions,
         ignore_value if section.ignore_value is None else section.ignore_value,
         terminology=section.terms,
     )

@@ -12,6 +12,7 @@ from pipeline.data.folds import Split
 from pipeline.data.images import read_image
 from pipeline.data.manifests import Entry
 from pipeline.data.pictures import is_picture
+from pipeline.data.subgroups import read_subgroups
 from pipeline.errors import ConfigError, Fault, FaultError, InputError
 
 _MAX_NAME_LENGTH = 100
@@ -47,6 +48,7 @@ def read_class_study(section: ClassificationDataSection) -> ClassStudy:
             many. Carries all faults.
     """
     manifest = parse_class_manifest(section)
+    read_subgroups(section.manifest, section.subgroups)  # what is wrong with them is told before training
     entries, classes = manifest.entries, manifest.classes
     case_faults = [
         *manifest.faults,

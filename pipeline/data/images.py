@@ -17,8 +17,8 @@ from pipeline.data.dicom import (
     read_series,
     series_hash,
 )
-from pipeline.data.foreign import is_foreign
 from pipeline.data.nifti import Reading, is_nifti, nifti_stem, read_nifti
+from pipeline.data.nrrd_metaimage import is_foreign
 from pipeline.data.pictures import is_picture, read_picture
 from pipeline.errors import Fault, InputError
 from pipeline.files import sha256_of

@@ -56,7 +56,8 @@ class Manifest:
 
     Attributes:
         channels: Names of the image channels.
-        labels: Value of each label name; None if it names none, or (nnU-Net) regions.
+        labels: Value of each label name; None if it names none.
+        regions: Overlapping structures as unions of label values, outer to inner, if it names such.
         ignore_value: What stands in label maps where nobody knows, if the manifest says so.
         entries: The cases in its order.
         faults: What could not be made sense of.
@@ -64,6 +65,7 @@ class Manifest:
 
     channels: tuple[str, ...]
     labels: dict[str, int] | None = None
+    regions: dict[str, tuple[int, ...]] | None = None
     ignore_value: int | None = None
     entries: list[Entry] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -105,6 +107,7 @@ class _NnUnet(BaseModel):
 
     channel_names: dict[str, str]
     labels: dict[str, int | list[int]]
+    regions_class_order: list[int] | None = None
     file_ending: str
     labelled: dict[str, tuple[str, ...]] = {}
 
@@ -170,11 +173,8 @@ def _parse_nnunet(path: Path, content: _NnUnet) -> Manifest:
     if not is_nifti(Path(f"case{ending}")):
         message = f"file_ending: {ending!r} is not supported; convert the images to .nii.gz"
         raise ConfigError(Fault(str(path), "manifest-format", message))
-    plain = {name: value for name, value in content.labels.items() if isinstance(value, int)}
-    has_regions = len(plain) < len(content.labels)
-    ignore_value = plain.pop("ignore", None)
-    channel_names = _in_order(path, content.channel_names)
-    manifest = Manifest(channel_names, None if has_regions else plain, ignore_value)
+    labels, regions, ignore_value = _nnunet_labels(path, content)
+    manifest = Manifest(_in_order(path, content.channel_names), labels, regions, ignore_value)
     images: dict[str, dict[int, Path]] = {}
     for file in _list_files(path.parent / "imagesTr", ending):
         if match := re.fullmatch(r"(.+)_(\d{4})", file.name.removesuffix(ending)):
@@ -193,6 +193,37 @@ def _parse_nnunet(path: Path, content: _NnUnet) -> Manifest:
         message = f"labelled: there is no case {case_id[:60]!r}; mend its name"
         manifest.add_fault(str(path), "unpaired", message)
     return manifest
+
+
+def _nnunet_labels(
+    path: Path, content: _NnUnet
+) -> tuple[dict[str, int] | None, dict[str, tuple[int, ...]] | None, int | None]:
+    """Labels, regions if there are such, and the value to ignore.
+
+    With regions nnU-Net names no values, so each has the name of the region that it alone makes up, or its
+    number. `regions_class_order` is what each region is written with, which here is its first value;
+    without an order that fits, neither is known.
+    """
+    said = dict(content.labels)
+    ignore_value = said.pop("ignore", None)
+    if isinstance(ignore_value, list):
+        raise ConfigError(Fault(str(path), "manifest-format", "labels: ignore is one number, not a list"))
+    plain = {name: value for name, value in said.items() if isinstance(value, int)}
+    if len(plain) == len(said):
+        return plain, None, ignore_value
+    members = {n: (v,) if isinstance(v, int) else tuple(dict.fromkeys(v)) for n, v in said.items() if v != 0}
+    order = content.regions_class_order or []
+    has_own_values = len(set(order)) == len(order) == len(members)
+    if not has_own_values or any(v not in m for v, m in zip(order, members.values(), strict=True)):
+        return None, None, ignore_value
+    regions = {
+        name: (first, *(value for value in values if value != first))
+        for first, (name, values) in zip(order, members.items(), strict=True)
+    }
+    alone = {values[0]: name for name, values in regions.items() if len(values) == 1}
+    values = sorted({value for region in regions.values() for value in region})
+    background = next((name for name, value in plain.items() if value == 0), "background")
+    return {background: 0, **{alone.get(v, f"label_{v}"): v for v in values}}, regions, ignore_value
 
 
 def _pair_faults(

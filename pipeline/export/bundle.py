@@ -19,6 +19,8 @@ from pipeline.labels import LabelContract
 NETWORK: Final = Path("models/model.ts")
 INFERENCE: Final = Path("configs/inference.json")
 METADATA: Final = Path("configs/metadata.json")
+OWN: Final = Path("models/clinseg.safetensors")
+"""The checkpoint itself, of which `clinseg import-bundle` makes the very same model again."""
 _SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 )
@@ -28,6 +30,7 @@ _REGIONS = (
     ".amax(0, keepdim=True)"
 )
 """The number of the innermost region that holds a voxel, from 1; regions run from outer to inner."""
+_UNBOUNDED = 1e30
 
 Config = dict[str, Any]
 
@@ -124,12 +127,17 @@ def _preprocessing(
         chain.append({"_target_": "Spacingd", "keys": "image", **spacing})
     if section.normalisation == "zscore":
         return [*chain, {"_target_": "NormalizeIntensityd", "keys": "image", "channel_wise": True}]
+    if section.normalisation == "minmax":
+        return [*chain, {"_target_": "ScaleIntensityd", "keys": "image", "channel_wise": True}]
     if section.window is not None:
         low, high, to_low, to_high = *section.window, -1.0, 1.0
     else:
         assert statistics is not None, "the checkpoint has them for this normalisation"
         low, high = statistics["low"], statistics["high"]
         scale = max(statistics["deviation"], 1e-8)
+        if high - low > _UNBOUNDED:  # of a model that came in with a bundle: nothing is clipped
+            fixed = {"subtrahend": statistics["mean"], "divisor": scale}
+            return [*chain, {"_target_": "NormalizeIntensityd", "keys": "image", **fixed}]
         to_low, to_high = ((bound - statistics["mean"]) / scale for bound in (low, high))
     bounds = {"a_min": low, "a_max": high, "b_min": to_low, "b_max": to_high, "clip": True}
     return [*chain, {"_target_": "ScaleIntensityRanged", "keys": "image", **bounds}]

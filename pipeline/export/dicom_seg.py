@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,19 +14,15 @@ from pydicom import Dataset, dcmread
 
 from pipeline.errors import Fault, IntegrityError, ResourceError
 from pipeline.export.dicom_source import Prediction, clean_text, lps_affine
+from pipeline.export.seg_reading import LEVELS, Kind, is_placed, numbers, plane_of
 from pipeline.files import atomic_path
 from pipeline.memory import available_bytes, format_size
 from pipeline.terminology import CATEGORIES, SIDES, Code, Term
-from pipeline.volume import Grid
 
-_PLACE_TOLERANCE = 0.01
-"""Voxels by which a frame's corners, read back, may lie beside those of its plane."""
-_LEVELS = 255
-"""A probability of 1 in a fractional segmentation; a voxel is within half a level of what was predicted."""
-
-_Kind = Literal["BINARY", "FRACTIONAL"]
-_SERIES_NUMBERS: dict[_Kind, int] = {"BINARY": 9001, "FRACTIONAL": 9002}
+_SERIES_NUMBERS: dict[Kind, int] = {"BINARY": 9001, "FRACTIONAL": 9002}
 """Behind those of images; only people read them."""
+_SEGMENTATION = Code("113076", "Segmentation", "DCM")
+_SOURCE_IMAGE = Code("121322", "Source image for image processing operation", "DCM")
 
 
 def write_segmentation(path: Path, prediction: Prediction) -> None:
@@ -82,20 +77,20 @@ def _probability_stack(prediction: Prediction) -> NDArray[np.float32]:
     return np.stack([np.clip(frames[..., c], 0, 1).transpose(2, 1, 0) for c in channels], axis=-1)
 
 
-def _write_verified(path: Path, prediction: Prediction, kind: _Kind, stack: NDArray[Any] | None) -> None:
+def _write_verified(path: Path, prediction: Prediction, kind: Kind, stack: NDArray[Any] | None) -> None:
     dataset = _build(prediction, kind, stack)
     with atomic_path(path) as temporary:
         with warnings.catch_warnings(action="ignore"):  # pydicom quotes the values it warns about
             dataset.save_as(temporary, enforce_file_format=True)
             found = dcmread(temporary)
-        if not _is_placed(found, prediction, kind, stack):
+        if not is_placed(found, prediction, kind, stack):
             message = (
                 "read back, the segmentation is not the label map in place; it was removed, this is a bug"
             )
             raise IntegrityError(Fault(str(path), "write-not-verified", message))
 
 
-def _build(prediction: Prediction, kind: _Kind, stack: NDArray[Any] | None) -> Dataset:
+def _build(prediction: Prediction, kind: Kind, stack: NDArray[Any] | None) -> Dataset:
     """The object; without a stack one empty frame of each segment."""
     with warnings.catch_warnings(action="ignore"):
         from highdicom import PixelMeasuresSequence, PlaneOrientationSequence  # noqa: PLC0415 - half a second
@@ -124,14 +119,34 @@ def _build(prediction: Prediction, kind: _Kind, stack: NDArray[Any] | None) -> D
             series_description=clean_text(f"Segmentation by {maker.name}", 64),
             omit_empty_frames=stack is not None,
             plane_positions=list(_positions(prediction, affine, len(pixels))),
-            plane_orientation=PlaneOrientationSequence("PATIENT", _numbers((*axes[:, 0], *axes[:, 1]))),
+            plane_orientation=PlaneOrientationSequence("PATIENT", numbers((*axes[:, 0], *axes[:, 1]))),
             pixel_measures=PixelMeasuresSequence(
                 (grid.spacing[1], grid.spacing[0]), slice_thickness=step, spacing_between_slices=step
             ),
-            max_fractional_value=_LEVELS,
+            max_fractional_value=LEVELS,
         )
+    _refer(dataset, prediction)
     prediction.source.describe(dataset)
     return dataset
+
+
+def _refer(dataset: Dataset, prediction: Prediction) -> None:
+    """Refers each frame to the slice that it lies on, and to none where slices were resampled.
+
+    Left to itself the library matches frames and slices by their number.
+    """
+    for groups in dataset.PerFrameFunctionalGroupsSequence:
+        plane = plane_of(groups, dataset, prediction.grid)
+        image = None if plane is None else prediction.source.planes.get(plane)
+        if image is None:
+            groups.DerivationImageSequence = []
+            continue
+        item, source = Dataset(), image.refer()
+        source.SpatialLocationsPreserved = "YES"
+        source.PurposeOfReferenceCodeSequence = [concept(_SOURCE_IMAGE)]
+        item.SourceImageSequence = [source]
+        item.DerivationCodeSequence = [concept(_SEGMENTATION)]
+        groups.DerivationImageSequence = [item]
 
 
 def _describe(number: int, name: str, term: Term, prediction: Prediction) -> Any:  # noqa: ANN401 - highdicom is imported late
@@ -144,8 +159,8 @@ def _describe(number: int, name: str, term: Term, prediction: Prediction) -> Any
     description = SegmentDescription(
         number,
         clean_text(name, 64),
-        _concept(CATEGORIES[term.category]),
-        _concept(term.code),
+        concept(CATEGORIES[term.category]),
+        concept(term.code),
         "AUTOMATIC",
         AlgorithmIdentificationSequence(
             clean_text(maker.name, 64), codes.cid7162.ArtificialIntelligence, maker.sha256[:16] or "unknown"
@@ -154,12 +169,13 @@ def _describe(number: int, name: str, term: Term, prediction: Prediction) -> Any
     )
     description.SegmentDescription = clean_text(name, 1024)
     if term.side is not None:
-        concept = description.SegmentedPropertyTypeCodeSequence[0]
-        concept.SegmentedPropertyTypeModifierCodeSequence = [_concept(SIDES[term.side])]
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [concept(SIDES[term.side])]
     return description
 
 
-def _concept(code: Code) -> Any:  # noqa: ANN401 - highdicom is imported late
+def concept(code: Code) -> Any:  # noqa: ANN401 - highdicom is imported late
+    """A code in highdicom's form."""
     from highdicom.sr import CodedConcept  # noqa: PLC0415
 
     return CodedConcept(code.value, code.scheme, code.meaning)
@@ -170,83 +186,6 @@ def _positions(prediction: Prediction, affine: NDArray[np.float64], num: int) ->
     from highdicom import PlanePositionSequence  # noqa: PLC0415
 
     for plane in range(num):
-        header = prediction.source.planes.get(plane)
-        corner = header.ImagePositionPatient if header is not None else (affine @ (0, 0, plane, 1))[:3]
-        yield PlanePositionSequence("PATIENT", _numbers(corner))
-
-
-def _numbers(values: Iterable[Any]) -> list[float]:
-    return [float(value) for value in values]
-
-
-def _is_placed(found: Dataset, prediction: Prediction, kind: _Kind, stack: NDArray[Any] | None) -> bool:
-    """Whether every frame lies on its plane and holds its voxels, and every plane with voxels has a frame."""
-    names = list(prediction.contract.structures)
-    missing = {
-        (number, plane)
-        for number, plane in itertools.product(range(1, len(names) + 1), range(prediction.grid.shape[2]))
-        if stack is not None and _expected(prediction, kind, stack, names, number, plane).any()
-    }
-    frames = zip(found.PerFrameFunctionalGroupsSequence, _pixels(found), strict=True)
-    for groups, pixels in frames:
-        plane = _plane_of(groups, found, prediction.grid)
-        number = int(_segment(groups, found).ReferencedSegmentNumber)
-        if plane is None or not 1 <= number <= len(names):
-            return False
-        expected = _expected(prediction, kind, stack, names, number, plane)
-        if not np.array_equal(pixels, expected):
-            return False
-        missing.discard((number, plane))
-    return not missing
-
-
-def _pixels(found: Dataset) -> Iterator[NDArray[Any]]:
-    """Frames one after the other; those of single bits need not begin with a byte."""
-    stored, size = np.frombuffer(found.PixelData, np.uint8), found.Rows * found.Columns
-    for first in range(0, int(found.NumberOfFrames) * size, size):
-        if found.BitsAllocated == 1:
-            start, end = first // 8, -(-(first + size) // 8)
-            bits = np.unpackbits(stored[start:end], bitorder="little")
-            frame = bits[first - 8 * start : first - 8 * start + size]
-        else:
-            frame = stored[first : first + size]
-        yield frame.reshape(found.Rows, found.Columns)
-
-
-def _segment(groups: Dataset, found: Dataset) -> Dataset:
-    shared = found.SharedFunctionalGroupsSequence[0]
-    holder = groups if "SegmentIdentificationSequence" in groups else shared
-    identification: Dataset = holder.SegmentIdentificationSequence[0]
-    return identification
-
-
-def _expected(
-    prediction: Prediction,
-    kind: _Kind,
-    stack: NDArray[Any] | None,
-    names: Sequence[str],
-    number: int,
-    plane: int,
-) -> NDArray[Any]:
-    """What a frame has to hold, from the label map itself; of probabilities their nearest level."""
-    if kind == "FRACTIONAL" and stack is not None:
-        levels: NDArray[Any] = np.around(stack[plane, :, :, number - 1] * _LEVELS).astype(np.uint8)
-        return levels
-    return prediction.mask(names[number - 1], plane)
-
-
-def _plane_of(groups: Dataset, found: Dataset, grid: Grid) -> int | None:
-    """The plane of the grid that a frame's corners lie on; None if they lie elsewhere."""
-    shared = found.SharedFunctionalGroupsSequence[0]
-    orientation = np.array(_numbers(shared.PlaneOrientationSequence[0].ImageOrientationPatient)).reshape(2, 3)
-    between_rows, between_columns = _numbers(shared.PixelMeasuresSequence[0].PixelSpacing)
-    corner = np.array(_numbers(groups.PlanePositionSequence[0].ImagePositionPatient))
-    along_row = orientation[0] * between_columns * (found.Columns - 1)
-    along_column = orientation[1] * between_rows * (found.Rows - 1)
-    corners = np.array([corner, corner + along_row, corner + along_column])
-    to_voxel = np.linalg.inv(lps_affine(grid))
-    voxels = corners @ to_voxel[:3, :3].T + to_voxel[:3, 3]
-    plane = round(float(voxels[0, 2]))
-    places = np.array([(0, 0, plane), (grid.shape[0] - 1, 0, plane), (0, grid.shape[1] - 1, plane)])
-    is_there = np.abs(voxels - places).max() <= _PLACE_TOLERANCE and 0 <= plane < grid.shape[2]
-    return plane if is_there else None
+        image = prediction.source.planes.get(plane)
+        corner = image.position if image is not None else (affine @ (0, 0, plane, 1))[:3]
+        yield PlanePositionSequence("PATIENT", numbers(corner))

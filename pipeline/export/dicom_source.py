@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pydicom.valuerep import DS
 
 from pipeline.errors import Fault, InputError
 from pipeline.labels import LabelContract
-from pipeline.volume import Affine, Grid
+from pipeline.volume import Affine, Grid, check_grid
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ON_GRID = 0.02
@@ -71,16 +71,38 @@ _READ = ("SpecificCharacterSet", "Modality", "SeriesNumber", "PositionReferenceI
 
 
 @dataclass(frozen=True, eq=False)
+class Slice:
+    """A slice of a series.
+
+    Attributes:
+        header: Of its file.
+        position: Of its first pixel, as the header says it.
+        frame: Its number in the file, from 1; None where the file is one slice.
+    """
+
+    header: Dataset
+    position: tuple[float, ...]
+    frame: int | None = None
+
+    def refer(self) -> Dataset:
+        """An item that refers to it."""
+        item = refer(self.header)
+        if self.frame is not None:
+            item.ReferencedFrameNumber = self.frame
+        return item
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """A series, without its pixels.
 
     Attributes:
         headers: Of every file.
-        planes: Those whose slice is a plane of the grid, by its index.
+        planes: Slices that are a plane of the grid, by its index.
     """
 
     headers: tuple[Dataset, ...]
-    planes: Mapping[int, Dataset]
+    planes: Mapping[int, Slice]
 
     @property
     def first(self) -> Dataset:
@@ -106,6 +128,10 @@ class Source:
         first = self.first
         alike = [h for h in self.headers if (h.Rows, h.Columns) == (first.Rows, first.Columns)]
         return [_stand_in(header, step) for header in alike]
+
+    def evidence(self) -> list[Dataset]:
+        """The headers as what they are referred to by, and nothing else."""
+        return [_identify(header) for header in self.headers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +160,10 @@ class Prediction:
         source: The series.
         maker: The model.
         probabilities: NIfTI file `(I, J, K, channel)`, where there is one.
+        segmentation: The DICOM Segmentation that was made of it, where there is one.
+
+    Raises:
+        InputError: If the grid is none that anything may be written to.
     """
 
     array: NDArray[np.unsignedinteger]
@@ -142,6 +172,10 @@ class Prediction:
     source: Source
     maker: Maker
     probabilities: Path | None = None
+    segmentation: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_grid("what is to be written", self.grid)
 
     def mask(self, name: str, plane: int) -> NDArray[np.bool_]:
         """Where a structure is in a plane, `(row, column)` as in DICOM."""
@@ -157,13 +191,17 @@ class Prediction:
         )
 
 
-def read_source(where: str, files: Sequence[Path], grid: Grid) -> Source:
+def read_source(
+    where: str, files: Sequence[Path], grid: Grid | None, frames: Mapping[Path, Collection[int]] | None = None
+) -> Source:
     """Reads the headers of a series whose voxels lie on `grid`.
 
     Args:
         where: What faults name.
         files: Of one series.
-        grid: As the series was read.
+        grid: As the series was read; None where nothing is to lie in the patient, so that projections, which
+            have no frame of reference, can be referred to.
+        frames: Those of each file that were read, by their numbers from 0; None for all.
 
     Raises:
         InputError: If the series cannot be referred to: a UID that every image has is missing.
@@ -179,7 +217,8 @@ def read_source(where: str, files: Sequence[Path], grid: Grid) -> Source:
         except Exception as error:  # a parser fed with damaged bytes may raise anything
             message = "a header of the series cannot be read; fetch the series again from its source"
             raise InputError(Fault(where, "unreadable", message)) from error
-    missing = {name: sum(not header.get(name) for header in headers) for name in _NEEDED}
+    needed = [name for name in _NEEDED if grid is not None or name != "FrameOfReferenceUID"]
+    missing = {name: sum(not header.get(name) for header in headers) for name in needed}
     faults = [
         Fault(
             where,
@@ -191,7 +230,15 @@ def read_source(where: str, files: Sequence[Path], grid: Grid) -> Source:
     ]
     if faults:
         raise InputError(faults)
-    return Source(headers, _planes(headers, grid))
+    chosen = [None if frames is None else frames.get(path, ()) for path in files]
+    return Source(headers, _planes(headers, grid, chosen) if grid is not None else {})
+
+
+def refer(header: Dataset) -> Dataset:
+    """An item that refers to a file."""
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    return item
 
 
 def clean_text(text: str, length: int) -> str:
@@ -205,19 +252,46 @@ def lps_affine(grid: Grid) -> Affine:
     return _LPS_TO_RAS @ grid.affine
 
 
-def _planes(headers: Sequence[Dataset], grid: Grid) -> dict[int, Dataset]:
-    """Single-frame headers by the plane of the grid that they are."""
+def _planes(
+    headers: Sequence[Dataset], grid: Grid, frames: Sequence[Collection[int] | None]
+) -> dict[int, Slice]:
+    """Slices that are planes of the grid; of resampled ones, only those that stayed as they are."""
     to_voxel = np.linalg.inv(lps_affine(grid))
     columns, rows, num_planes = grid.shape
     planes = {}
-    for header in headers:
-        if "ImagePositionPatient" not in header or (header.Columns, header.Rows) != (columns, rows):
+    for header, chosen in zip(headers, frames, strict=True):
+        if (header.Columns, header.Rows) != (columns, rows):
             continue
-        i, j, k = (to_voxel @ (*map(float, header.ImagePositionPatient), 1))[:3]
-        plane = round(float(k))
-        if max(abs(i), abs(j), abs(k - plane)) < _ON_GRID and 0 <= plane < num_planes:
-            planes[plane] = header
+        for image in _slices(header, chosen):
+            i, j, k = (to_voxel @ (*image.position, 1))[:3]
+            plane = round(float(k))
+            if max(abs(i), abs(j), abs(k - plane)) < _ON_GRID and 0 <= plane < num_planes:
+                planes[plane] = image
     return planes
+
+
+def _slices(header: Dataset, chosen: Collection[int] | None) -> Iterator[Slice]:
+    """The slices of a file, with the numbers of their frames where it has functional groups."""
+    per_frame = header.get("PerFrameFunctionalGroupsSequence")
+    if not per_frame:
+        if "ImagePositionPatient" in header:
+            yield Slice(header, tuple(map(float, header.ImagePositionPatient)))
+        return
+    shared = (header.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    for index, groups in enumerate(per_frame):
+        place = groups.get("PlanePositionSequence") or shared.get("PlanePositionSequence")
+        if place and (chosen is None or index in chosen):
+            yield Slice(header, tuple(map(float, place[0].ImagePositionPatient)), index + 1)
+
+
+def _identify(header: Dataset) -> Dataset:
+    copy = Dataset()
+    for keyword in _NEEDED:
+        if keyword in header:
+            copy[keyword] = header[keyword]
+    for keyword in _EMPTY_IF_MISSING:
+        setattr(copy, keyword, None)
+    return copy
 
 
 def _stand_in(header: Dataset, step: float) -> Dataset:

@@ -8,12 +8,17 @@ from typing import Final
 
 from pipeline.export.dicom_seg import write_fractional_segmentation, write_segmentation
 from pipeline.export.dicom_source import Prediction
+from pipeline.export.dicom_sr import write_measurements
 from pipeline.export.rtstruct import write_structure_set
 
+SEGMENTATION: Final = "dicom-seg"
+REPORT: Final = "dicom-sr"
+"""Measurements of masks, which refer to the segmentation where there is one; of a classifier its answers."""
 EXPORTERS: Final[Mapping[str, Callable[[Path, Prediction], None]]] = {
-    "dicom-seg": write_segmentation,
+    SEGMENTATION: write_segmentation,
     "dicom-seg-fractional": write_fractional_segmentation,
     "rtstruct": write_structure_set,
+    REPORT: write_measurements,
 }
 """By the name on the command line and of the folder: `DIR/<name>/<case>.dcm`."""
 NEED_PROBABILITIES: Final = frozenset({"dicom-seg-fractional"})

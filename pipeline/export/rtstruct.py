@@ -15,7 +15,7 @@ from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 
 from pipeline.errors import Fault, IntegrityError
 from pipeline.export.contours import Polygon, fill, outline
-from pipeline.export.dicom_source import Prediction, clean_text, lps_affine
+from pipeline.export.dicom_source import Prediction, Slice, clean_text, lps_affine, refer
 from pipeline.files import atomic_path
 from pipeline.terminology import CATEGORIES, SIDES, Code, Term
 
@@ -81,19 +81,13 @@ def _build(prediction: Prediction) -> Dataset:
 def _reference_series(prediction: Prediction) -> Dataset:
     source, series, study, frame = prediction.source, Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = source.first.SeriesInstanceUID
-    series.ContourImageSequence = [_reference_image(header) for header in source.headers]
+    series.ContourImageSequence = [refer(header) for header in source.headers]
     study.ReferencedSOPClassUID = _STUDY_COMPONENT
     study.ReferencedSOPInstanceUID = source.first.StudyInstanceUID
     study.RTReferencedSeriesSequence = [series]
     frame.FrameOfReferenceUID = source.first.FrameOfReferenceUID
     frame.RTReferencedStudySequence = [study]
     return frame
-
-
-def _reference_image(header: Dataset) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    return item
 
 
 def _name(number: int, name: str, prediction: Prediction) -> Dataset:
@@ -112,17 +106,17 @@ def _draw(number: int, name: str, term: Term, prediction: Prediction) -> Dataset
     contours = []
     for plane in range(prediction.grid.shape[2]):
         mask = prediction.mask(name, plane)
-        header = prediction.source.planes.get(plane)
-        contours += [_contour(polygon, plane, affine, header) for polygon in outline(mask) if mask.any()]
+        image = prediction.source.planes.get(plane)
+        contours += [_contour(polygon, plane, affine, image) for polygon in outline(mask) if mask.any()]
     if contours:
         item.ContourSequence = contours
     return item
 
 
-def _contour(polygon: Polygon, plane: int, affine: NDArray[np.float64], header: Dataset | None) -> Dataset:
+def _contour(polygon: Polygon, plane: int, affine: NDArray[np.float64], image: Slice | None) -> Dataset:
     item = Dataset()
-    if header is not None:
-        item.ContourImageSequence = [_reference_image(header)]
+    if image is not None:
+        item.ContourImageSequence = [image.refer()]
     item.ContourGeometricType = "CLOSED_PLANAR"
     item.NumberOfContourPoints = len(polygon)
     voxels = np.column_stack([polygon, np.full(len(polygon), plane)])

@@ -44,7 +44,8 @@ class ClassReport:
         review: Whether a person should look.
         input_hashes: SHA-256 of each input file, that of the label map behind those of the images.
         warnings: What was odd about the input.
-        faults: Why there is no prediction.
+        exports: SHA-256 of the answer in each further form, by the form's name.
+        faults: Why there is no prediction, or none of its further forms.
     """
 
     case: str
@@ -55,6 +56,7 @@ class ClassReport:
     review: bool = True
     input_hashes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    exports: dict[str, str] | None = None
     faults: tuple[Fault, ...] = ()
 
 

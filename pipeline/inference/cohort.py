@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
-from pipeline.data.dicom import series_files
+from pipeline.data.dicom import series_frames
 from pipeline.data.images import source_hash
 from pipeline.errors import Fault, ResourceError
 from pipeline.export.dicom_source import Prediction, Source, read_source
@@ -25,7 +22,7 @@ from pipeline.inference.labelling import LabelMap
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.relay import Steps, relay
 from pipeline.memory import format_size, resident_bytes
-from pipeline.volume import Grid
+from pipeline.volume import Grid, measure_volumes
 from transforms.preprocessing import Prepared
 
 
@@ -136,7 +133,10 @@ def _load(predictor: Predictor, case: Case, *, has_source: bool) -> _Loaded:
     )
     check_preparing(case, predictor.preparing_bytes(checked.images[0].grid), predictor.max_memory)
     grid = checked.images[0].grid
-    source = read_source(case.id, series_files(*case.sources[0]), grid) if has_source else None
+    source = None
+    if has_source:
+        frames = series_frames(*case.sources[0])
+        source = read_source(case.id, list(frames), grid, frames)
     prepared = predictor.prepare(checked.images)
     return _Loaded(prepared, grid, source, replace(report, seconds=time.monotonic() - start))
 
@@ -192,23 +192,11 @@ def _write(predictor: Predictor, predicted: _Predicted, folder: Path, exports: E
         report,
         mask=mask.name,
         mask_hash=sha256_of(mask),
-        volumes_ml=_measure(array, predicted.grid, contract.structures),
+        volumes_ml=measure_volumes(array, predicted.grid, contract.structures),
         exports=exported,
         faults=faults,
         seconds=round(report.seconds + time.monotonic() - start, 3),
     )
-
-
-def _measure(
-    array: NDArray[np.unsignedinteger], grid: Grid, structures: Mapping[str, tuple[int, ...]]
-) -> dict[str, float]:
-    counts = np.zeros(np.iinfo(array.dtype).max + 1, dtype=np.int64)
-    for k in range(array.shape[2]):  # bincount widens to 64 bits: one slice at a time
-        counts += np.bincount(array[:, :, k].ravel(order="K"), minlength=len(counts))
-    return {
-        name: round(float(counts[list(values)].sum()) * grid.voxel_ml, 6)
-        for name, values in structures.items()
-    }
 
 
 def hash_inputs(case: Case) -> tuple[str, ...]:

@@ -126,7 +126,9 @@ class Engine:
             IntegrityError: If the networks' scores are not numbers.
         """
         height, width, depth = image.shape[1:]
-        windows = lay_windows((height, width, depth), self.window_size, self.section.overlap)
+        windows = lay_windows(
+            (height, width, depth), self.window_size, self.section.overlap, self.section.placement
+        )
         work = Work(windows, num_scores, consumer.overlap, normalises, self._num_copies)
         if self.section.skip_empty:
             beside_bytes += work.window_bytes  # the scores of an empty window are kept

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.inference.window_runner import Network
 from pipeline.labels import LabelContract
-from pipeline.networks import AttentionUNet
+from pipeline.networks import MonaiSegmenter, Segmenter
 from transforms.postprocessing import Decision
 
 
@@ -31,7 +31,7 @@ class Ensemble:
 
 
 def build_ensemble(
-    networks: Sequence[AttentionUNet],
+    networks: Sequence[Segmenter],
     contract: LabelContract,
     *,
     shares_image: bool,
@@ -52,18 +52,19 @@ def build_ensemble(
         compiles: Whether `torch.compile` makes every network's forward pass; at its first call.
     """
     values, is_regions = contract.channel_values, contract.regions is not None
-    num_logits, num_features = networks[0].head.weight.shape
-    num = len(networks)
+    num, ours = len(networks), [network for network in networks if not isinstance(network, MonaiSegmenter)]
+    num_logits = len(contract.channel_values)
+    num_features = ours[0].head.weight.shape[1] if len(ours) == num else num_logits
     joins = num_logits > num * num_features and not keeps_logits
-    calls: list[Network] = [network.forward_features if joins else network for network in networks]
+    calls: list[Network] = [network.forward_features for network in ours] if joins else list(networks)
     if compiles:
         calls = [torch.compile(call, dynamic=False) for call in calls]  # windows are all of one size
     if not shares_image:
         calls = [_on_part(call, k, num) for k, call in enumerate(calls)]
     if not joins:
         return Ensemble(tuple(calls), Decision(values, is_regions), num_logits, joins)
-    weight = torch.cat([network.head.weight.detach() / num for network in networks], dim=1)
-    bias = torch.stack([network.head.bias.detach() / num for network in networks]).sum(0)
+    weight = torch.cat([network.head.weight.detach() / num for network in ours], dim=1)
+    bias = torch.stack([network.head.bias.detach() / num for network in ours]).sum(0)
     return Ensemble(tuple(calls), Decision(values, is_regions, weight, bias), num * num_features, joins)
 
 

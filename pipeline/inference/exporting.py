@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from pipeline.errors import Fault, IntegrityError, ResourceError
-from pipeline.export.dicom_source import Maker, Prediction
-from pipeline.export.exporters import EXPORTERS, export_path
+from pipeline.errors import Fault, FaultError, IntegrityError, ResourceError
+from pipeline.export.dicom_source import Maker, Prediction, Source
+from pipeline.export.dicom_sr import Answer, write_answer
+from pipeline.export.exporters import EXPORTERS, REPORT, SEGMENTATION, export_path
 from pipeline.files import sha256_of
+from pipeline.inference.classifier import ClassReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +42,50 @@ def export(
     """
     prediction = replace(prediction, probabilities=probabilities_path(folder, case))
     hashes, faults = {}, []
-    for form in forms:
+    for form in sorted(forms, key=list(EXPORTERS).index):  # what refers to others comes behind them
         path = export_path(folder, form, case)
-        try:
-            EXPORTERS[form](path, prediction)
-        except (ResourceError, IntegrityError):
-            raise
-        except Exception as error:  # a strict library fed with a scanner's headers may raise anything
-            message = (
-                f"{form} cannot be made of this series ({type(error).__name__}); its NIfTI mask is "
-                "written, check the series with a DICOM validator"
-            )
-            faults.append(Fault(case, "not-exportable", message))
+        fault = _attempt(case, form, partial(EXPORTERS[form], path, prediction))
+        if fault is not None:
+            faults.append(fault)
             continue
         hashes[form] = sha256_of(path)
+        if form == SEGMENTATION:
+            prediction = replace(prediction, segmentation=path)
     return hashes, tuple(faults)
+
+
+def export_answer(
+    report: ClassReport, classes: Sequence[str], source: Source, folder: Path, maker: Maker
+) -> ClassReport:
+    """Writes the answer for a case as a DICOM report, and tells in its own report what became of it.
+
+    Raises:
+        ResourceError: If the disk is full or the folder cannot be written.
+        IntegrityError: If the file read back is not what was predicted.
+    """
+    path = export_path(folder, REPORT, report.case)
+    shares = dict(zip(classes, report.probabilities, strict=True))
+    answer = Answer(shares, report.predicted, report.confidence, report.review)
+    fault = _attempt(report.case, REPORT, partial(write_answer, path, answer, source, maker))
+    if fault is not None:
+        return replace(report, faults=(*report.faults, fault))
+    return replace(report, exports={REPORT: sha256_of(path)})
+
+
+def _attempt(case: str, form: str, write: Callable[[], None]) -> Fault | None:
+    try:
+        write()
+    except (ResourceError, IntegrityError):
+        raise
+    except FaultError as error:
+        return error.faults[0]
+    except Exception as error:  # a strict library fed with a scanner's headers may raise anything
+        message = (
+            f"{form} cannot be made of this series ({type(error).__name__}); what was predicted is written, "
+            "check the series with a DICOM validator"
+        )
+        return Fault(case, "not-exportable", message)
+    return None
 
 
 def probabilities_path(folder: Path, case: str) -> Path:

@@ -15,7 +15,7 @@ from pipeline.inference.budget import Plan
 from pipeline.inference.engine import Engine
 from pipeline.inference.ensemble import build_ensemble
 from pipeline.labels import LabelContract
-from pipeline.networks import AttentionUNet
+from pipeline.networks import Segmenter
 from pipeline.volume import Grid
 from transforms.laterality import Laterality
 from transforms.postprocessing import LabelMapBuilder, ProbabilitySink, keep_largest_component
@@ -57,7 +57,7 @@ class Labeller:
 
     def __init__(
         self,
-        networks: Sequence[AttentionUNet],
+        networks: Sequence[Segmenter],
         contract: LabelContract,
         section: InferenceSection,
         window_size: Sequence[int],

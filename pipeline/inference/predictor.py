@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, Fault
 from pipeline.inference.budget import Plan
 from pipeline.inference.labelling import Labeller, LabelMap
 from pipeline.labels import LabelContract
-from pipeline.networks import AttentionUNet, build_network
+from pipeline.networks import Segmenter, build_network
 from pipeline.networks.compiling import compiler_faults
 from pipeline.volume import Grid, Volume
 from transforms.postprocessing import ProbabilitySink
@@ -46,7 +46,7 @@ class Predictor:
         job: SegmentationJob,
         contract: LabelContract,
         channels: Sequence[str],
-        networks: Sequence[AttentionUNet],
+        networks: Sequence[Segmenter],
         statistics: Sequence[tuple[IntensityStatistics, ...]],
         device: torch.device,
         max_memory: int | None = None,

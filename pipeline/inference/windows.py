@@ -50,20 +50,27 @@ class Windows:
             yield at[0], at[1], at[2]
 
 
-def lay_windows(shape: Axes, window_size: Sequence[int], overlap: float) -> Windows:
-    """Covers a volume with evenly spaced windows, as few as the overlap allows.
+def lay_windows(
+    shape: Axes,
+    window_size: Sequence[int],
+    overlap: float,
+    placement: Literal["even", "stepped"] = "even",
+) -> Windows:
+    """Covers a volume with windows, as few as the overlap allows.
 
     Args:
         shape: `(H, W, D)` of the volume.
         window_size: Voxels per axis; with two, every slice along the last axis has windows of its own.
         overlap: Share of a window that its neighbour covers again, at least.
+        placement: Spread evenly, or step by step as MONAI lays them.
     """
+    lay = space_evenly if placement == "even" else space_stepwise
     if len(window_size) == 2:
         height, width = window_size
-        in_plane = [space_evenly(n, w, overlap) for n, w in zip(shape, (height, width), strict=False)]
+        in_plane = [lay(n, w, overlap) for n, w in zip(shape, (height, width), strict=False)]
         return Windows(shape, (height, width, 1), (in_plane[0], in_plane[1], tuple(range(shape[2]))))
     height, width, depth = window_size
-    first, second, third = (space_evenly(n, w, overlap) for n, w in zip(shape, window_size, strict=True))
+    first, second, third = (lay(n, w, overlap) for n, w in zip(shape, window_size, strict=True))
     return Windows(shape, (height, width, depth), (first, second, third))
 
 
@@ -74,6 +81,14 @@ def space_evenly(size: int, window: int, overlap: float) -> tuple[int, ...]:
     step = max(1.0, window * (1 - overlap))
     num_steps = math.ceil((size - window) / step)
     return tuple(round(number * ((size - window) / num_steps)) for number in range(num_steps + 1))
+
+
+def space_stepwise(size: int, window: int, overlap: float) -> tuple[int, ...]:
+    """First voxels of windows along one axis by MONAI's rule: equal steps, the last moved back to fit."""
+    if size <= window:
+        return (-((window - size) // 2),)
+    step = max(1, int(window * (1 - overlap)))
+    return (*range(0, size - window, step), size - window)
 
 
 def weigh_voxels(

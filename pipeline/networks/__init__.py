@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from pipeline.config.classification import ClassifierSection
 from pipeline.config.enhancement import GeneratorSection
@@ -13,6 +14,7 @@ from pipeline.networks.cnn_classifier import CNNClassifier
 from pipeline.networks.discriminator import Discriminator
 from pipeline.networks.generators import Generator, ResidualEncoderDecoder, RicianNoise, generating_unet
 from pipeline.networks.monai_classifier import densenet121, efficientnet_b0, resnet18, resnet50
+from pipeline.networks.monai_segmenter import MONAI_NETWORKS, MonaiSegmenter
 
 __all__ = [
     "CLASSIFIERS",
@@ -23,14 +25,19 @@ __all__ = [
     "Classifier",
     "Discriminator",
     "Generator",
+    "MonaiSegmenter",
+    "Segmenter",
     "build_classifier",
     "build_discriminator",
     "build_generator",
     "build_network",
 ]
 
-NETWORKS: dict[str, Callable[[NetworkSection, int, int], AttentionUNet]] = {
+Segmenter: TypeAlias = AttentionUNet | MonaiSegmenter
+
+NETWORKS: dict[str, Callable[[NetworkSection, int, int], Segmenter]] = {
     "attention_unet": AttentionUNet,
+    **dict.fromkeys(MONAI_NETWORKS, MonaiSegmenter),
 }
 
 CLASSIFIERS: dict[str, Callable[[ClassifierSection, int, int], Classifier]] = {
@@ -47,7 +54,7 @@ GENERATORS: dict[str, Callable[[GeneratorSection, int, int], ResidualEncoderDeco
 }
 
 
-def build_network(section: NetworkSection, in_channels: int, out_channels: int) -> AttentionUNet:
+def build_network(section: NetworkSection, in_channels: int, out_channels: int) -> Segmenter:
     """The network that `section` names, with fresh weights from torch's global generator.
 
     Args:

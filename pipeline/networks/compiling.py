@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch._dynamo.exc import BackendCompilerFailed
-
 from pipeline.errors import ConfigError, Fault
 
 
@@ -23,7 +21,12 @@ def compiler_faults(where: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except BackendCompilerFailed as error:
+    except Exception as error:
+        # Here, for importing it takes every command a second, and only this one needs it.
+        from torch._dynamo.exc import BackendCompilerFailed  # noqa: PLC0415
+
+        if not isinstance(error, BackendCompilerFailed):
+            raise
         reason = " ".join(str(error).partition("\n\n")[0].split())  # torch's advice comes after it
         message = f"{reason}; install a C++ compiler (g++) and Python's headers, or {remedy}"
         raise ConfigError(Fault(where, "cannot-compile", message)) from error

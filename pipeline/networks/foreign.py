@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -39,9 +40,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ConfigError: If there is no such file, or it cannot be read.
         InputError: If it is damaged, holds no tensors, or more than plain data.
     """
+    return {_PREFIX.sub("", name): tensor for name, tensor in read_tensors(path).items()}
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The same by the names in the file.
+
+    Raises:
+        ConfigError: As above.
+        InputError: As above.
+    """
     _check_readable(path)
     tensors = {
-        _PREFIX.sub("", name): tensor
+        name: tensor
         for name, tensor in _unwrap(_read(path)).items()
         if isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
     }
@@ -104,6 +115,9 @@ def _check_readable(path: Path) -> None:
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
+    if _is_program(path):
+        message = "it is TorchScript, a program that nothing here runs; save `model.state_dict()` instead"
+        raise InputError(Fault(str(path), "weights-torchscript", message))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -122,6 +136,15 @@ def _read(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
             f"the file is damaged or of another kind ({reason}); fetch it again from where it comes from"
         )
         raise InputError(Fault(str(path), "weights-damaged", message)) from error
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file is what `torch.jit.save` writes: code beside the weights."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
 
 
 def _unwrap(content: Any) -> Mapping[Any, Any]:  # noqa: ANN401 - whatever was saved

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import secrets
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import Dataset, FileMetaDataset, dcmread
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
-from pipeline.errors import ConfigError, Fault, InputError, IntegrityError
+from pipeline.errors import ConfigError, Fault, FaultError, InputError, IntegrityError
 from pipeline.files import atomic_path
 from pipeline.privacy.profile import patient_identity, remove_identity
 from pipeline.privacy.pseudonyms import Pseudonyms
@@ -63,44 +65,66 @@ def clean_dicom(path: Path, folder: Path, pseudonyms: Pseudonyms) -> Cleaned:
     """Writes `folder/<patient>/<series>/<image>.dcm` without what identifies the patient.
 
     Raises:
-        InputError: If the file is damaged, is no image, or says that text is burned into its pixels. The
-            fault carries no more of it than its place.
+        InputError: If the file is damaged, is no image, says that text is burned into its pixels, or has the
+            UID of another image that was written there. The fault carries no more of it than its place.
         ResourceError: If the file cannot be written.
         IntegrityError: If, read again, the pixels are not those of before.
     """
-    dataset = _read(path)
+    with _guarding(path):
+        dataset = dcmread(path)
+        dataset.walk(lambda *_: None)  # every value is parsed now, or raises now
+        _refuse(path, dataset)
+        found = tuple(_doubts(dataset))
+        pixels = bytes(dataset.PixelData)
+        instance = str(dataset.get("SOPInstanceUID") or path)
+        patient = pseudonyms.patient(patient_identity(dataset))
+        remove_identity(dataset, pseudonyms, patient)
+        series = str(dataset.get("SeriesInstanceUID") or "")
+        _replace_file_meta(dataset)
+        target = folder / patient / pseudonyms.file_name(series) / f"{pseudonyms.file_name(instance)}.dcm"
+        with atomic_path(target) as temporary:
+            dataset.save_as(temporary, enforce_file_format=True)
+            if bytes(dcmread(temporary).PixelData) != pixels:
+                message = "read back from disk, the pixels are not those of the image; check the disk"
+                raise IntegrityError(Fault(str(path), "write-not-verified", message))
+            if target.exists() and target.read_bytes() != temporary.read_bytes():
+                message = (
+                    "another image with the same SOPInstanceUID was written before it, and they differ; it "
+                    "was left out, find out which of them is right"
+                )
+                raise InputError(Fault(str(path), "duplicate-instance", message))
+    return Cleaned(target, series, found)
+
+
+@contextmanager
+def _guarding(path: Path) -> Iterator[None]:
+    """Makes a fault of whatever a parser or writer raises that is fed with a damaged file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom quotes the values it warns about
+            yield
+    except FaultError:
+        raise
+    except Exception as error:
+        message = "the file is damaged, or no whole DICOM file; fetch it again from its source"
+        raise InputError(Fault(str(path), "unreadable", message)) from error
+
+
+def _refuse(path: Path, dataset: Dataset) -> None:
+    """Refuses what cannot be written again as a whole file, and what no rule on attributes can clean."""
+    needed = ("SOPClassUID", "SOPInstanceUID")
+    missing = [name for name in needed if not dataset.get(name)]
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        missing.append("TransferSyntaxUID")
+    if missing:
+        message = f"{', '.join(missing)} missing, without which it is no DICOM file; fetch it from its source"
+        raise InputError(Fault(str(path), "missing-tag", message))
     if "PixelData" not in dataset:
         message = "it is no image (but a report, say), in which names may stand anywhere; it was left out"
         raise InputError(Fault(str(path), "no-image", message))
     if dataset.get("BurnedInAnnotation") == "YES":
         message = "it says that text is burned into its pixels; it was left out, paint over it first"
         raise InputError(Fault(str(path), "burned-in", message))
-    found = tuple(_doubts(dataset))
-    pixels = bytes(dataset.PixelData)
-    instance = str(dataset.get("SOPInstanceUID") or path)
-    patient = pseudonyms.patient(patient_identity(dataset))
-    remove_identity(dataset, pseudonyms, patient)
-    series = str(dataset.get("SeriesInstanceUID") or "")
-    _replace_file_meta(dataset)
-    target = folder / patient / pseudonyms.file_name(series) / f"{pseudonyms.file_name(instance)}.dcm"
-    with atomic_path(target) as temporary:
-        dataset.save_as(temporary, enforce_file_format=True)
-        if bytes(dcmread(temporary).PixelData) != pixels:
-            message = "read back from disk, the pixels are not those of the image; check the disk"
-            raise IntegrityError(Fault(str(path), "write-not-verified", message))
-    return Cleaned(target, series, found)
-
-
-def _read(path: Path) -> Dataset:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom quotes the values it warns about
-            dataset = dcmread(path)
-            dataset.walk(lambda *_: None)  # every value is parsed now, or raises now
-            return dataset
-    except Exception as error:  # a parser fed with damaged bytes may raise anything
-        message = "the file is damaged, or no DICOM; fetch it again from its source"
-        raise InputError(Fault(str(path), "unreadable", message)) from error
 
 
 def _doubts(dataset: Dataset) -> list[tuple[str, str]]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import ConfigError, Fault
+from pipeline.tracking.importing_models import import_models
 from pipeline.tracking.models import asking
 from pipeline.tracking.runs import STORE
-from pipeline.tracking.store import PARENT_TAG, connect, experiment_id
+from pipeline.tracking.store import PARENT_TAG, all_pages, connect, experiment_id
 from pipeline.tracking.uris import tracking_uri
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ class Import:
     Attributes:
         imported: Names of the runs that are new.
         num_known: Runs that were imported before.
-        num_models: Registered models, which are left where they are.
+        models: Versions of registered models that are new, such as `prostate/3`, by their old number.
+        left: Versions that stay there, each with the reason.
     """
 
     imported: tuple[str, ...]
     num_known: int
-    num_models: int
+    models: tuple[str, ...]
+    left: tuple[str, ...]
 
 
 def import_runs(
@@ -47,7 +50,9 @@ def import_runs(
     store: Path = STORE,
     uri: str | None = None,
 ) -> Import:
-    """Copies every run of a folder, with its points, artifacts and parent; deleted ones stay out.
+    """Copies every run of a folder, with its points, artifacts and parent, and the models registered there.
+
+    Deleted ones stay out.
 
     What was imported before is known by its id and left alone; what was left unfinished then is made anew.
 
@@ -64,10 +69,9 @@ def import_runs(
     address = tracking_uri(uri, store)
     with tempfile.TemporaryDirectory() as name, asking(address, str(folder), "does not take its runs"):
         old, target = _read(folder, Path(name)), connect(address)
-        num_models = len(old.search_registered_models())
         imported, num_known, new_ids = [], 0, dict[str, str]()
         for experiment in old.search_experiments():
-            runs = list(_every_run(old, experiment.experiment_id))
+            runs = all_pages(old.search_runs, experiment_ids=[experiment.experiment_id])
             place = experiment_id(target, experiment.name, address, store.resolve()) if runs else ""
             for run in _parents_first(runs):
                 known = _find(target, place, run.info.run_id)
@@ -77,7 +81,8 @@ def import_runs(
                 else:
                     num_known += 1
                 new_ids[run.info.run_id] = known
-    return Import(tuple(imported), num_known, num_models)
+        models, left = import_models(old, target, new_ids)
+    return Import(tuple(imported), num_known, tuple(models), tuple(left))
 
 
 def _check(folder: Path) -> None:
@@ -98,15 +103,6 @@ def _read(folder: Path, place: Path) -> MlflowClient:
     with redirect_stdout(io.StringIO()):  # its summary is about the wrong database
         migrate(place, uri, progress=False)
     return connect(uri)
-
-
-def _every_run(client: MlflowClient, experiment: str) -> Iterator[Run]:
-    token = None
-    while True:
-        page = client.search_runs([experiment], page_token=token)
-        yield from page
-        if not (token := page.token):
-            return
 
 
 def _parents_first(runs: Sequence[Run]) -> list[Run]:

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, Fault
 from pipeline.tracking.listing import BEST, main_figure
 from pipeline.tracking.models import asking
 from pipeline.tracking.runs import STORE
-from pipeline.tracking.store import NAME_TAG, connect
+from pipeline.tracking.store import NAME_TAG, all_pages, connect
 from pipeline.tracking.uris import tracking_uri
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ def list_models(store: Path = STORE, uri: str | None = None) -> list[RegisteredV
     address = tracking_uri(uri, store)
     with asking(address, "models", "does not list them"):
         client = connect(address)
-        aliases = {model.name: model.aliases for model in _every(client.search_registered_models)}
-        versions = [_describe(v, aliases.get(v.name, {})) for v in _every(client.search_model_versions)]
+        aliases = {model.name: model.aliases for model in all_pages(client.search_registered_models)}
+        versions = [_describe(v, aliases.get(v.name, {})) for v in all_pages(client.search_model_versions)]
     return sorted(versions, key=lambda found: (found.name, -found.version))
 
 
@@ -135,16 +135,6 @@ def _check(name: str, alias: str | None) -> None:
         faults.append(Fault("--alias", "model-alias", message))
     if faults:
         raise ConfigError(faults)
-
-
-def _every(search: Any) -> list[Any]:  # noqa: ANN401 - MLflow's own, of either kind
-    """All pages of a search."""
-    found, token = [], None
-    while True:
-        page = search(page_token=token)
-        found += page
-        if not (token := page.token):
-            return found
 
 
 def _find_same(client: MlflowClient, name: str, content_hash: str) -> ModelVersion | None:

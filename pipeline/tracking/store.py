@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock
 
@@ -131,6 +131,16 @@ class Destination:
             self._client.update_run(self.run_id, status=status)
         else:
             self._client.set_terminated(self.run_id, status, time)
+
+
+def all_pages(search: Callable[..., Any], **arguments: Any) -> list[Any]:  # noqa: ANN401 - MLflow's own
+    """Everything that a search of MLflow's client finds, page after page."""
+    found, token = [], None
+    while True:
+        page = search(**arguments, page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
 
 
 def is_refusal(error: Exception) -> bool:

@@ -14,7 +14,7 @@ from pipeline.data.datasets import Batch, PreparedCase
 from pipeline.inference.labelling import Labeller
 from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice
-from pipeline.networks import AttentionUNet, build_network
+from pipeline.networks import Segmenter, build_network
 from pipeline.networks.compiling import compiler_faults
 from pipeline.networks.pretrained import Source, load_pretrained
 from pipeline.training.distributed import ALONE, World
@@ -100,7 +100,7 @@ class SegmentationTask(AbstractTask):
 
     def least_bytes(self, shape: Sequence[int]) -> int:
         """What a step takes at the very least; see `AbstractTask`."""
-        return self.fitter.least_bytes(shape, self.job.training.patch_size, AttentionUNet.forward_deep)
+        return self.fitter.least_bytes(shape, self.job.training.patch_size, _forward_deep)
 
     def validate(self) -> dict[str, float]:
         """Mean Dice per structure over the validation cases that label it, on the network's grid."""
@@ -198,3 +198,7 @@ def _build_target_table(contract: LabelContract) -> Tensor:
     regions = (contract.regions or {}).values()
     rows = [[int(value in region) for region in regions] for value in contract.values]
     return torch.tensor([*rows, [IGNORED] * len(regions)], dtype=torch.int8)
+
+
+def _forward_deep(network: Segmenter, image: Tensor) -> list[Tensor]:
+    return network.forward_deep(image)

@@ -12,10 +12,11 @@ from pipeline.errors import ConfigError
 from pipeline.files import write_text
 from pipeline.inference.evaluation import read_table, summarise_structures
 from pipeline.inference.predictor import load_contract
-from pipeline.tracking import RunFolder, find_run
+from pipeline.tracking import RunFolder, find_run, read_children
 from pipeline.workflows.judging import TABLE
 from pipeline.workflows.models import load_model
-from pipeline.workflows.run_reports import read_estimates
+from pipeline.workflows.run_reports import downstream_remarks, read_estimates
+from pipeline.workflows.subgroups import FEWEST, judge_subgroups
 
 TO_FILL: Final = "**To be filled in by a person:**"
 _CHOICES: Final = (
@@ -39,6 +40,7 @@ _CHOICES: Final = (
 )
 _METRICS: Final = ("dice", "nsd", "hd95_mm", "sensitivity", "precision")
 _MOST_FIGURES: Final = 200
+_WARNING: Final = "Warning: "
 
 
 def card(model: str, output: Path | None = None) -> str:
@@ -87,6 +89,8 @@ def _row(cells: Sequence[object]) -> str:
 
 
 def _find_run(checkpoint: Checkpoint) -> RunFolder | None:
+    if "imported" in checkpoint.provenance:
+        return None  # a run here may be called as a bundle was
     try:
         return find_run(str(checkpoint.provenance.get("run")))
     except ConfigError:
@@ -131,6 +135,9 @@ def _data(checkpoint: Checkpoint) -> Iterator[str]:
     made = checkpoint.provenance
     training, validation = made.get("training_cases") or (), made.get("validation_cases") or ()
     yield from ("", "## Data", "")
+    if "imported" in made:
+        yield from _origin(made["imported"])
+        return
     yield f"- Trained on {len(training)} cases; {len(validation)} were held out to judge it."
     if made.get("data_hash"):
         yield f"- SHA-256 of the data that it saw: `{made['data_hash']}`"
@@ -140,6 +147,16 @@ def _data(checkpoint: Checkpoint) -> Iterator[str]:
     yield f"- {TO_FILL} whom do they represent, and whom not (sex, age, ethnicity, disease, scanner)?"
 
 
+def _origin(found: Mapping[str, Any]) -> Iterator[str]:
+    """Where an imported model comes from."""
+    version = f", version {found['version']}" if found.get("version") else ""
+    yield f"- It came in with the MONAI bundle {found['bundle']}{version}; its training is not on record."
+    yield f"- SHA-256 of the bundle's weights: `{found['weights_sha256']}`"
+    for told in found.get("differences", ()):
+        yield f"- At the borders of structures its masks are not quite the bundle's: {told}."
+    yield f"- {TO_FILL} what do its makers say of its data, its licence and its results?"
+
+
 def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
     yield from ("", "## Results", "")
     rows = _figures(checkpoint, run) if run is not None else []
@@ -147,10 +164,14 @@ def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
         yield "On the held-out cases of the same study, on the patients' own grids; 95 % intervals."
         yield ""
         yield from table(("figure", "value", "interval", "cases"), rows[:_MOST_FIGURES])
+        assert run is not None, "figures are those of a run"
+        yield from _groups(run)
+        yield from _downstream(run)
         return
     metrics = checkpoint.provenance.get("metrics") or {}
     if not metrics:
-        yield "Nothing was held out, so nothing is known."
+        is_imported = "imported" in checkpoint.provenance
+        yield "Not judged here." if is_imported else "Nothing was held out, so nothing is known."
         return
     yield (
         "The run's record is not on this disk, so these are the figures of the moment when the network was "
@@ -158,6 +179,38 @@ def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
     )
     yield ""
     yield from table(("figure", "value"), [(name, f"{value:.4g}") for name, value in metrics.items()])
+
+
+def _groups(run: RunFolder) -> Iterator[str]:
+    """Figures of groups of patients, where the job names columns of its manifest."""
+    rows = judge_subgroups(run)
+    if not rows:
+        return
+    yield from ("", "### In groups of patients", "")
+    yield (
+        f"Of the same cases; 95 % intervals. No figure is told of fewer than {FEWEST} cases. Groups were not "
+        "compared by a test: intervals that overlap say nothing of a difference, nor that there is none."
+    )
+    yield ""
+    yield from table(
+        ("column", "group", "cases", "figure", "value", "interval"),
+        [
+            (column, group, num, figure, f"{e.value:.4g}", f"{e.low:.4g} to {e.high:.4g}")
+            if e is not None
+            else (column, group, num, figure, "too few cases", "")
+            for column, group, num, figure, e in rows
+        ],
+    )
+
+
+def _downstream(run: RunFolder) -> Iterator[str]:
+    """What a segmentation finds in what an enhancer makes, warnings first of all."""
+    told = downstream_remarks([run, *read_children(run)])
+    if told:
+        yield from ("", "### What is measured on its images", "")
+        yield from (
+            f"- {'**Warning:** ' if t.startswith(_WARNING) else ''}{t.removeprefix(_WARNING)}" for t in told
+        )
 
 
 def _figures(checkpoint: Checkpoint, run: RunFolder) -> list[tuple[str, str, str, str]]:
@@ -180,13 +233,16 @@ def _limits(checkpoint: Checkpoint) -> Iterator[str]:
     job = checkpoint.job
     num = len(checkpoint.provenance.get("validation_cases") or ())
     yield from ("", "## Limits", "")
-    cases = "case" if num == 1 else "cases"
-    yield (
-        f"- Judged on {num} {cases} of the study that it was trained on: nothing is known of other "
-        "hospitals, scanners or populations."
-    )
-    if num < 30:
-        yield "- Few cases were held out; the intervals are wide for a reason."
+    if "imported" in checkpoint.provenance:
+        yield "- Nothing is known of how well it does on your images: judge it before you use it."
+    else:
+        cases = "case" if num == 1 else "cases"
+        yield (
+            f"- Judged on {num} {cases} of the study that it was trained on: nothing is known of other "
+            "hospitals, scanners or populations."
+        )
+        if num < 30:
+            yield "- Few cases were held out; the intervals are wide for a reason."
     if job.get("task") == "segmentation":
         yield "- It marks what it was trained to mark in any image, also where the organ is not in the image."
     spacing = job.get("preprocessing", {}).get("spacing")
@@ -198,7 +254,10 @@ def _limits(checkpoint: Checkpoint) -> Iterator[str]:
 def _making(checkpoint: Checkpoint) -> Iterator[str]:
     made = checkpoint.provenance
     yield from ("", "## How it was made", "")
-    settings = [(key, _setting(checkpoint.job, key)) for key in _CHOICES]
+    is_ours = "imported" not in made
+    settings = [
+        (key, _setting(checkpoint.job, key)) for key in _CHOICES if is_ours or not key.startswith("training.")
+    ]
     yield from table(("setting", "value"), [(key, value) for key, value in settings if value is not None])
     yield ""
     environment = made.get("environment") or {}

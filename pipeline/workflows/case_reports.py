@@ -134,3 +134,16 @@ def _is_finished(report: Report, files: Mapping[str, str], case: Case, folder: P
         return is_same and hash_inputs(case) == report.input_hashes
     except (OSError, FaultError):
         return False  # what cannot be read now is told when it is made
+
+
+def refuse_without_series(cases: Sequence[Case]) -> None:
+    """A DICOM object refers to the patient, the study and the slices that only a DICOM series has.
+
+    Raises:
+        ConfigError: With all cases that have none.
+    """
+    message = (
+        "--also makes DICOM objects, which refer to a DICOM series; name its folder, or leave --also out"
+    )
+    if faults := [Fault(case.id, "not-dicom", message) for case in cases if not case.images[0].is_dir()]:
+        raise ConfigError(faults)

@@ -29,6 +29,7 @@ from pipeline.workflows.class_material import ClassMaterial
 from pipeline.workflows.explaining import draw_answer
 from pipeline.workflows.models import BEST
 from pipeline.workflows.recording import kept_epoch, record_best
+from pipeline.workflows.subgroups import write_subgroups
 
 TABLE = Path("cases.csv")
 LOGITS = Path("validation/logits.json")
@@ -68,6 +69,7 @@ def judge_classifier(
     write_text(record.folder / LOGITS, json.dumps({report.case: report.logits for report in reports}) + "\n")
     epoch = kept_epoch(record, checkpoint)
     figures = tell_classes(record, predictor.classes, calibration, reports, cases, epoch)
+    write_subgroups(record, job.data, cases)
     _draw_cases(record, job.tracking.overlays, predictor, cases, reports)
     return figures
 

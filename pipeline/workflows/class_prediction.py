@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,18 @@ import torch
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case, apply_rules
 from pipeline.data.class_inputs import find_class_inputs
-from pipeline.data.dicom import SeriesRule
+from pipeline.data.dicom import SeriesRule, series_files
+from pipeline.errors import InputError
+from pipeline.export.dicom_source import Maker, read_source
 from pipeline.export.nifti import write_map
 from pipeline.files import check_writable
 from pipeline.inference.class_table import write_class_table
 from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor
 from pipeline.inference.explain import Method, map_name
+from pipeline.inference.exporting import export_answer
 from pipeline.progress import progress_bar
 from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.case_reports import describe_model, refuse_unused_rules
+from pipeline.workflows.case_reports import describe_model, refuse_unused_rules, refuse_without_series
 from pipeline.workflows.class_judging import write_class_report
 from pipeline.workflows.explaining import draw_answer
 
@@ -33,6 +37,7 @@ def classify(
     device: torch.device,
     method: Method | None = None,
     rules: Sequence[SeriesRule] = (SeriesRule(),),
+    maker: Maker | None = None,
 ) -> list[ClassReport]:
     """Classifies every input and writes `folder/predictions.csv` and `folder/report.json`.
 
@@ -44,6 +49,7 @@ def classify(
         method: How to show what each answer rests on, in `folder/explanations/` on the image's own grid,
             drawn and as NIfTI; None to show nothing.
         rules: Which DICOM series each channel is.
+        maker: What `folder/dicom-sr/<case>.dcm` say that they were made by; None to write none.
 
     Returns:
         One report per case; a refused case carries its faults.
@@ -54,10 +60,17 @@ def classify(
     predictor = load_class_predictor(checkpoint, device)
     cases = apply_rules(find_class_inputs(inputs, predictor.num_channels), rules)
     refuse_unused_rules(cases, rules)
+    if maker is not None:
+        refuse_without_series(cases)
     check_writable(folder)
     with progress_bar("Classifying cases", len(cases)) as advance:
         reports = predictor.classify(cases, _told(advance))
     write_class_table(folder / TABLE, reports, predictor.classes)
+    if maker is not None:
+        reports = [
+            _report(case, report, predictor.classes, folder, maker)
+            for case, report in zip(cases, reports, strict=True)
+        ]
     about = {
         **describe_model(checkpoint, predictor.device),
         "segmenter_sha256": checkpoint.segmenter.content_hash if checkpoint.segmenter else None,
@@ -67,7 +80,7 @@ def classify(
         log.add(
             report.case,
             report.input_hashes,
-            {},
+            {f"{form}/{report.case}.dcm": known for form, known in (report.exports or {}).items()},
             report.faults,
             answer=dict(zip(predictor.classes, report.probabilities, strict=False)),
         )
@@ -80,6 +93,19 @@ def classify(
                 _explain(predictor, case, report, method, folder / "explanations")
                 advance()
     return reports
+
+
+def _report(
+    case: Case, report: ClassReport, classes: Sequence[str], folder: Path, maker: Maker
+) -> ClassReport:
+    """The answer as a DICOM report beside the table; a case without an answer stays as it is."""
+    if report.faults:
+        return report
+    try:
+        source = read_source(case.id, series_files(*case.sources[0]), None)
+    except InputError as error:
+        return replace(report, faults=error.faults)
+    return export_answer(report, classes, source, folder, maker)
 
 
 def _explain(

@@ -8,8 +8,8 @@ import numpy as np
 
 from pipeline.data.cases import exists
 from pipeline.data.dicom import SeriesRule
-from pipeline.data.foreign import is_foreign, read_foreign
 from pipeline.data.images import is_series, read_with_warnings
+from pipeline.data.nrrd_metaimage import is_foreign, read_foreign
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.export.nifti import write_image
 from pipeline.volume import Grid

@@ -20,7 +20,7 @@ class Deidentification:
     """What came of it.
 
     Attributes:
-        num_files: Written.
+        num_files: Written; copies of one image count once.
         num_patients: Pseudonyms among them.
         warnings: What a person should look at, a line per series.
         faults: What was left out, and why.
@@ -52,7 +52,7 @@ def deidentify(source: Path, folder: Path, key: Path) -> Deidentification:
     faults: list[Fault] = []
     patients: set[str] = set()
     doubts: Counter[tuple[str, str, str]] = Counter()
-    num_files = 0
+    written: set[Path] = set()
     with progress_bar("De-identifying", len(files)) as advance:
         for path in files:
             try:
@@ -62,18 +62,19 @@ def deidentify(source: Path, folder: Path, key: Path) -> Deidentification:
                     )
                     suffix = ".nii.gz" if path.suffix.lower() == ".gz" else ".nii"
                     clean_nifti(path, folder / "nifti" / f"{name}{suffix}")
+                    written.add(folder / "nifti" / f"{name}{suffix}")
                 else:
                     cleaned = clean_dicom(path, folder, pseudonyms)
                     patients.add(cleaned.file.parts[-3])
+                    written.add(cleaned.file)
                     doubts.update((str(cleaned.file.parent), *doubt) for doubt in cleaned.warnings)
-                num_files += 1
             except InputError as error:
                 faults += error.faults
             advance()
     warnings = [
         Fault(where, rule, f"{message} ({count} images)") for (where, rule, message), count in doubts.items()
     ]
-    return Deidentification(num_files, len(patients), warnings, faults)
+    return Deidentification(len(written), len(patients), warnings, faults)
 
 
 def _refuse_places(source: Path, folder: Path, key: Path) -> None:

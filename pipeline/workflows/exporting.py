@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -19,13 +19,13 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from pipeline import __version__
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.config import SegmentationJob, job_from_mapping, segmentation_job
 from pipeline.data.images import read_image, read_label_map
 from pipeline.data.synthetic.phantoms import draw_phantom
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault, IntegrityError
-from pipeline.export.bundle import INFERENCE, METADATA, NETWORK, check_bundle, write_bundle_configs
+from pipeline.export.bundle import INFERENCE, METADATA, NETWORK, OWN, check_bundle, write_bundle_configs
 from pipeline.export.graphs import (
     Graph,
     load_onnx,
@@ -221,6 +221,7 @@ def _export_bundle(
         )
         differing, total = _compare_masks(model, folder, Path(temporary), volumes)
         result = Exported(output, output / "docs/README.md", differing, total, on)
+        write_checkpoint(folder / OWN, replace(model.checkpoint, state=None))
         write_text(folder / "docs/README.md", describe(model.checkpoint, _section(model, "bundle", result)))
         shutil.move(folder, output)
     return result

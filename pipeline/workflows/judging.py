@@ -26,6 +26,7 @@ from pipeline.workflows.models import BEST
 from pipeline.workflows.prediction import write_report
 from pipeline.workflows.recording import kept_epoch, record_best_masks
 from pipeline.workflows.segmentation_material import SegmentationMaterial
+from pipeline.workflows.subgroups import write_subgroups
 
 MASKS = Path("validation")
 TABLE = Path("cases.csv")
@@ -60,6 +61,7 @@ def judge(
         raise InputError(faults)
     rows, confusions = _compare(material, folder / MASKS)
     record_tables(record, rows, confusions)
+    write_subgroups(record, job.data, cases)
     record_best_masks(record, rows, kept_epoch(record, checkpoint))
     _draw_overlays(record, job.tracking.overlays, material, rows)
     return rows

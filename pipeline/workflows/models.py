@@ -6,18 +6,28 @@ from pathlib import Path
 
 from pipeline.checkpoint import Checkpoint, read_checkpoint
 from pipeline.errors import ConfigError, Fault
-from pipeline.tracking import STORE, RunFolder, fetch_model, find_run, is_run_id
+from pipeline.tracking import (
+    STORE,
+    RunFolder,
+    fetch_model,
+    find_child,
+    find_run,
+    is_run_id,
+    read_settings,
+)
 
 BEST = Path("checkpoints/best.safetensors")
 LAST = Path("checkpoints/last.safetensors")
+WINNER_TAG = "clinseg.winner"
+"""Names the best trial of a sweep."""
 
 
 def load_model(model: str, store: Path = STORE, uri: str | None = None) -> Checkpoint:
     """Loads the checkpoint that `model` names.
 
     Args:
-        model: A checkpoint file, `models:/name@alias`, `latest`, or a run by name or MLflow id; an id that is
-            unknown here is asked of MLflow.
+        model: A checkpoint file, `models:/name@alias`, `latest`, or a run by name or MLflow id (of a sweep
+            its winner); an id that is unknown here is asked of MLflow.
         store: Folder of the runs.
         uri: Tracking URI of a job; None takes `MLFLOW_TRACKING_URI`, else the database in `store`.
 
@@ -37,7 +47,7 @@ def load_model(model: str, store: Path = STORE, uri: str | None = None) -> Check
         if not is_run_id(model):
             raise
         return read_checkpoint(fetch_model(model, store, uri))  # a run of another disk, on the server
-    return read_checkpoint(find_checkpoint(run))
+    return read_checkpoint(find_checkpoint(with_model(run)))
 
 
 def pin_model(model: str, store: Path = STORE) -> str:
@@ -60,3 +70,10 @@ def find_checkpoint(run: RunFolder) -> Path:
             return run.path / name
     message = "the run has no checkpoint yet; let it finish an epoch, or choose another run (`clinseg runs`)"
     raise ConfigError(Fault(run.name, "no-checkpoint", message))
+
+
+def with_model(run: RunFolder) -> RunFolder:
+    """The run that holds the model of a run: of a sweep that has ended its winner, else itself."""
+    _, tags = read_settings(run)
+    part = tags.get(WINNER_TAG, "").removeprefix(f"{run.name}-")
+    return (find_child(run, part) if part else None) or run

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from pipeline.report.content import Report
+from pipeline.report.content import Cell, Report, Table
 from pipeline.tracking import NOTE_TAG, RUN_ID, Record, read_settings
 from pipeline.workflows.recording import FIRST
 
 _MAX_ROWS: Final = 20  # a tag holds 8000 letters
+_MAX_CASES: Final = 8
 _MAX_LETTERS: Final = 7500
 
 
@@ -26,6 +27,8 @@ def set_note(record: Record, page: Report, name: str) -> None:
     """
     parameters, tags = read_settings(record.run)
     said = {key for key, value in parameters.items() if value != "null"}
+    cases = page.cases or Table("", "", (), ())
+    shown = {column.name for column in cases.columns}  # settings of trials are those of the table
     strips = [
         (s.name, f"{s.mean:.4f}", f"{s.low:.4f} to {s.high:.4f}", str(len(s.values))) for s in page.strips
     ]
@@ -33,13 +36,26 @@ def set_note(record: Record, page: Report, name: str) -> None:
         page.lead,
         _table(("figure", "value", ""), [(f.name, f.value, f.note) for f in page.figures]),
         _table(("structure", "Dice", "95 %", "cases"), strips),
-        f"Cases from worst to best, curves and 3D views: [{name}]({_link(name)}) among the artifacts.",
-        _table(("setting", "value"), [(key, parameters[key]) for key in FIRST if key in said]),
+        _table([column.name for column in cases.columns], _texts(cases)),
+        f"All of it, with curves and pictures: [{name}]({_link(name)}) among the artifacts.",
+        _table(("setting", "value"), [(key, parameters[key]) for key in FIRST if key in said - shown]),
         f"Made by `{tags.get('clinseg.command', 'clinseg')}`; all settings are in `config.yaml`.",
         _picture(record.folder),  # last, for it is shown as large as it is
     ]
     text = "\n\n".join(part for part in parts if part)
     record.set_tags({NOTE_TAG: text if len(text) <= _MAX_LETTERS else f"{text[:_MAX_LETTERS]} …"})
+
+
+def _texts(table: Table) -> list[list[str]]:
+    """The first rows of a table as a page shows them."""
+    digits = [column.digits for column in table.columns]
+    return [[_text(*item) for item in zip(row, digits, strict=True)] for row in table.rows[:_MAX_CASES]]
+
+
+def _text(cell: Cell, digits: int | None) -> str:
+    if cell is None:
+        return "–"
+    return cell if isinstance(cell, str) else f"{cell:.{digits or 0}f}"
 
 
 def _picture(folder: Path) -> str:

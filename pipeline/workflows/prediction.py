@@ -11,12 +11,11 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
-from pipeline.data.cases import Case
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
 from pipeline.export.dicom_source import Maker
-from pipeline.export.exporters import EXPORTERS, NEED_PROBABILITIES
+from pipeline.export.exporters import EXPORTERS, NEED_PROBABILITIES, REPORT
 from pipeline.export.label_table import write_label_table
 from pipeline.files import check_writable, write_text
 from pipeline.inference.budget import Plan
@@ -34,6 +33,7 @@ from pipeline.workflows.case_reports import (
     parse_report,
     refuse_overwriting,
     refuse_unused_rules,
+    refuse_without_series,
 )
 from pipeline.workflows.class_prediction import classify
 from pipeline.workflows.models import load_model
@@ -90,17 +90,18 @@ def predict(
         "--resume": resume,
         "--probabilities": with_probabilities,
         "--compile": compiles,
-        "--also": bool(also),
+        "--also": not set(also) <= {REPORT},
     }
     _refuse_task(checkpoint, asked, method)
     if checkpoint.job.get("task") == "classification":
-        return classify(checkpoint, inputs, folder, select_device(device), method, rules)
+        maker = _maker(checkpoint, "classifier") if also else None
+        return classify(checkpoint, inputs, folder, select_device(device), method, rules, maker)
     exports = _choose_exports(also, checkpoint, with_probabilities=with_probabilities)
     predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
     cases = find_inputs(inputs, predictor.num_channels, rules)
     refuse_unused_rules(cases, rules)
     if exports is not None:
-        _refuse_without_series(cases)
+        refuse_without_series(cases)
     refuse_overwriting(
         cases,
         lambda case: (folder / f"{case.id}.nii.gz", probabilities_path(folder, case.id)),
@@ -186,17 +187,12 @@ def _choose_exports(
     if not with_probabilities and (needing := [form for form in forms if form in NEED_PROBABILITIES]):
         message = f"{', '.join(needing)} is made of probabilities; add --probabilities"
         raise ConfigError(Fault("--also", "no-probabilities", message))
-    name = str(checkpoint.provenance.get("run") or "segmentation model")
-    return Exports(forms, Maker(name, checkpoint.content_hash or "", __version__)) if forms else None
+    return Exports(forms, _maker(checkpoint, "segmentation model")) if forms else None
 
 
-def _refuse_without_series(cases: Sequence[Case]) -> None:
-    """A DICOM object refers to the patient, the study and the slices that only a DICOM series has."""
-    message = (
-        "--also makes DICOM objects, which refer to a DICOM series; name its folder, or leave --also out"
-    )
-    if faults := [Fault(case.id, "not-dicom", message) for case in cases if not case.images[0].is_dir()]:
-        raise ConfigError(faults)
+def _maker(checkpoint: Checkpoint, kind: str) -> Maker:
+    name = str(checkpoint.provenance.get("run") or kind)
+    return Maker(name, checkpoint.content_hash or "", __version__)
 
 
 def _refuse_task(checkpoint: Checkpoint, asked: Mapping[str, bool], method: Method | None) -> None:
@@ -207,7 +203,10 @@ def _refuse_task(checkpoint: Checkpoint, asked: Mapping[str, bool], method: Meth
         raise ConfigError(Fault("model", "other-task", message))
     if task == "classification":
         if wrong := [option for option, is_asked in asked.items() if is_asked]:
-            message = "is for segmentation, and this model is a classifier; leave it out"
+            message = (
+                "is for segmentation, and this model is a classifier; leave it out (of --also only dicom-sr "
+                "is for both)"
+            )
             raise ConfigError(Fault(option, "other-task", message) for option in wrong)
     elif method is not None:
         message = "explains a classifier's answers, and this model is none; leave it out"

@@ -18,7 +18,7 @@ from pipeline.tracking import (
     register_model,
     tracking_uri,
 )
-from pipeline.workflows.models import find_checkpoint
+from pipeline.workflows.models import find_checkpoint, with_model
 from pipeline.workflows.served_rows import INPUTS, example_row
 from pipeline.workflows.serving import LOADER, OUTPUTS
 
@@ -58,7 +58,7 @@ def models() -> list[RegisteredVersion]:
 def _find(run: str) -> tuple[Path, str, str]:
     """Checkpoint, MLflow's id and tracking URI of a run."""
     try:
-        found = find_run(run)
+        found = with_model(find_run(run))
     except ConfigError:
         if not is_run_id(run):
             raise

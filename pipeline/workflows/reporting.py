@@ -15,13 +15,15 @@ from pipeline.progress import progress_bar
 from pipeline.report.case_tables import case_table, confusion_table, segmentation_figures, structure_strips
 from pipeline.report.content import Report, View
 from pipeline.report.report_page import write_report
-from pipeline.tracking import Record, find_run
+from pipeline.tracking import Record, RunFolder, find_run
 from pipeline.workflows.evaluation import evaluate
 from pipeline.workflows.folder_reports import read_folder
 from pipeline.workflows.noting import set_note
 from pipeline.workflows.report_material import ReportMaterial
 from pipeline.workflows.report_views import choose_cases, read_views
+from pipeline.workflows.resuming import SWEEP
 from pipeline.workflows.run_reports import read_run
+from pipeline.workflows.sweep_reports import read_sweep
 
 NAME: Final = "report.html"
 _PATIENCE_S: Final = 60.0
@@ -54,7 +56,7 @@ def report(
         material, home = read_folder(folder), folder
     else:
         run = find_run(folder.name if folder.is_dir() else source, *_store_of(folder))
-        material, home = read_run(run), run.path
+        material, home = _read(run), run.path
     if images or references is not None:
         material = _with_files(material, home, images, references)
     path = output or home / NAME
@@ -63,18 +65,22 @@ def report(
 
 
 def keep_report(record: Record) -> None:
-    """Makes the page of a run that is judged and records it; no failure of it reaches the training.
+    """Makes page and note of a run that has ended well and records them; no failure reaches the training.
 
     Cases that are not read within a minute are left out of the page.
     """
     try:
         path = record.folder / NAME
-        page = _write(path, read_run(record.run), (), time.monotonic() + _PATIENCE_S)
+        page = _write(path, _read(record.run), (), time.monotonic() + _PATIENCE_S)
         record.log_artifact(path)
         set_note(record, page, NAME)
     except Exception as error:
         # Whatever it is: the training is done, and its results count.
         record.set_tags({"clinseg.report": f"not made: {type(error).__name__}: {error}"[:400]})
+
+
+def _read(run: RunFolder) -> ReportMaterial:
+    return read_sweep(run) if (run.path / SWEEP).is_file() else read_run(run)
 
 
 def _store_of(folder: Path) -> tuple[Path, ...]:

@@ -14,6 +14,7 @@ from pipeline.training.distributed import World
 from pipeline.workflows.columns import AbstractMaterial
 from pipeline.workflows.models import LAST
 from pipeline.workflows.regions import pin_region
+from pipeline.workflows.segmentation_material import pin_labels
 from pipeline.workflows.starting import pin_start
 from pipeline.workflows.twins import pin_twin_maker
 
@@ -21,6 +22,8 @@ CONFIG = "config.yaml"
 """The job in a run's folder."""
 SWEEP = "sweep.json"
 """What a sweep tries, in the folder of a run that is one."""
+TRIALS = "trials.csv"
+"""A row for each of its trials, there too."""
 
 
 def find_job(
@@ -67,8 +70,8 @@ def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:
 
 
 def pinned(job: Job) -> Job:
-    """The job with models named `latest` under the names that they have now."""
-    return pin_twin_maker(pin_region(pin_start(job)))
+    """The job with all that may change: models named `latest`, regions that only the manifest names."""
+    return pin_twin_maker(pin_region(pin_start(pin_labels(job))))
 
 
 def _resumed_job(run: RunFolder, overrides: Sequence[str]) -> Job:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from pipeline.checkpoint import Checkpoint, read_checkpoint
@@ -19,7 +18,6 @@ from pipeline.inference.predictor import load_contract
 from pipeline.report.class_tables import class_case_table, class_figures
 from pipeline.report.content import Figure, Picture, Table
 from pipeline.report.enhancement import enhancement_figures
-from pipeline.report.figures import draw_curves
 from pipeline.statistics import Estimate
 from pipeline.tracking import (
     RunFolder,
@@ -42,16 +40,10 @@ from pipeline.workflows.report_material import (
     entries_of,
     existing_masks,
     read_prediction_report,
-    version_facts,
-    work_facts,
 )
 from pipeline.workflows.resuming import CONFIG
+from pipeline.workflows.run_facts import run_charts, run_facts
 
-_CHARTS: Final = {
-    "discrimination.png": "How well the classes are told apart on the validation cases.",
-    "overlays/enhanced.png": "Cases from worst to best SSIM: what went in, what came out, the truth.",
-    "calibration.png": "Whether probabilities come true, and what review gains, on the validation cases.",
-}
 _MAX_PICTURES: Final = 24
 _FIGURES: Final[Mapping[str, Callable[[Mapping[str, Estimate]], list[Figure]]]] = {
     "classification": class_figures,
@@ -83,14 +75,14 @@ def read_run(run: RunFolder) -> ReportMaterial:
         overlays=drawn_cases(parts),
         figures=_FIGURES[run.task](read_estimates(run)) if run.task in _FIGURES else (),
         table=_read_answers(run, checkpoint, remarks) if run.task == "classification" else None,
-        charts=_charts(run, parts),
+        charts=run_charts(run, parts),
         pictures=() if is_segmentation else _pictures(parts),
-        facts=_facts(run, settings, summary, checkpoint, entries),
-        remarks=[*_downstream_remarks(parts), *case_remarks(entries), *remarks],
+        facts=run_facts(run, settings, summary, checkpoint, entries),
+        remarks=[*downstream_remarks(parts), *case_remarks(entries), *remarks],
     )
 
 
-def _downstream_remarks(parts: Sequence[RunFolder]) -> list[str]:
+def downstream_remarks(parts: Sequence[RunFolder]) -> list[str]:
     """Whether what an enhancer makes can be measured, where a segmentation was asked."""
     told = []
     for part in parts:
@@ -204,82 +196,6 @@ def read_estimates(run: RunFolder) -> dict[str, Estimate]:
     }
 
 
-def _charts(run: RunFolder, parts: Sequence[RunFolder]) -> list[Picture]:
-    series = {
-        f"{part.name.removeprefix(run.name).strip('-')} {name}".strip(): points
-        for part in parts
-        for name, points in read_metrics(part).items()
-        if name.startswith(("training/", "validation/"))
-        and (len(parts) == 1 or name.endswith(("/mean", "/loss")))
-    }
-    charts = []
-    if any(len(points) > 1 for points in series.values()):
-        with TemporaryDirectory() as folder:
-            draw_curves(Path(folder) / "curves.png", series, "")
-            png = (Path(folder) / "curves.png").read_bytes()
-        charts.append(Picture("Training: losses, and metrics of the validation cases.", png, is_chart=True))
-    for name, caption in _CHARTS.items():
-        if (run.path / name).is_file():
-            charts.append(Picture(caption, (run.path / name).read_bytes(), is_chart=True))
-    return charts
-
-
 def _pictures(parts: Sequence[RunFolder]) -> list[Picture]:
     drawn = list(drawn_cases(parts).items())[:_MAX_PICTURES]
     return [Picture(case, path.read_bytes()) for case, path in drawn]
-
-
-def _facts(
-    run: RunFolder,
-    settings: Mapping[str, str],
-    summary: RunSummary,
-    checkpoint: Checkpoint | None,
-    entries: Mapping[str, Entry],
-) -> dict[str, dict[str, str]]:
-    manifest = Path(settings.get("data.manifest", ""))
-    data = {
-        "Manifest": "/".join(manifest.parts[-2:]),  # the rest is about this disk
-        "Training cases": settings.get("clinseg.num_training_cases"),
-        "Validation cases": settings.get("clinseg.num_validation_cases"),
-        "Fold": settings.get("clinseg.fold"),
-        "Image channels": ", ".join(checkpoint.channels) if checkpoint else None,
-        "Content, SHA-256": settings.get("clinseg.data_hash"),
-    }
-    provenance = checkpoint.provenance if checkpoint else {}
-    model = {
-        "Task": run.task,
-        "Network": settings.get("network.name"),
-        "Kept from epoch": str(provenance["epoch"]) if provenance.get("epoch") is not None else None,
-        "Networks": str(len(checkpoint.members)) if checkpoint and checkpoint.members else None,
-        "SHA-256": checkpoint.content_hash if checkpoint else None,
-    }
-    work = {
-        "Experiment": run.experiment,
-        "Began": f"{summary.started:%Y-%m-%d %H:%M %Z}",
-        "Worked": f"{summary.minutes:.1f} minutes",
-        "Device": settings.get("clinseg.device"),
-        **_speed_facts(run),
-        **work_facts(entries),
-    }
-    environment = {
-        name.removeprefix("environment."): value
-        for name, value in settings.items()
-        if name.startswith("environment.")
-    }
-    code = {"Code": settings.get("mlflow.source.git.commit"), **version_facts(environment)}
-    groups = {"Data": data, "Model": model, "Work": work, "Made with": code}
-    return {
-        heading: {name: value for name, value in facts.items() if value}
-        for heading, facts in groups.items()
-        if any(facts.values())
-    }
-
-
-def _speed_facts(run: RunFolder) -> dict[str, str]:
-    metrics = read_metrics(run)
-    facts = {}
-    if epochs := [value for _, value in metrics.get("training/epoch_seconds", ())]:
-        facts["Epochs"] = f"{len(epochs)}, {sorted(epochs)[len(epochs) // 2]:.1f} s each in the median"
-    if memory := [value for _, value in metrics.get("system/process_memory_megabytes", ())]:
-        facts["Memory, highest seen"] = f"{max(memory):.0f} MB"
-    return facts

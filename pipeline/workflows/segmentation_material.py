@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.config import SegmentationJob
+from pipeline.config import Job, SegmentationJob
 from pipeline.data.cases import Study, read_manifest
 from pipeline.data.datasets import PreparedCase, hash_contents, hash_data, prepare_cases
 from pipeline.data.fingerprint import measure_intensities
@@ -88,6 +88,17 @@ class SegmentationMaterial(AbstractMaterial):
     def with_one_validation(self) -> SegmentationMaterial:
         """The same with the first validation case alone."""
         return replace(self, validation=self.validation[:1])
+
+
+def pin_labels(job: Job) -> Job:
+    """The job with the labels and regions that only its manifest names; a model must know them without it."""
+    if not isinstance(job, SegmentationJob) or job.data.labels is not None or job.data.regions is not None:
+        return job
+    contract = read_manifest(job.data).contract
+    if contract.regions is None:
+        return job
+    named = {"labels": dict(contract.labels), "regions": dict(contract.regions)}
+    return job.model_copy(update={"data": job.data.model_copy(update=named)})
 
 
 def load_material(job: SegmentationJob) -> SegmentationMaterial:

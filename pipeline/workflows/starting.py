@@ -68,6 +68,10 @@ class Start:
         return told
 
 
+_WHOLE = "network."
+"""What the names of the weights of MONAI's segmentation networks begin with; they have no encoder apart."""
+
+
 def pin_start(job: Job) -> Job:
     """The job with the model it starts from, or is judged by, named for good; see `pin_model`."""
     if isinstance(job, EnhancementJob) and isinstance(job.inference.downstream, str):
@@ -261,7 +265,7 @@ def _differences(job: FittedJob, former: FittedJob) -> tuple[str, ...]:
 
 def _check(job: FittedJob, start: Start) -> None:
     transfer, weights = start.transfer, start.checkpoint.weights
-    taken = [name for name in (*transfer.loaded, *transfer.adapted) if name.startswith(ENCODER)]
+    taken = [name for name in (*transfer.loaded, *transfer.adapted) if name.startswith((ENCODER, _WHOLE))]
     if not any(weights[name].ndim > 2 for name in taken):
         message = (
             f"no kernel of {start.model}'s encoder has the shape of one of this job's; take over the "

@@ -31,15 +31,21 @@ from pipeline.tracking import (
 )
 from pipeline.training.distributed import ALONE, join_world
 from pipeline.workflows.columns import Column
+from pipeline.workflows.models import WINNER_TAG
 from pipeline.workflows.recording import ENDING, describe_job
-from pipeline.workflows.resuming import CONFIG, SWEEP
+from pipeline.workflows.reporting import keep_report
+from pipeline.workflows.resuming import CONFIG, SWEEP, TRIALS
 from pipeline.workflows.suggesting import Outcome, build_pruner, suggest
-from pipeline.workflows.sweep_course import Request, as_overrides, begin_sweep, resume_sweep
+from pipeline.workflows.sweep_course import (
+    Request,
+    as_overrides,
+    begin_sweep,
+    resume_sweep,
+)
 from pipeline.workflows.tasks import COLUMNS
 from pipeline.workflows.training import Place, ended_by_trouble, train
 
 WINNER = "winner.yaml"
-TABLE = "trials.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +146,7 @@ def sweep(
             if winner.score is None:
                 raise ResourceError([Fault(trial.run, "trial-failed", trial.ending) for trial in trials])
             _keep_winner(record, winner, column.score, output)
+            keep_report(record)
         deliveries = [record.close("FINISHED")]
         if deliveries[0].is_complete:
             deliveries += [deliver(run) for run in read_children(record.run)]
@@ -211,7 +218,7 @@ def _tell(record: Record, trials: Sequence[Trial], score: str) -> None:
         told = "" if trial.score is None else f"{trial.score:.6g}"
         values = [trial.settings[key] for key in keys]
         table.writerow([trial.run, told, trial.ending, f"{trial.minutes:.2f}", *values])
-    write_text(record.folder / TABLE, file.getvalue())
+    write_text(record.folder / TRIALS, file.getvalue())
     if trials[-1].score is not None:
         name = score.removeprefix(BEST)
         record.log_metrics({f"trials/{name}": trials[-1].score}, step=len(trials) - 1)
@@ -224,8 +231,8 @@ def _keep_winner(record: Record, winner: Trial, score: str, output: Path | None)
     if output is not None:
         write_text(output, config)
     record.log_metrics({score: winner.score}, step=0)
-    record.set_tags({"clinseg.winner": winner.run})
-    for name in (TABLE, WINNER, SWEEP):
+    record.set_tags({WINNER_TAG: winner.run})
+    for name in (TRIALS, WINNER, SWEEP):
         record.log_artifact(record.folder / name)
 
 

@@ -213,7 +213,7 @@ def test_bad_decathlon(changes, rule, tmp_path):
     "changes, rule",
     [
         ({"labels": {"background": 0, "all": [1, 2]}}, "missing-labels"),
-        ({"labels": {"background": 0, "organ": 1, "ignore": [2]}}, "missing-labels"),
+        ({"labels": {"background": 0, "organ": 1, "ignore": [2]}}, "manifest-format"),
         ({"labels": {"background": 0, "organ": 1, "ignore": 1}}, "ignore-value"),
         ({"labelled": {"a": ["liver"]}}, "unknown-structure"),
         ({"labelled": {"a": []}}, "nothing-labelled"),
@@ -319,6 +319,30 @@ def test_nnunets_ignore_label_is_taken_over(tmp_path):
     regions = nnunet(tmp_path, labels={"background": 0, "all": [1, 2], "lesion": [2], "ignore": 3})
     study = read(regions, labels=LABELS, regions={"all": [1, 2], "lesion": [2]})
     assert study.contract.ignore_value == 3
+
+
+def test_nnunets_regions_are_taken_over_with_the_values_that_they_are_written_with(tmp_path):
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    path = nnunet(tmp_path, labels=labels, regions_class_order=[1, 2, 3])
+    contract = read(path).contract
+    assert contract.regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert contract.labels == {"background": 0, "label_1": 1, "label_2": 2, "enhancing": 3}
+    assert (contract.channel_values, contract.ignore_value) == ((1, 2, 3), 4)
+    # BraTS in nnU-Net's words: the oedema is 2 and the outermost.
+    path = nnunet(tmp_path, labels=labels, regions_class_order=[2, 3, 3])
+    with pytest.raises(ConfigError, match="one value of its own"):
+        read(path)
+    path = nnunet(tmp_path, labels=labels | {"core": [1, 3]}, regions_class_order=[2, 1, 3])
+    assert read(path).contract.regions == {"whole": (2, 1, 3), "core": (1, 3), "enhancing": (3,)}
+    assert read(path, labels=LABELS | {"third": 3}).contract.regions is None
+
+
+@pytest.mark.parametrize("order", [None, [1, 2], [1, 2, 7], [3, 1, 2]])
+def test_nnunets_regions_need_an_order_of_their_own_values(tmp_path, order):
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
+    path = nnunet(tmp_path, labels=labels, regions_class_order=order)
+    with pytest.raises(ConfigError, match="regions_class_order"):
+        read(path)
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,10 @@ REFUSED = {
     "no position": ("missing-tag", lambda s: edit(s, "9.dcm", put(ImagePositionPatient=None))),
     "empty orientation": ("missing-tag", lambda s: edit_all(s, put(ImageOrientationPatient=""))),
     "several frames": ("multi-frame", lambda s: edit(s, "9.dcm", put(NumberOfFrames=2))),
-    "inverted": ("photometric", lambda s: edit_all(s, put(PhotometricInterpretation="MONOCHROME1"))),
+    "inverted in part": (
+        "photometric",
+        lambda s: edit(s, "9.dcm", put(PhotometricInterpretation="MONOCHROME1")),
+    ),
     "colour": ("photometric", lambda s: edit_all(s, put(PhotometricInterpretation="RGB"))),
     "one bit": ("pixel-type", lambda s: edit_all(s, put(BitsAllocated=1))),
     "slope 0": ("rescale", lambda s: edit(s, "9.dcm", put(RescaleSlope=0, RescaleIntercept=0))),
@@ -286,8 +289,18 @@ def test_nothing_of_the_patient_is_told(tmp_path):
         assert not [secret for secret in secrets.values() if secret in text]
 
 
+def test_what_is_shown_inverted_has_the_values_that_are_stored(tmp_path):
+    plain = read_reading(copy_series(tmp_path / "a"))
+    inverted = read_reading(
+        edit_all(copy_series(tmp_path / "b"), put(PhotometricInterpretation="MONOCHROME1"))
+    )
+    assert np.array_equal(plain.volumes[0].array, inverted.volumes[0].array)
+    (note,) = inverted.warnings
+    assert note.rule == "monochrome1" and not plain.warnings
+
+
 def test_faults_of_many_files_are_told_once(tmp_path):
-    series = edit_all(copy_series(tmp_path), put(PhotometricInterpretation="MONOCHROME1"))
+    series = edit_all(copy_series(tmp_path), put(PhotometricInterpretation="RGB"))
     with pytest.raises(InputError) as caught:
         read_series(series)
     (fault,) = caught.value.faults

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 
 from pipeline.export.dicom_seg import write_segmentation
+from pipeline.export.dicom_sr import Answer, write_answer
 from pipeline.export.exporters import EXPORTERS
 from pipeline.export.rtstruct import write_structure_set
 from pipeline.labels import LabelContract
@@ -46,17 +48,35 @@ def prediction(predicted, request):
 
 @needs("dciodvfy")
 @needs("dcmdump")
+@needs("dsrdump")
 def test_validators_find_no_error(prediction, predicted, tmp_path):
     frames = np.random.default_rng(1).random((*prediction.grid.shape, 4)).astype(np.float32)
     nib.save(nib.Nifti1Image(frames, prediction.grid.affine), tmp_path / "p.nii")
     object.__setattr__(prediction, "probabilities", tmp_path / "p.nii")
     objects = dict.fromkeys(EXPORTERS, prediction)
     objects |= {"dicom-seg empty": predicted(is_empty=True, contract=CONTRACT)}
+    write_segmentation(tmp_path / "s.dcm", prediction)
+    objects |= {"dicom-sr of segments": replace(prediction, segmentation=tmp_path / "s.dcm")}
     for name, one in objects.items():
         path = tmp_path / f"{name}.dcm"
         EXPORTERS[name.split()[0]](path, one)
         assert "Error" not in run("dciodvfy", path), name
         assert not {"E:", "W:"} & set(run("dcmdump", path).split())
+        if name.startswith("dicom-sr"):
+            told = run("dsrdump", path)
+            assert all(line in told for line in ("Imaging Measurement Report", "left_kidney", "mL"))
+            assert "E:" not in told.split()  # its only warning: it checks no text in UTF-8
+
+
+@needs("dciodvfy")
+@needs("dsrdump")
+def test_validators_find_no_error_in_answers(prediction, tmp_path):
+    answer = Answer({"normal": 0.0625, "pneumonia": 0.9375}, ("pneumonia",), 0.875, True)
+    write_answer(tmp_path / "a.dcm", answer, prediction.source, prediction.maker)
+    assert "Error" not in run("dciodvfy", tmp_path / "a.dcm")
+    told = run("dsrdump", tmp_path / "a.dcm")
+    assert all(line in told for line in ("Predicted class", "pneumonia", "0.9375"))
+    assert "E:" not in told.split()
 
 
 def test_dcmqi_reads_the_same_segments(prediction, tmp_path):

@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.inference.budget import Work
 from pipeline.inference.sliding_window import sweep
 from pipeline.inference.window_runner import WindowRunner
-from pipeline.inference.windows import Windows, lay_windows, space_evenly, weigh_voxels
+from pipeline.inference.windows import Windows, lay_windows, space_evenly, space_stepwise, weigh_voxels
 from pipeline.memory import is_out_of_memory
 
 CPU = torch.device("cpu")
@@ -330,3 +330,15 @@ def test_windows_cover_an_axis_evenly_and_are_no_more_than_needed(size, window, 
     assert max(gaps) - min(gaps) <= 1
     assert max(gaps) <= max(1, math.ceil(window * (1 - overlap)))
     assert len(starts) == math.ceil((size - window) / max(1.0, window * (1 - overlap))) + 1
+
+
+@pytest.mark.parametrize("size", [5, 16, 17, 24, 30, 47])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
+def test_steps_are_monais(size, overlap):
+    from monai.data.utils import dense_patch_slices
+
+    padded = max(size, 16)
+    interval = 16 if padded == 16 else max(1, int(16 * (1 - overlap)))
+    theirs = [place.start for (place,) in dense_patch_slices((padded,), (16,), (interval,))]
+    pad = (padded - size) // 2
+    assert list(space_stepwise(size, 16, overlap)) == [start - pad for start in theirs]

@@ -50,7 +50,7 @@ class Browser:
         os.close(listens)
         os.close(answers)
         self._buffer, self._number, self._session = b"", 0, None
-        self.requests, self.messages, self.errors = [], [], []
+        self.requests, self.messages, self.errors, self._contexts = [], [], [], {}
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in "Page", "Runtime", "Network", "Log":
@@ -69,16 +69,26 @@ class Browser:
         self.wait_for(f"location.href === {json.dumps(url)} && document.readyState === 'complete'")
         self._call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
 
-    def run(self, script):
+    def run(self, script, **where):
         """The value of an expression in the page; promises are waited for."""
-        answer = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        where = {"awaitPromise": True, "returnByValue": True, **where}
+        answer = self._call("Runtime.evaluate", expression=script, **where)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait_for(self, script):
+    def sandbox(self):
+        """Where scripts of a frame run that has no origin: `run(script, **sandbox())`."""
+        end = time.monotonic() + _PATIENCE_S
+        while not (found := [number for number, origin in self._contexts.items() if origin == "://"]):
+            assert time.monotonic() < end, f"no such frame among {self._contexts}; {self.errors}"
+            self.run("0")  # hears what has happened
+            time.sleep(0.05)
+        return {"contextId": found[-1]}
+
+    def wait_for(self, script, **where):
         """Waits until an expression is true."""
         end = time.monotonic() + _PATIENCE_S
-        while not self.run(f"Boolean({script})"):
+        while not self.run(f"Boolean({script})", **where):
             assert time.monotonic() < end, f"never true: {script}; {self.errors} {self.messages}"
             time.sleep(0.05)
 
@@ -130,6 +140,12 @@ class Browser:
             case "Runtime.consoleAPICalled":
                 said = " ".join(str(part.get("value", part.get("description"))) for part in content["args"])
                 (self.errors if content["type"] in ("error", "assert") else self.messages).append(said)
+            case "Runtime.executionContextCreated":
+                self._contexts[content["context"]["id"]] = content["context"]["origin"]
+            case "Runtime.executionContextDestroyed":
+                self._contexts.pop(content["executionContextId"], None)
+            case "Runtime.executionContextsCleared":
+                self._contexts.clear()
             case "Runtime.exceptionThrown":
                 self.errors.append(str(content["exceptionDetails"]))
             case "Log.entryAdded" if content["entry"]["level"] in ("error", "warning"):
@@ -158,9 +174,10 @@ def browser(tmp_path_factory):
     browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def local_browser(tmp_path_factory):
     """The same, for pages that this machine serves itself; every other host stays unknown."""
-    browser = _start(tmp_path_factory, f"{_NO_HOST}, EXCLUDE 127.0.0.1")
+    flags = f"{_NO_HOST}, EXCLUDE 127.0.0.1", "--disable-features=IsolateSandboxedIframes"
+    browser = _start(tmp_path_factory, *flags)
     yield browser
     browser.close()

@@ -1,4 +1,4 @@
-"""A fresh MLflow database takes seconds: it is made once and copied for every test."""
+"""A store for every test, and servers as a team has them."""
 
 import os
 import shutil
@@ -16,13 +16,6 @@ from pipeline.tracking.store import connect
 
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "5"
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("database") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture

@@ -105,19 +105,14 @@ def _is_same(content, path):
 
 
 @pytest.fixture(scope="module")
-def registered(trained):
+def registered(trained, clinseg_in):
     """The folder of a trained segmentation, registered as `phantom` twice, and the masks of `predict`."""
-
-    def run(*arguments):
-        command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-        return subprocess.run(command, cwd=trained.folder, check=True, capture_output=True, text=True).stdout
-
-    images = trained.manifest.parent / "imagesTr"
-    first = run("register", "latest", "phantom", "--alias", "champion")
-    again = run("register", "latest", "phantom", "--alias", "spare")
-    masks = trained.folder / "masks"
-    run("predict", "models:/phantom@champion", images, "-o", masks)
-    return trained, first, again, run("models"), sorted(images.iterdir()), masks
+    folder, images = trained.folder, trained.manifest.parent / "imagesTr"
+    first = clinseg_in(folder, "register", "latest", "phantom", "--alias", "champion")
+    again = clinseg_in(folder, "register", "latest", "phantom", "--alias", "spare")
+    masks = folder / "masks"
+    clinseg_in(folder, "predict", "models:/phantom@champion", images, "-o", masks)
+    return trained, first, again, clinseg_in(folder, "models"), sorted(images.iterdir()), masks
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ and where) → choosing (which is meant) → pixels, regularising → reading.
 
 from pipeline.data.dicom.choosing import SeriesRule
 from pipeline.data.dicom.finding import find_dicom_files, holds_dicom, is_dicom, list_dicom_files
-from pipeline.data.dicom.reading import list_series, read_series, series_files, series_hash
+from pipeline.data.dicom.reading import list_series, read_series, series_files, series_frames, series_hash
 from pipeline.data.dicom.stacks import Stack
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "list_series",
     "read_series",
     "series_files",
+    "series_frames",
     "series_hash",
 ]

@@ -46,6 +46,8 @@ _MARKS = {
 _TAGS = (*_FILE_TAGS, *_NEEDED_TAGS, *_PLANE_TAGS, *_RESCALE_TAGS, *GROUP_TAGS, *_MARKS)
 _MORE_TAGS = ("SOPClassUID", "SamplesPerPixel", "NumberOfFrames", "PixelData")
 _PIXEL_DATA = 0x7FE00010
+_INVERTED = "MONOCHROME1"
+_GREY = ("MONOCHROME2", _INVERTED)
 _DEFERRED = 4096  # bytes from which on a value is left in the file
 _MAX_PIXELS = 2**26  # of one slice
 _MAX_FRAMES = 2**16
@@ -66,6 +68,7 @@ class Frame:
         rescale: Slope and intercept.
         stack: The stack that the file puts it into; empty if it names none.
         marks: What tells it from others at the same place, by the tag's name.
+        is_inverted: Whether low values are to be shown white (MONOCHROME1); the values are what they are.
     """
 
     path: Path
@@ -78,6 +81,7 @@ class Frame:
     rescale: tuple[float, float]
     stack: str
     marks: Mapping[str, str]
+    is_inverted: bool = False
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -193,8 +197,11 @@ def _problems(path: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
     if num_frames > _MAX_FRAMES or not 0 < int(dataset.Rows) * int(dataset.Columns) <= _MAX_PIXELS:
         yield "too-large", "it claims more frames or pixels than any scanner makes; fetch it again"
         return
-    if (photometric := dataset.PhotometricInterpretation) != "MONOCHROME2":
-        yield "photometric", f"MONOCHROME2 is needed, not {_known(photometric)}; convert the series first"
+    if (photometric := dataset.PhotometricInterpretation) not in _GREY:
+        yield (
+            "photometric",
+            f"MONOCHROME2 or MONOCHROME1 is needed, not {_known(photometric)}; convert the series first",
+        )
         return
     if dataset.BitsAllocated not in (8, 16, 32) or (dataset.get("SamplesPerPixel") or 1) != 1:
         yield "pixel-type", "one sample of 8, 16 or 32 bits a pixel is needed; convert the series first"
@@ -206,7 +213,7 @@ def _problems(path: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
 
 def _known(photometric: str) -> str:
     """The value if it is one of the standard's; a damaged file's could be anything."""
-    return photometric if photometric in ("MONOCHROME1", "RGB", "PALETTE COLOR", "YBR_FULL") else "another"
+    return photometric if photometric in ("RGB", "PALETTE COLOR", "YBR_FULL") else "another"
 
 
 def _is_whole(path: Path, dataset: Dataset, num_frames: int) -> bool:
@@ -245,6 +252,7 @@ def _frames(path: Path, dataset: Dataset, planes: Sequence[Dataset]) -> Iterator
             rescale=(1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)),
             stack=_text(plane, "StackID"),
             marks={tag: text for tag in _MARKS if (text := _mark(plane, tag))},
+            is_inverted=dataset.PhotometricInterpretation == _INVERTED,
         )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.dicom.choosing import SeriesRule, choose_stack, tell_stacks
 from pipeline.data.dicom.finding import find_dicom_files
-from pipeline.data.dicom.frames import Frame, read_header
+from pipeline.data.dicom.frames import Frame, read_header, tell_names
 from pipeline.data.dicom.pixels import read_pixels
 from pipeline.data.dicom.placing import STEP_TOLERANCE_MM, slice_steps, stack_affine
 from pipeline.data.dicom.regularising import plan_regular_grid, resample_frames
@@ -78,6 +78,18 @@ def series_files(path: Path, rule: SeriesRule) -> list[Path]:
     return list(dict.fromkeys(choose_stack(str(path), list_series(path), rule).files))
 
 
+def series_frames(path: Path, rule: SeriesRule) -> dict[Path, set[int]]:
+    """The same files, with the numbers from 0 of the frames in each that are its slices.
+
+    Raises:
+        InputError: As `read_series`.
+    """
+    found: dict[Path, set[int]] = {}
+    for frame in choose_stack(str(path), list_series(path), rule).frames:
+        found.setdefault(frame.path, set()).add(frame.index)
+    return found
+
+
 def series_hash(path: Path, rule: SeriesRule) -> str:
     """SHA-256 of the files of the series that `read_series` reads, whatever they are called, and what it is.
 
@@ -91,13 +103,28 @@ def series_hash(path: Path, rule: SeriesRule) -> str:
 
 
 def _choice_notes(where: str, stacks: Sequence[Stack], chosen: Stack) -> tuple[Fault, ...]:
-    """What was read, where more than that lies there: nobody should have to guess it later."""
+    """What was read, where more than that lies there, and what is odd: nobody should have to guess it later.
+
+    Raises:
+        InputError: If its slices do not agree how they are shown.
+    """
     is_merged = chosen not in stacks
     others = [s for s in stacks if s is not chosen and not (is_merged and s.series == chosen.series)]
-    if not others:
-        return ()
-    message = f"{tell_stacks([chosen])} was read, one of {len(others) + 1} that lie there"
-    return (Fault(where, "series-chosen", message),)
+    notes = []
+    if others:
+        message = f"{tell_stacks([chosen])} was read, one of {len(others) + 1} that lie there"
+        notes.append(Fault(where, "series-chosen", message))
+    inverted = [frame.name for frame in chosen.frames if frame.is_inverted]
+    if 0 < len(inverted) < len(chosen.frames):
+        message = (
+            f"some of its slices are MONOCHROME1 ({tell_names(inverted)}) and some MONOCHROME2; what their "
+            "values mean together is not known, convert the series first"
+        )
+        raise InputError(Fault(where, "photometric", message))
+    if inverted:
+        message = "it is MONOCHROME1, shown with low values white; its values are read as they are stored"
+        notes.append(Fault(where, "monochrome1", message))
+    return tuple(notes)
 
 
 def _read_regular(where: str, stack: Stack) -> Volume:

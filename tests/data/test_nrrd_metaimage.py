@@ -8,8 +8,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 
 from pipeline.data import foreign
-from pipeline.data.foreign import read_foreign
 from pipeline.data.images import find_inputs, read_image
+from pipeline.data.nrrd_metaimage import read_foreign
 from pipeline.errors import InputError
 
 FORMATS = [(suffix, packed) for suffix in (".nrrd", ".mha") for packed in (False, True)]
@@ -30,13 +30,13 @@ def save(path, made, packed):
     return path
 
 
-@pytest.mark.parametrize("suffix, packed, dtype", [
-    (".nrrd", False, np.uint8), (".nrrd", True, np.float64),
-    (".mha", False, np.int32), (".mha", True, np.int16),
-])  # fmt: skip
+# Each reading starts a program that takes seconds; the other types and forms are those of `convert` below.
+@pytest.mark.parametrize("suffix, packed, dtype", [(".nrrd", False, np.uint8), (".mha", True, np.float64)])
 def test_voxels_types_and_places_are_those_that_itk_writes_as_nifti(suffix, packed, dtype, tmp_path):
     array, made = image(dtype)
-    volume = read_foreign(save(tmp_path / f"image{suffix}", made, packed)).volumes[0]
+    reading = read_foreign(save(tmp_path / f"image{suffix}", made, packed))
+    (volume,) = reading.volumes
+    assert not reading.warnings
     assert volume.array.dtype == dtype and np.array_equal(volume.array, array)
     sitk.WriteImage(made, str(tmp_path / "same.nii"))
     assert np.allclose(volume.grid.affine, nib.load(tmp_path / "same.nii").affine, atol=1e-4)
@@ -49,7 +49,8 @@ def test_convert_writes_what_it_read(tmp_path, clinseg):
     assert answer.code == 0 and "7 x 5 x 4" in answer.out, answer.err
     written = nib.load(tmp_path / "image.nii.gz")
     assert np.array_equal(np.asanyarray(written.dataobj), array) and written.get_data_dtype() == np.int16
-    assert np.allclose(written.affine, read_foreign(source).volumes[0].grid.affine, atol=1e-5)
+    sitk.WriteImage(made, str(tmp_path / "same.nii"))
+    assert np.allclose(written.affine, nib.load(tmp_path / "same.nii").affine, atol=1e-4)
     assert clinseg("convert", source, tmp_path / "image.png").code == 2
     assert clinseg("convert", tmp_path / "image.nii.gz", tmp_path / "image.nii.gz").code == 2
     assert clinseg("convert", tmp_path / "none.nrrd", tmp_path / "out.nii").code == 3
@@ -139,8 +140,6 @@ def test_without_an_orientation_it_is_assumed_and_told(tmp_path):
     (tmp_path / "a.mha").write_bytes(meta())
     (warning,) = read_foreign(tmp_path / "a.mha").warnings
     assert warning.rule == "no-orientation"
-    (tmp_path / "b.nrrd").write_bytes(nrrd())
-    assert not read_foreign(tmp_path / "b.nrrd").warnings
 
 
 def test_a_reader_that_takes_too_much_is_stopped(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """The process that reads NRRD and MetaImage: its limits are set before it starts, it leaves plain arrays.
 
-    python -m pipeline.data.foreign_child IMAGE FOLDER
+    python -m pipeline.data.nrrd_metaimage_child IMAGE FOLDER
 
 writes `FOLDER/voxels.npy` and `FOLDER/affine.npy`, the latter in LPS.
 """

@@ -198,7 +198,7 @@ def _read_in_child(path: Path, claim: _Claim) -> Reading:
             resource.setrlimit(kind, (value, value))
 
     with TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pipeline.data.foreign_child", str(path.resolve()), folder]
+        command = [sys.executable, "-m", "pipeline.data.nrrd_metaimage_child", str(path.resolve()), folder]
         try:
             done = subprocess.run(  # noqa: S603 - our own program
                 command, preexec_fn=confine, timeout=_SECONDS, capture_output=True, check=False
