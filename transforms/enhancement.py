@@ -17,6 +17,9 @@ from transforms.preprocessing import Preprocessing, preprocess
 _BLUR_SIGMA = 1.5
 _BRIGHT = 95  # percentile
 
+NO_SIGNAL = -2.0
+"""What 0 becomes with `magnitude`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -89,6 +92,7 @@ def _measure_scale(channel: Tensor, settings: Preprocessing) -> Scale:
     blurred = ndimage.gaussian_filter(channel.numpy(), _BLUR_SIGMA)
     if settings.normalisation == "magnitude":
         bright = float(np.percentile(blurred, _BRIGHT))
-        return Scale(bright / 2, bright / 4 if bright > 0 else 1.0)
+        deviation = bright / 4 if bright > 0 else 1.0
+        return Scale(-NO_SIGNAL * deviation, deviation)
     assert settings.normalisation == "zscore", "what measures labelled structures cannot be asked here"
     return Scale(float(blurred.mean(dtype=np.float64)), float(blurred.std(dtype=np.float64)) or 1.0)

@@ -93,6 +93,10 @@ class GeneratorSection(LevelsSection):
     noise_channels: Annotated[int, Field(ge=0, le=8)] = 0
     """Channels of random numbers that the way back sees beside the image; for sources that look different
     each time, such as noisy ones (Almahairi et al. 2018)."""
+    noise: Literal["free", "rician"] = "free"
+    """What the way back makes of them. `free`: a correction that may depend on them, and each channel times a
+    map. `rician`: the noise of an MR magnitude, of which the strength alone is learnt, a number a window;
+    takes two channels, and `preprocessing.normalisation: magnitude`, which says where 0 is."""
     discriminator_features: Annotated[int, Field(ge=1)] = 32
     """Channels of a discriminator's first level; doubled at each further one, up to eight times as many."""
     discriminator_levels: Annotated[int, Field(ge=1, le=5)] = 3
@@ -110,6 +114,12 @@ class GeneratorSection(LevelsSection):
     def _check_neighbours(self) -> GeneratorSection:
         if self.neighbours and self.dimensions == 3:
             raise ValueError("neighbours: a network of three dimensions sees them already; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> GeneratorSection:
+        if self.noise == "rician" and self.noise_channels != 2:
+            raise ValueError("noise: rician is the magnitude of two noisy parts; set noise_channels to 2")
         return self
 
     @model_validator(mode="after")
@@ -205,6 +215,10 @@ class EnhancementJob(Section):
                     f"{name}: each axis must be a multiple of the network's total stride {total}, at least "
                     "twice it"
                 )
+        if self.network.noise == "rician" and self.preprocessing.normalisation != "magnitude":
+            raise ValueError(
+                "network.noise: rician needs to know where 0 is; set preprocessing.normalisation to magnitude"
+            )
         smallest = self.network.smallest_judged
         if self.training.method == "cyclegan" and min(self.training.patch_size) < smallest:
             raise ValueError(

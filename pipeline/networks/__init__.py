@@ -12,7 +12,7 @@ from pipeline.networks.attention_unet import AttentionUNet
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.cnn_classifier import CNNClassifier
 from pipeline.networks.discriminator import Discriminator
-from pipeline.networks.generators import Generator, ResidualEncoderDecoder, generating_unet
+from pipeline.networks.generators import Generator, ResidualEncoderDecoder, RicianNoise, generating_unet
 from pipeline.networks.monai_classifier import densenet121, efficientnet_b0, resnet18, resnet50
 from pipeline.networks.monai_segmenter import MONAI_NETWORKS, MonaiSegmenter
 
@@ -76,7 +76,9 @@ def build_classifier(section: ClassifierSection, in_channels: int, out_channels:
     return CLASSIFIERS[section.name](section, in_channels, out_channels)
 
 
-def build_generator(section: GeneratorSection, channels: int, noise_channels: int = 0) -> Generator:
+def build_generator(
+    section: GeneratorSection, channels: int, noise_channels: int = 0
+) -> Generator | RicianNoise:
     """A generator around the network that `section` names, with fresh weights from torch's global generator.
 
     Args:
@@ -84,7 +86,10 @@ def build_generator(section: GeneratorSection, channels: int, noise_channels: in
         channels: Of an image, without neighbours.
         noise_channels: Channels of random numbers that it sees behind the image.
     """
-    stacked = channels * (2 * section.neighbours + 1) + noise_channels
+    seen = channels * (2 * section.neighbours + 1)
+    if noise_channels and section.noise == "rician":
+        return RicianNoise(GENERATORS[section.name](section, seen, channels), section, channels)
+    stacked = seen + noise_channels
     body = GENERATORS[section.name](section, stacked, channels * (1 + noise_channels))
     return Generator(body, section, channels)
 

@@ -330,3 +330,48 @@ def test_what_it_keeps_can_be_counted(kind):
         for size in ((8, 8, 8), (8, 8, 16))
     )
     assert 0 < small < large
+
+
+# Rician noise
+
+
+def rician(strength):
+    """A way back whose noise has one strength everywhere."""
+    section = section_of(KINDS["residual_generator"], SHAPES["3D"], noise_channels=2, noise="rician")
+    net = build_generator(section, CHANNELS, 2)
+    nn.init.constant_(net.body.head.bias, strength)
+    return net
+
+
+def test_rician_noise_has_the_moments_of_a_magnitude():
+    """Of length x with noise of strength s in both parts the mean square is x² + 2s²."""
+    torch.manual_seed(0)
+    image = torch.cat((torch.full((1, 1, 32, 32, 32), -2.0), torch.full((1, 1, 32, 32, 32), 1.0)), dim=1)
+    with torch.no_grad():
+        made = rician(0.8)(torch.cat((image, torch.randn(1, 2, 32, 32, 32)), dim=1)) + 2
+    squares = made.square().mean(dim=(0, 2, 3, 4))
+    torch.testing.assert_close(squares, torch.tensor([2 * 0.64, 9 + 2 * 0.64]), rtol=0.03, atol=0)
+    assert made.min() >= 0
+
+
+def test_rician_noise_of_no_strength_changes_nothing():
+    net = rician(0.0)
+    image = torch.rand(2, CHANNELS + 2, 8, 8, 8)
+    torch.testing.assert_close(net(image), image[:, :CHANNELS])
+
+
+def test_rician_noise_has_one_strength_in_a_window():
+    net = rician(0.0)
+    nn.init.normal_(net.body.head.weight)
+    image = torch.full((1, CHANNELS + 2, 8, 8, 8), 100.0)  # so bright that only noise in phase is seen
+    image[:, :CHANNELS] += torch.randn(1, CHANNELS, 8, 8, 8)
+    image[:, CHANNELS], image[:, CHANNELS + 1] = 1.0, 0.0
+    added = net(image) - image[:, :CHANNELS]
+    assert (added - added.mean(dim=(2, 3, 4), keepdim=True)).abs().max() < 1e-3
+    assert added.abs().min() > 1e-2
+
+
+@pytest.mark.parametrize("channels", [0, 1, 3])
+def test_rician_noise_is_of_two_parts(channels):
+    with pytest.raises(ValueError, match="set noise_channels to 2"):
+        GeneratorSection(noise="rician", noise_channels=channels)

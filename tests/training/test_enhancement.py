@@ -2,13 +2,19 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline.config import EnhancementJob, load_job
+from pipeline.data.cases import Case
 from pipeline.data.datasets import Batch
+from pipeline.data.enhancement_images import EnhancementImage
+from pipeline.errors import ConfigError
 from pipeline.training.cyclegan import CycleGANTask
+from pipeline.training.enhancement import validate_enhancement
 from pipeline.training.supervised import SupervisedEnhancementTask
+from transforms.enhancement import Scale
 from transforms.keys import SOURCE, TARGET
 
 CONFIG = Path(__file__).parents[2] / "configs/smoke/enhancement.yaml"
@@ -91,9 +97,10 @@ def test_every_term_that_counts_is_recorded_and_no_other():
     }
 
 
+@pytest.mark.parametrize("noise", [("free", "1"), ("rician", "2")])
 @pytest.mark.parametrize("task_type", [CycleGANTask, SupervisedEnhancementTask])
-def test_slices_with_neighbours(task_type):
-    settings = {"dimensions": "2", "neighbours": "1", "noise_channels": "1"}
+def test_slices_with_neighbours(task_type, noise):
+    settings = {"dimensions": "2", "neighbours": "1", "noise": noise[0], "noise_channels": noise[1]}
     job = make_job(
         **{f"network__{name}": value for name, value in settings.items()},
         training__patch_size="[16, 16]",
@@ -106,6 +113,30 @@ def test_slices_with_neighbours(task_type):
     losses = task.training_step(batch, 0.0)
     assert all(loss.isfinite() for loss in losses.values())
     assert {tuple(image.shape) for image in task.render(batch).values()} == {(2, 2, 16, 16)}
+
+
+def test_rician_noise_needs_to_know_where_nothing_is():
+    with pytest.raises(ConfigError, match="rician needs to know where 0 is"):
+        make_job(preprocessing__normalisation="zscore")
+
+
+def test_flips_cost_nothing_while_it_trains():
+    job = make_job(inference__window_size="[16, 16, 16]")
+    seen = []
+
+    class Counted(torch.nn.Module):
+        def forward(self, windows):
+            seen.append(len(windows))
+            return windows
+
+    image = torch.rand(1, 16, 16, 16)
+    case = EnhancementImage(Case("a", "a", ()), image, image + 1, (Scale(0.0, 1.0),), np.eye(4))
+    told = []
+    for flips in (False, True):
+        section = job.inference.model_copy(update={"flips": flips})
+        validate_enhancement(Counted(), job.model_copy(update={"inference": section}), [case], CPU)
+        told.append(sum(seen))
+    assert told == [1, 2]
 
 
 def test_regression_comes_closer_to_the_truth():
