@@ -1,11 +1,13 @@
 """Accuracy of the shipped jobs by cross-validation, and what attention gates bring: goes on where it was.
 
-    python benchmarks/accuracy.py hippocampus gates-hippocampus gates-openkbp curve [--steps-per-minute N]
+    python benchmarks/accuracy.py SUITE… [--steps-per-minute N]
     python benchmarks/accuracy.py --tables
 
-Every training is one `clinseg train` in a process of its own; its per-case table goes to
-`docs/benchmarks/accuracy/ARM/NAME.csv`, and it is not made again while `trainings.csv` there has it. One that
-was interrupted is resumed. Two pages are made of the tables: `accuracy.md` and `attention-gates.md`.
+Suites are `hippocampus`, `curve`, `gates-hippocampus`, `gates-openkbp` and `plan`: what `clinseg plan` writes
+for a data set that nobody tuned for. Every training is one `clinseg train` in a process of its own; its
+per-case table goes to `docs/benchmarks/accuracy/ARM/NAME.csv`, and it is not made again while `trainings.csv`
+there has it. One that was interrupted is resumed. Two pages are made of the tables: `accuracy.md` and
+`attention-gates.md`.
 
 Budgets are minutes of an idle machine with two cores. Where other programs run beside, `--steps-per-minute`
 gives every training the steps that an idle machine makes in these minutes instead.
@@ -25,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import load_job
+from pipeline.inference.confusion import read_confusions, summarise_confusions
 from pipeline.statistics import summarise
 from pipeline.tracking import list_runs
 
@@ -33,6 +36,8 @@ TABLES = ROOT / "docs" / "benchmarks"
 RESULTS = TABLES / "accuracy"
 LEDGER = RESULTS / "trainings.csv"
 COLUMNS = ("arm", "training", "steps", "minutes_told", "minutes_taken", "run")
+CONFUSION = "confusion"
+"""Folder of the tables that say which structure was taken for which."""
 ON, OFF = "network.attention_gates=true", "network.attention_gates=false"
 
 
@@ -41,11 +46,12 @@ class Arm:
     """Trainings that are judged together.
 
     Attributes:
-        config: Of `configs/`.
+        config: Of `configs/`; or, with `plans`, written by `clinseg plan` for the data set of that name.
         minutes: Budget of each on an idle machine with two cores.
         folds: To validate on; `none` trains on every case and judges nothing.
         seeds: Of each.
         settings: Overrides.
+        plans: Whether the config is a plan, and left as it is but for its budget in steps.
     """
 
     config: str
@@ -53,6 +59,7 @@ class Arm:
     folds: tuple[str, ...]
     seeds: tuple[int, ...] = (0,)
     settings: tuple[str, ...] = ()
+    plans: bool = False
 
 
 FIVE = ("0", "1", "2", "3", "4")
@@ -67,6 +74,7 @@ SUITES: Mapping[str, Mapping[str, Arm]] = {
         "gates-openkbp-on": Arm("openkbp.yaml", 30, ("0",), (0, 1), (ON,)),
         "gates-openkbp-off": Arm("openkbp.yaml", 30, ("0",), (0, 1), (OFF,)),
     },
+    "plan": {"plan-openkbp-60": Arm("openkbp.yaml", 60, ("0",), plans=True)},
 }
 Rows = list[dict[str, str]]
 
@@ -81,7 +89,7 @@ def trainings(section: Arm) -> Iterator[tuple[str, str, int]]:
 
 def run(arm: str, section: Arm, name: str, fold: str, seed: int, steps_per_minute: int | None) -> None:
     """Trains, or goes on with the training, and keeps its table."""
-    config = ROOT / "configs" / section.config
+    config = plan(section) if section.plans else ROOT / "configs" / section.config
     experiment = f"{arm}-{name}"
     budget = [f"training.minutes={section.minutes}", "training.epochs=null"]
     if steps_per_minute is not None:
@@ -108,6 +116,8 @@ def run(arm: str, section: Arm, name: str, fold: str, seed: int, steps_per_minut
     target.parent.mkdir(parents=True, exist_ok=True)
     if (folder / "cases.csv").is_file():
         shutil.copyfile(folder / "cases.csv", target)
+        (target.parent / CONFUSION).mkdir(exist_ok=True)
+        shutil.copyfile(folder / "confusion.csv", target.parent / CONFUSION / target.name)
     is_new = not LEDGER.is_file()
     with LEDGER.open("a", encoding="utf-8", newline="") as file:
         ledger = csv.writer(file, lineterminator="\n")
@@ -116,6 +126,18 @@ def run(arm: str, section: Arm, name: str, fold: str, seed: int, steps_per_minut
         job = load_job(folder / "config.yaml").training
         steps = "" if job.epochs is None else job.epochs * job.steps_per_epoch
         ledger.writerow([arm, name, steps, section.minutes, round(done.minutes, 1), done.name])
+
+
+def plan(section: Arm) -> Path:
+    """The config that `clinseg plan` writes."""
+    path = Path("mlruns/planned") / section.config
+    if not path.is_file():
+        data = ROOT / "../shared/data" / path.stem / "dataset.json"
+        minutes = ["--minutes", str(section.minutes)]
+        subprocess.run(
+            [sys.executable, "-m", "pipeline", "plan", str(data), "-o", str(path), *minutes], check=True
+        )
+    return path
 
 
 def is_done(arm: str, name: str) -> bool:
@@ -155,7 +177,8 @@ def write_accuracy() -> None:
             for line in arm_lines(arm, section)
         ),
         "",
-        "Published for this data set (five folds, 208 training cases each, hours on a GPU, test-time",
+        *side_lines(),
+        "Published for the hippocampus (five folds, 208 training cases each, hours on a GPU, test-time",
         "mirroring): nnU-Net 3d_fullres 0.8975 (anterior), 0.8807 (posterior); MONAI DynUNet 0.8983, 0.8816.",
         "",
     ]
@@ -177,6 +200,18 @@ def arm_lines(arm: str, section: Arm) -> Iterator[str]:
         yield f"| {arm} | {done} | | mean | {statistics.fmean(means):.4f} | | |"
     else:
         yield f"| {arm} | {done} | | | not measured | | |"
+
+
+def side_lines() -> Iterator[str]:
+    """How much of one side was marked as the other, in every training that has a table of it."""
+    for folder in sorted(RESULTS.glob(f"*/{CONFUSION}")):
+        found = [one for table in sorted(folder.glob("*.csv")) for one in read_confusions(table)]
+        names = {row["label"] for table in folder.parent.glob("*.csv") for row in read(table)}
+        for one in summarise_confusions(found, sorted(names)):
+            if one.is_other_side:
+                share = f"{one.volume_ml:.3f} ml in {one.num_cases} cases, {one.largest_share:.2%} at most"
+                yield f"{folder.parent.name}: {one.reference} marked as {one.prediction}: {share}."
+                yield ""
 
 
 def write_gates() -> None:
