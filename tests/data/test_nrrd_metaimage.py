@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 
-from pipeline.data import foreign
+from pipeline.data import nrrd_metaimage
 from pipeline.data.images import find_inputs, read_image
 from pipeline.data.nrrd_metaimage import read_foreign
 from pipeline.errors import InputError
@@ -130,7 +130,7 @@ REFUSED = {
 def test_a_header_that_is_not_what_it_should_be_is_refused_before_its_reader_starts(
     name, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(foreign, "_read_in_child", lambda *_: pytest.fail("the reader was started"))
+    monkeypatch.setattr(nrrd_metaimage, "_read_in_child", lambda *_: pytest.fail("the reader was started"))
     rule, content = REFUSED[name]
     (tmp_path / name).write_bytes(content)
     assert refused(tmp_path / name) == rule
@@ -144,5 +144,5 @@ def test_without_an_orientation_it_is_assumed_and_told(tmp_path):
 
 def test_a_reader_that_takes_too_much_is_stopped(tmp_path, monkeypatch):
     path = save(tmp_path / "image.nrrd", image()[1], packed=False)
-    monkeypatch.setattr(foreign, "_SPARE", 2**20)
+    monkeypatch.setattr(nrrd_metaimage, "_SPARE", 2**20)
     assert refused(path) == "undecodable"

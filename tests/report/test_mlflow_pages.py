@@ -133,13 +133,13 @@ def test_the_report_works_in_the_artifact_pane(local_browser, pages):
         return num; })()"""
     assert browser.run(coloured, **page) > 100
     column = (
-        "[...document.querySelectorAll('.sortable tbody tr')].map(row => Number(row.cells[1].dataset.value))"
+        "[...document.querySelectorAll('#cases tbody tr')].map(row => Number(row.cells[1].dataset.value))"
     )
     browser.run(
-        "const body = document.querySelector('.sortable tbody');"
+        "const body = document.querySelector('#cases tbody');"
         "body.append(body.rows[0].cloneNode(true));"
         "body.rows[0].cells[1].dataset.value = 2;"
-        "document.querySelectorAll('.sortable thead button')[1].click()",
+        "document.querySelectorAll('#cases thead button')[1].click()",
         **page,
     )
     values = browser.run(column, **page)
