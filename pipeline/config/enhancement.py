@@ -215,12 +215,14 @@ class EnhancementJob(Section):
                     f"{name}: each axis must be a multiple of the network's total stride {total}, at least "
                     "twice it"
                 )
-        if self.network.noise == "rician" and self.preprocessing.normalisation != "magnitude":
+        has_way_back = self.training.method == "cyclegan"
+        is_rician = has_way_back and self.network.noise == "rician"
+        if is_rician and self.preprocessing.normalisation != "magnitude":
             raise ValueError(
                 "network.noise: rician needs to know where 0 is; set preprocessing.normalisation to magnitude"
             )
         smallest = self.network.smallest_judged
-        if self.training.method == "cyclegan" and min(self.training.patch_size) < smallest:
+        if has_way_back and min(self.training.patch_size) < smallest:
             raise ValueError(
                 f"training.patch_size: each axis needs {smallest} voxels for "
                 f"{self.network.discriminator_levels} discriminator levels; take a larger patch, or fewer "
