@@ -174,7 +174,7 @@ def watched() -> Iterator[Cost]:
     finally:
         for name, door in kept.items():
             setattr(Record, name, door)
-        setattr(_Drain, "run", run)  # noqa: B010
+        setattr(_Drain, "run", run)  # noqa: B010 - as above
 
 
 def training_table(num_epochs: int, num_steps: int) -> str:

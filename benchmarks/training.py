@@ -193,7 +193,7 @@ class DeepNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Logits of every supervised level."""
-        deep: list[Tensor] = self.network.forward_deep(image)  # type: ignore[operator]
+        deep: list[Tensor] = self.network.forward_deep(image)  # type: ignore[operator]  # a module, to mypy
         return deep
 
 

@@ -20,7 +20,8 @@ _CONFIGS: Final = tuple(
 )
 METADATA: Final = "configs/metadata.json"
 OWN: Final = "models/clinseg.safetensors"
-"""The checkpoint that `clinseg export` puts beside what others run."""
+"""The checkpoint that `clinseg export` puts beside what others run (`pipeline.export.bundle.OWN`, which this
+room does not see; a test takes one way and the other)."""
 _WEIGHTS: Final = ("models/model.safetensors", "models/model.pt", "models/model.ts")
 _WANTED: Final = (*_CONFIGS, METADATA, OWN, *_WEIGHTS)
 _MOST_ENTRIES, _LARGEST_RATIO = 10_000, 200

@@ -65,7 +65,7 @@ class ConfigFile:
         faults.append(Fault(self.where(path), "bundle-reference", "references run in a circle; write it out"))
         return ()
 
-    def _plain(self, path: KeyPath, value: Any, faults: list[Fault], depth: int) -> Any:  # noqa: ANN401, PLR0911
+    def _plain(self, path: KeyPath, value: Any, faults: list[Fault], depth: int) -> Any:  # noqa: ANN401, PLR0911 - whatever is there, a return for each kind
         if depth > MAX_DEPTH:
             faults.append(
                 Fault(self.where(path), "bundle-reference", "it is nested too deeply; write it out")
@@ -93,7 +93,7 @@ class ConfigFile:
                 return REFUSED if REFUSED in inner.values() else inner
         return value
 
-    def _literal(self, path: KeyPath, text: str, faults: list[Fault]) -> Any:  # noqa: ANN401
+    def _literal(self, path: KeyPath, text: str, faults: list[Fault]) -> Any:  # noqa: ANN401 - whatever is there
         """What an expression is that is only a number, a text or a list of them, or the name of a type."""
         if text in _TYPES:
             return _TYPES[text]

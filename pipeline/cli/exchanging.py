@@ -14,12 +14,12 @@ from rich.table import Table
 from pipeline.cli.app import Device, Model, Regularise, Series, app, series_rules
 from pipeline.cli.showing import OUT
 from pipeline.errors import InputError
+from pipeline.pacs.address import DEFAULT_AET
 
 if TYPE_CHECKING:
     from pipeline.pacs.entries import Standing
 
 _PANEL = "Exchange with a PACS"
-_AET = "CLINSEG"
 
 pacs_app = typer.Typer(help="Fetch studies from a PACS, send results to it.", no_args_is_help=True)
 app.add_typer(pacs_app, name="pacs", rich_help_panel=_PANEL)
@@ -40,7 +40,7 @@ def pacs_pull(
         list[str] | None,
         typer.Option("--series", help="Only such series: UID, id, number or description; may be repeated."),
     ] = None,
-    aet: Aet = _AET,
+    aet: Aet = DEFAULT_AET,
     receive_at: Annotated[
         str | None,
         typer.Option(help="host:port of ours, for a PACS that sends (C-MOVE) instead of answering (C-GET)."),
@@ -65,7 +65,7 @@ def pacs_push(
         str, typer.Option("--to", help="dicom://AETITLE@host:port, or the root of a DICOMweb service.")
     ],
     *,
-    aet: Aet = _AET,
+    aet: Aet = DEFAULT_AET,
 ) -> None:
     """Send DICOM files as they are; the PACS acknowledges each."""
     from pipeline.workflows.pushing import push
@@ -88,7 +88,7 @@ def listen(
     ],
     *,
     at: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:11112",
-    aet: Aet = _AET,
+    aet: Aet = DEFAULT_AET,
     settle: Annotated[
         float, typer.Option(help="Seconds without a new instance after which a study is complete.")
     ] = 30.0,

@@ -71,7 +71,7 @@ def _label_stack(prediction: Prediction, names: Sequence[str]) -> NDArray[Any]:
 
 def _probability_stack(prediction: Prediction) -> NDArray[np.float32]:
     assert prediction.probabilities is not None, "the workflow asks for them"
-    frames = np.asanyarray(nib.load(prediction.probabilities).dataobj)  # type: ignore[attr-defined]
+    frames = np.asanyarray(nib.load(prediction.probabilities).dataobj)  # type: ignore[attr-defined]  # nibabel has no types
     contract = prediction.contract
     channels = [contract.channel_names.index(name) for name in contract.structures]
     return np.stack([np.clip(frames[..., c], 0, 1).transpose(2, 1, 0) for c in channels], axis=-1)
@@ -94,7 +94,7 @@ def _build(prediction: Prediction, kind: Kind, stack: NDArray[Any] | None) -> Da
     """The object; without a stack one empty frame of each segment."""
     with warnings.catch_warnings(action="ignore"):
         from highdicom import PixelMeasuresSequence, PlaneOrientationSequence  # noqa: PLC0415 - half a second
-        from highdicom.seg import Segmentation  # noqa: PLC0415
+        from highdicom.seg import Segmentation  # noqa: PLC0415 - with highdicom, late
 
         grid, maker = prediction.grid, prediction.maker
         affine = lps_affine(grid)
@@ -150,10 +150,10 @@ def _refer(dataset: Dataset, prediction: Prediction) -> None:
 
 
 def _describe(number: int, name: str, term: Term, prediction: Prediction) -> Any:  # noqa: ANN401 - highdicom is imported late
-    from highdicom import AlgorithmIdentificationSequence  # noqa: PLC0415
-    from highdicom.color import CIELabColor  # noqa: PLC0415
-    from highdicom.seg import SegmentDescription  # noqa: PLC0415
-    from pydicom.sr.codedict import codes  # noqa: PLC0415
+    from highdicom import AlgorithmIdentificationSequence  # noqa: PLC0415 - with highdicom, late
+    from highdicom.color import CIELabColor  # noqa: PLC0415 - with highdicom, late
+    from highdicom.seg import SegmentDescription  # noqa: PLC0415 - with highdicom, late
+    from pydicom.sr.codedict import codes  # noqa: PLC0415 - with highdicom, late
 
     maker = prediction.maker
     description = SegmentDescription(
@@ -176,14 +176,14 @@ def _describe(number: int, name: str, term: Term, prediction: Prediction) -> Any
 
 def concept(code: Code) -> Any:  # noqa: ANN401 - highdicom is imported late
     """A code in highdicom's form."""
-    from highdicom.sr import CodedConcept  # noqa: PLC0415
+    from highdicom.sr import CodedConcept  # noqa: PLC0415 - with highdicom, late
 
     return CodedConcept(code.value, code.scheme, code.meaning)
 
 
 def _positions(prediction: Prediction, affine: NDArray[np.float64], num: int) -> Iterator[Any]:
     """The corner of each plane: in the words of its slice where it is one, else computed."""
-    from highdicom import PlanePositionSequence  # noqa: PLC0415
+    from highdicom import PlanePositionSequence  # noqa: PLC0415 - with highdicom, late
 
     for plane in range(num):
         image = prediction.source.planes.get(plane)

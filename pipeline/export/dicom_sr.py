@@ -170,7 +170,7 @@ def _build(
     others: Sequence[Dataset],
 ) -> Dataset:
     from highdicom import sr  # noqa: PLC0415 - half a second
-    from pydicom.sr.codedict import codes  # noqa: PLC0415
+    from pydicom.sr.codedict import codes  # noqa: PLC0415 - with highdicom, late
 
     identity = clean_text(maker.name, 64)
     device = sr.DeviceObserverIdentifyingAttributes(
@@ -209,7 +209,7 @@ def _build(
 
 
 def _algorithm(maker: Maker) -> Any:  # noqa: ANN401 - highdicom is imported late
-    from highdicom import sr  # noqa: PLC0415
+    from highdicom import sr  # noqa: PLC0415 - with highdicom, late
 
     parameters = [f"Model SHA-256 {maker.sha256}", "Automatic, not reviewed"]
     return sr.AlgorithmIdentification(clean_text(maker.name, 64), f"clinseg {maker.version}", parameters)
@@ -218,7 +218,7 @@ def _algorithm(maker: Maker) -> Any:  # noqa: ANN401 - highdicom is imported lat
 def _measure(
     number: int, name: str, millilitres: float, term: Term, images: _Images, prediction: Prediction
 ) -> Any:  # noqa: ANN401 - highdicom is imported late
-    from highdicom import sr  # noqa: PLC0415
+    from highdicom import sr  # noqa: PLC0415 - with highdicom, late
 
     maker, source = prediction.maker, prediction.source
     side = None if term.side is None else concept(SIDES[term.side])
@@ -234,7 +234,7 @@ def _measure(
     }
     if prediction.segmentation is None:
         return sr.MeasurementsAndQualitativeEvaluations(source_images=_references(images), **common)
-    from pydicom.uid import SegmentationStorage  # noqa: PLC0415
+    from pydicom.uid import SegmentationStorage  # noqa: PLC0415 - with highdicom, late
 
     segment = sr.ReferencedSegment(
         SegmentationStorage,
@@ -252,7 +252,7 @@ def _evaluate(
     maker: Maker,
     uid: Callable[[str], UID],
 ) -> Any:  # noqa: ANN401 - highdicom is imported late
-    from highdicom import sr  # noqa: PLC0415
+    from highdicom import sr  # noqa: PLC0415 - with highdicom, late
 
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=uid("report answer"), identifier="classification"),
@@ -268,7 +268,7 @@ def _evaluate(
 
 
 def _references(images: _Images) -> list[Any]:
-    from highdicom import sr  # noqa: PLC0415
+    from highdicom import sr  # noqa: PLC0415 - with highdicom, late
 
     return [
         sr.SourceImageForMeasurementGroup(header.SOPClassUID, header.SOPInstanceUID, frames or None)

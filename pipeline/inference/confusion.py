@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,10 +77,13 @@ def find_confusions(
         structures: Those that were drawn in the reference; what was not drawn is nobody's mistake.
         ignore_value: What the reference holds where nobody knows; such voxels are left out.
     """
-    known = np.ones(reference.array.shape, bool) if ignore_value is None else reference.array != ignore_value
+    predicted: NDArray[Any] = prediction.array
+    drawn: NDArray[Any] = reference.array
+    if ignore_value is not None:
+        known = drawn != ignore_value
+        predicted, drawn = predicted[known], drawn[known]
     values = sorted({value for members in structures.values() for value in members})
-    counts = joint_counts(prediction.array[known], reference.array[known], values)
-    voxel_ml = math.prod(reference.grid.spacing) / 1000
+    counts = joint_counts(predicted, drawn, values)
     codes = {name: [values.index(value) + 1 for value in members] for name, members in structures.items()}
     found = []
     for true, own in codes.items():
@@ -88,7 +91,7 @@ def find_confusions(
             num_voxels = 0 if set(own) & set(other) else _count(counts, other, own)
             if num_voxels:
                 share = num_voxels / int(counts[:, own].sum())
-                found.append(Confusion(case, true, taken, num_voxels * voxel_ml, share))
+                found.append(Confusion(case, true, taken, num_voxels * reference.grid.voxel_ml, share))
     return found
 
 

@@ -41,12 +41,12 @@ def export(
         IntegrityError: If a file read back is not what was predicted.
     """
     prediction = replace(prediction, probabilities=probabilities_path(folder, case))
-    hashes, faults = {}, []
+    hashes: dict[str, str] = {}
+    faults: list[Fault] = []
     for form in sorted(forms, key=list(EXPORTERS).index):  # what refers to others comes behind them
         path = export_path(folder, form, case)
-        fault = _attempt(case, form, partial(EXPORTERS[form], path, prediction))
-        if fault is not None:
-            faults.append(fault)
+        if wrong := _attempt(case, form, partial(EXPORTERS[form], path, prediction)):
+            faults += wrong
             continue
         hashes[form] = sha256_of(path)
         if form == SEGMENTATION:
@@ -66,26 +66,26 @@ def export_answer(
     path = export_path(folder, REPORT, report.case)
     shares = dict(zip(classes, report.probabilities, strict=True))
     answer = Answer(shares, report.predicted, report.confidence, report.review)
-    fault = _attempt(report.case, REPORT, partial(write_answer, path, answer, source, maker))
-    if fault is not None:
-        return replace(report, faults=(*report.faults, fault))
+    if wrong := _attempt(report.case, REPORT, partial(write_answer, path, answer, source, maker)):
+        return replace(report, faults=(*report.faults, *wrong))
     return replace(report, exports={REPORT: sha256_of(path)})
 
 
-def _attempt(case: str, form: str, write: Callable[[], None]) -> Fault | None:
+def _attempt(case: str, form: str, write: Callable[[], None]) -> tuple[Fault, ...]:
+    """Writes, or tells why it cannot be."""
     try:
         write()
     except (ResourceError, IntegrityError):
         raise
     except FaultError as error:
-        return error.faults[0]
+        return tuple(error.faults)
     except Exception as error:  # a strict library fed with a scanner's headers may raise anything
         message = (
             f"{form} cannot be made of this series ({type(error).__name__}); what was predicted is written, "
             "check the series with a DICOM validator"
         )
-        return Fault(case, "not-exportable", message)
-    return None
+        return (Fault(case, "not-exportable", message),)
+    return ()
 
 
 def probabilities_path(folder: Path, case: str) -> Path:

@@ -21,9 +21,8 @@ def compiler_faults(where: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
-        # Here, for importing it takes every command a second, and only this one needs it.
-        from torch._dynamo.exc import BackendCompilerFailed  # noqa: PLC0415
+    except Exception as error:  # of a kind that has to be imported first, which takes every command a second
+        from torch._dynamo.exc import BackendCompilerFailed  # noqa: PLC0415 - see above
 
         if not isinstance(error, BackendCompilerFailed):
             raise

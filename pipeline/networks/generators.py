@@ -90,7 +90,7 @@ class Generator(nn.Module):
 
 
 class RicianNoise(nn.Module):
-    """The way back where it adds noise to MR magnitudes and does nothing else.
+    """The way back where it adds noise to MR magnitudes and does nothing else (Gudbjartsson and Patz 1995).
 
     A magnitude is the length of two parts, both with noise of one strength. In phase stands the image, so
     that what is dark becomes brighter, by more than a network finds out that has to invent it (measured in
@@ -118,7 +118,18 @@ class RicianNoise(nn.Module):
         nn.init.constant_(body.head.bias, _FIRST_STRENGTH)
 
     def forward(self, image: Tensor) -> Tensor:
-        """A magnitude with noise; arguments and errors are those of `Generator`, with two random channels."""
+        """A magnitude with noise.
+
+        Args:
+            image: (B, channels · (2 · neighbours + 1) + 2, …), as `Generator` takes it; no signal is at
+                `NO_SIGNAL`, and the two channels of noise stand last.
+
+        Returns:
+            (B, channels, …) on the grid of `image`.
+
+        Raises:
+            ValueError: As `Generator`.
+        """
         strength = self.body(image[:, :-2]).mean(dim=tuple(range(2, image.ndim)), keepdim=True)
         in_phase = image[:, self._image] - NO_SIGNAL + strength * image[:, -2, None]
         across = strength * image[:, -1, None]

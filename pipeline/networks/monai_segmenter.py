@@ -48,7 +48,7 @@ class MonaiSegmenter(nn.Module):
         arguments = section.arguments or {}
         if faults := list(argument_faults(section.name, arguments)):
             raise ConfigError(Fault(f"network.arguments.{key}", "no-network", text) for key, text in faults)
-        build = MONAI_NETWORKS[section.name]  # type: ignore[index]
+        build = MONAI_NETWORKS[section.name]  # type: ignore[index]  # a config names one of these
         given = dict(zip(GIVEN, (section.dimensions, in_channels, out_channels), strict=True))
         try:
             self.network = build(**arguments, **given)
@@ -84,7 +84,7 @@ def argument_faults(name: str, arguments: Mapping[str, Any]) -> Iterator[tuple[s
         name: One of `MONAI_NETWORKS`.
         arguments: Plain values, of whatever source.
     """
-    parameters = dict(inspect.signature(MONAI_NETWORKS[name]).parameters)  # type: ignore[index]
+    parameters = dict(inspect.signature(MONAI_NETWORKS[name]).parameters)  # type: ignore[index]  # a config names one of these
     known = [key for key in parameters if key not in GIVEN]
     for key, value in arguments.items():
         if key in GIVEN:

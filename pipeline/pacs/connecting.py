@@ -25,6 +25,6 @@ def connect(address: Address, aet: str = DEFAULT_AET, receive_at: tuple[str, int
         message = f"{', '.join(missing)} is missing: pip install 'clinseg[pacs]'"
         raise ConfigError(Fault("pacs", "not-installed", message))
     from pipeline.pacs.dicomweb import WebPacs  # noqa: PLC0415 - of an extra
-    from pipeline.pacs.dimse import DimsePacs  # noqa: PLC0415
+    from pipeline.pacs.dimse import DimsePacs  # noqa: PLC0415 - of an extra
 
     return WebPacs(address) if isinstance(address, WebAddress) else DimsePacs(address, aet, receive_at)

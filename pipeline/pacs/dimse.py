@@ -15,13 +15,13 @@ from pydicom.uid import UID
 from pynetdicom import AE, _config, build_context, build_role, evt
 from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # pynetdicom makes its names as it is imported
     StudyRootQueryRetrieveInformationModelFind as FindModel,
 )
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # pynetdicom makes its names as it is imported
     StudyRootQueryRetrieveInformationModelGet as GetModel,
 )
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]  # pynetdicom makes its names as it is imported
     StudyRootQueryRetrieveInformationModelMove as MoveModel,
 )
 
@@ -73,7 +73,7 @@ class DimsePacs:
         def put(instance: Instance) -> None:
             try:
                 keep(instance)
-            except Exception as error:
+            except Exception as error:  # raised in the library's thread: told here as well
                 failures.append(error)
                 raise
 

@@ -187,7 +187,7 @@ class Queue:
         """Takes all that is parked up again; how many."""
         with self._transaction() as base:
             changes = "revision = revision - 1, reason = NULL, attempts = 0"
-            return base.execute(f"UPDATE answers SET {changes} WHERE state = 'parked'").rowcount  # noqa: S608
+            return base.execute(f"UPDATE answers SET {changes} WHERE state = 'parked'").rowcount  # noqa: S608 - words of this file
 
     def forget(self, before: float) -> list[str]:
         """Forgets the instances of answered studies that are as old as that; gives these studies' ids."""

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from pynetdicom.events import Event
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # pynetdicom makes its names as it is imported
 
 from pipeline.errors import ConfigError, Fault, InputError, ResourceError
 from pipeline.pacs.instances import Instance, read_instance
@@ -88,7 +88,7 @@ def receiving(aet: str, endpoint: tuple[str, int], allowed: Sequence[str], inbox
     ae.require_called_aet = True
     ae.require_calling_aet = list(allowed)
     for context in AllStoragePresentationContexts:
-        ae.add_supported_context(context.abstract_syntax, list(SYNTAXES))  # type: ignore[arg-type]
+        ae.add_supported_context(context.abstract_syntax, list(SYNTAXES))  # type: ignore[arg-type]  # it takes a list, and its types want another
     ae.add_supported_context(Verification)
     where = f"{endpoint[0]}:{endpoint[1]}"
     try:

@@ -105,7 +105,7 @@ def _guarding(path: Path) -> Iterator[None]:
             yield
     except FaultError:
         raise
-    except Exception as error:
+    except Exception as error:  # damaged bytes make parsers and writers raise anything
         message = "the file is damaged, or no whole DICOM file; fetch it again from its source"
         raise InputError(Fault(str(path), "unreadable", message)) from error
 

@@ -174,9 +174,9 @@ def _make_version(client: MlflowClient, servable: Servable, run: Run, name: str)
 def _log_model(client: MlflowClient, servable: Servable, run: Run, tags: dict[str, str]) -> LoggedModel:
     """Stores the model beside its run; one that was cut off is marked as failed."""
     import mlflow.pyfunc  # noqa: PLC0415 - see store.prepare_mlflow
-    from mlflow.models import Model, ModelSignature  # noqa: PLC0415
-    from mlflow.types import Schema  # noqa: PLC0415
-    from pandas import DataFrame  # noqa: PLC0415
+    from mlflow.models import Model, ModelSignature  # noqa: PLC0415 - MLflow and pandas take seconds
+    from mlflow.types import Schema  # noqa: PLC0415 - MLflow and pandas take seconds
+    from pandas import DataFrame  # noqa: PLC0415 - MLflow and pandas take seconds
 
     logged = client.create_logged_model(
         run.info.experiment_id, _FLAVOUR, run.info.run_id, tags, model_type=tags[_TASK_TAG] or None
@@ -207,7 +207,7 @@ def _log_model(client: MlflowClient, servable: Servable, run: Run, tags: dict[st
 
 def _column(name: str, kind: str, *, required: bool) -> ColSpec:
     from mlflow.types import ColSpec, DataType  # noqa: PLC0415 - see store.prepare_mlflow
-    from mlflow.types.schema import AnyType, Array, Map  # noqa: PLC0415
+    from mlflow.types.schema import AnyType, Array, Map  # noqa: PLC0415 - MLflow and pandas take seconds
 
     kinds: dict[str, Any] = {
         "text": DataType.string,
@@ -218,7 +218,7 @@ def _column(name: str, kind: str, *, required: bool) -> ColSpec:
         "bytes": DataType.binary,
         "many bytes": Array(DataType.binary),
         "matrix": Array(Array(DataType.double)),
-        "any": AnyType(),  # type: ignore[no-untyped-call]
+        "any": AnyType(),  # type: ignore[no-untyped-call]  # MLflow has no types here
     }
     return ColSpec(kinds[kind], name, required=required)
 

@@ -57,7 +57,7 @@ class World:
         """
         if self.group is None:
             return values
-        total: Tensor = _Total.apply(values, self)  # type: ignore[no-untyped-call]
+        total: Tensor = _Total.apply(values, self)  # type: ignore[no-untyped-call]  # torch has no types here
         return total
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -183,7 +183,7 @@ def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
 
 def _groups(run: RunFolder) -> Iterator[str]:
     """Figures of groups of patients, where the job names columns of its manifest."""
-    rows = judge_subgroups(run)
+    rows = judge_subgroups(run, run.path / TABLE)
     if not rows:
         return
     yield from ("", "### In groups of patients", "")

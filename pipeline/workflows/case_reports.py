@@ -11,14 +11,17 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import is_series
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault, FaultError
+from pipeline.export.dicom_source import Maker
+from pipeline.export.exporters import export_path
 from pipeline.files import sha256_of
-from pipeline.inference.cohort import hash_inputs
+from pipeline.inference.cohort import CaseReport, hash_inputs
 
 
 class Report(Protocol):
@@ -46,6 +49,28 @@ def describe_model(checkpoint: Checkpoint, device: torch.device) -> dict[str, ob
         "device": str(device),
         "environment": environment(),
     }
+
+
+def describe_maker(checkpoint: Checkpoint, kind: str) -> Maker:
+    """The same in what DICOM objects say; a model without a run is called what kind of thing it is."""
+    name = str(checkpoint.provenance.get("run") or kind)
+    return Maker(name, checkpoint.content_hash or "", __version__)
+
+
+def export_hashes(case: str, exports: Mapping[str, str] | None) -> dict[str, str]:
+    """SHA-256 of a case's DICOM objects, by their names in the folder of results.
+
+    Args:
+        case: Its id.
+        exports: The hashes by form; None if there are no objects.
+    """
+    return {str(export_path(Path(), form, case)): known for form, known in (exports or {}).items()}
+
+
+def mask_hashes(report: CaseReport) -> dict[str, str]:
+    """The same of all that a segmentation wrote of a case: the mask, where there is one, and objects."""
+    mask = {report.mask: report.mask_hash or ""} if report.mask else {}
+    return mask | export_hashes(report.case, report.exports)
 
 
 def find_finished(
@@ -87,7 +112,7 @@ def find_finished(
 
 def parse_report(kind: type[_Report], entry: Mapping[str, Any]) -> _Report:
     """A report of the class `kind`, as `asdict` and JSON left it."""
-    content = {field.name: entry[field.name] for field in fields(kind)}  # type: ignore[arg-type]
+    content = {field.name: entry[field.name] for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass, to the caller
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
 
 

@@ -23,7 +23,12 @@ from pipeline.inference.explain import Method, map_name
 from pipeline.inference.exporting import export_answer
 from pipeline.progress import progress_bar
 from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.case_reports import describe_model, refuse_unused_rules, refuse_without_series
+from pipeline.workflows.case_reports import (
+    describe_model,
+    export_hashes,
+    refuse_unused_rules,
+    refuse_without_series,
+)
 from pipeline.workflows.class_judging import write_class_report
 from pipeline.workflows.explaining import draw_answer
 
@@ -80,7 +85,7 @@ def classify(
         log.add(
             report.case,
             report.input_hashes,
-            {f"{form}/{report.case}.dcm": known for form, known in (report.exports or {}).items()},
+            export_hashes(report.case, report.exports),
             report.faults,
             answer=dict(zip(predictor.classes, report.probabilities, strict=False)),
         )

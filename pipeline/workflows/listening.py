@@ -9,13 +9,11 @@ from pathlib import Path
 from threading import Event
 from typing import Final
 
-from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault, FaultError, Stopped
-from pipeline.export.dicom_source import Maker
-from pipeline.export.exporters import export_path
+from pipeline.export.exporters import SEGMENTATION, export_path
 from pipeline.export.label_table import write_label_table
 from pipeline.files import check_writable
 from pipeline.inference.cohort import CaseReport, hash_inputs, predict_cohort
@@ -26,13 +24,12 @@ from pipeline.pacs.address import check_aet, parse_address, parse_endpoint
 from pipeline.pacs.connecting import connect
 from pipeline.pacs.desk import Desk, alone_in
 from pipeline.pacs.entries import Standing, Waiting
-from pipeline.pacs.queue import Queue
+from pipeline.pacs.queue import NAME, Queue
 from pipeline.pacs.sending import Courier
 from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.case_reports import describe_model
+from pipeline.workflows.case_reports import describe_maker, describe_model, mask_hashes
 from pipeline.workflows.models import load_model
 
-_FORM: Final = "dicom-seg"
 _MAX_STARTS: Final = 3
 _BATCH: Final = 16
 _POLL_S: Final = 0.2
@@ -58,10 +55,10 @@ class Manner:
     at: str
     aet: str
     allowed: tuple[str, ...]
-    settle_s: float = 30.0
-    keep_days: float = 7.0
-    rules: tuple[SeriesRule, ...] = (SeriesRule(),)
-    device: str = "auto"
+    settle_s: float
+    keep_days: float
+    rules: tuple[SeriesRule, ...]
+    device: str
 
 
 def listen(model: str, folder: Path, target: str, manner: Manner, tell: Tell = lambda text: None) -> None:
@@ -115,7 +112,7 @@ def standings(folder: Path, *, retry: bool = False) -> list[Standing]:
     Raises:
         ConfigError: If there is no queue.
     """
-    if not (folder / "queue.sqlite3").is_file():
+    if not (folder / NAME).is_file():
         message = "no listener worked here; name the folder that `clinseg listen` was given"
         raise ConfigError(Fault(str(folder), "no-queue", message))
     queue = Queue(folder)
@@ -142,22 +139,16 @@ class _Reader:
     ) -> None:
         self.model = checkpoint.content_hash or ""
         self.folder = folder / "results" / self.model[:12]
-        self._queue, self._desk, self._predictor, self._rules, self._tell = (
-            queue,
-            desk,
-            predictor,
-            rules,
-            tell,
-        )
-        name = str(checkpoint.provenance.get("run") or "segmentation model")
-        self._exports = Exports((_FORM,), Maker(name, self.model, __version__))
+        self._queue, self._desk, self._tell = queue, desk, tell
+        self._predictor, self._rules = predictor, rules
+        self._exports = Exports((SEGMENTATION,), describe_maker(checkpoint, "segmentation model"))
         check_writable(self.folder)
         write_label_table(self.folder / "labels.txt", predictor.contract)
         self._log = AuditLog(self.folder, describe_model(checkpoint, predictor.device))
 
     def path_of(self, study: str) -> Path:
         """The file of a study's answer."""
-        return export_path(self.folder, _FORM, study)
+        return export_path(self.folder, SEGMENTATION, study)
 
     def work(self, courier: Courier) -> None:
         """Until a signal, or until nothing can be sent any more."""
@@ -200,11 +191,9 @@ class _Reader:
         predict_cohort(self._predictor, cases, self.folder, self._keep, exports=self._exports)
 
     def _keep(self, report: CaseReport) -> None:
-        exports = {f"{form}/{report.case}.dcm": known for form, known in (report.exports or {}).items()}
-        outputs = {report.mask: report.mask_hash or "", **exports} if report.mask else exports
         for warning in report.warnings:
             self._tell(f"{report.case}: {warning}")
-        self._log.add(report.case, report.input_hashes, outputs, report.faults)
+        self._log.add(report.case, report.input_hashes, mask_hashes(report), report.faults)
         if report.faults:
             self._park(report.case, "; ".join(map(_say, report.faults)))
         else:

@@ -9,12 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
-from pipeline.export.dicom_source import Maker
 from pipeline.export.exporters import EXPORTERS, NEED_PROBABILITIES, REPORT
 from pipeline.export.label_table import write_label_table
 from pipeline.files import check_writable, write_text
@@ -28,8 +26,10 @@ from pipeline.memory import freed_memory_kept, parse_size
 from pipeline.progress import progress_bar
 from pipeline.workflows.auditing import AuditLog
 from pipeline.workflows.case_reports import (
+    describe_maker,
     describe_model,
     find_finished,
+    mask_hashes,
     parse_report,
     refuse_overwriting,
     refuse_unused_rules,
@@ -94,7 +94,7 @@ def predict(
     }
     _refuse_task(checkpoint, asked, method)
     if checkpoint.job.get("task") == "classification":
-        maker = _maker(checkpoint, "classifier") if also else None
+        maker = describe_maker(checkpoint, "classifier") if also else None
         return classify(checkpoint, inputs, folder, select_device(device), method, rules, maker)
     exports = _choose_exports(also, checkpoint, with_probabilities=with_probabilities)
     predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
@@ -111,7 +111,7 @@ def predict(
     write_label_table(folder / "labels.txt", predictor.contract)
     path = folder / "report.json"
     expected = {"model_sha256": checkpoint.content_hash}
-    finished = find_finished(path, expected, cases, _parse, _files) if resume else {}
+    finished = find_finished(path, expected, cases, _parse, mask_hashes) if resume else {}
     if with_probabilities:
         finished = {
             name: report for name, report in finished.items() if probabilities_path(folder, name).is_file()
@@ -130,7 +130,7 @@ def predict(
 
         def keep(report: CaseReport) -> None:
             reports[report.case] = report
-            log.add(report.case, report.input_hashes, _files(report), report.faults)
+            log.add(report.case, report.input_hashes, mask_hashes(report), report.faults)
             write_report(path, checkpoint, predictor, list(reports.values()), log.head)
             advance()
 
@@ -171,11 +171,6 @@ def _parse(entry: Mapping[str, Any]) -> CaseReport | None:
     return parse_report(CaseReport, entry) if entry["status"] == "predicted" else None
 
 
-def _files(report: CaseReport) -> dict[str, str]:
-    exports = {f"{form}/{report.case}.dcm": known for form, known in (report.exports or {}).items()}
-    return {report.mask: report.mask_hash or "", **exports} if report.mask else exports
-
-
 def _choose_exports(
     also: Sequence[str], checkpoint: Checkpoint, *, with_probabilities: bool
 ) -> Exports | None:
@@ -187,12 +182,7 @@ def _choose_exports(
     if not with_probabilities and (needing := [form for form in forms if form in NEED_PROBABILITIES]):
         message = f"{', '.join(needing)} is made of probabilities; add --probabilities"
         raise ConfigError(Fault("--also", "no-probabilities", message))
-    return Exports(forms, _maker(checkpoint, "segmentation model")) if forms else None
-
-
-def _maker(checkpoint: Checkpoint, kind: str) -> Maker:
-    name = str(checkpoint.provenance.get("run") or kind)
-    return Maker(name, checkpoint.content_hash or "", __version__)
+    return Exports(forms, describe_maker(checkpoint, "segmentation model")) if forms else None
 
 
 def _refuse_task(checkpoint: Checkpoint, asked: Mapping[str, bool], method: Method | None) -> None:

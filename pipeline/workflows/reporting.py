@@ -74,8 +74,7 @@ def keep_report(record: Record) -> None:
         page = _write(path, _read(record.run), (), time.monotonic() + _PATIENCE_S)
         record.log_artifact(path)
         set_note(record, page, NAME)
-    except Exception as error:
-        # Whatever it is: the training is done, and its results count.
+    except Exception as error:  # whatever it is: the training is done, and its results count
         record.set_tags({"clinseg.report": f"not made: {type(error).__name__}: {error}"[:400]})
 
 

@@ -162,15 +162,16 @@ def _read_cases(
 
 
 def _read_rows(run: RunFolder, remarks: list[str]) -> tuple[list[CaseMetrics], list[Confusion]]:
-    if not (run.path / TABLE).is_file():
-        return [], []
+    rows: list[CaseMetrics] = []
+    confusions: list[Confusion] = []
     try:
-        rows = read_table(run.path / TABLE)
-        confused = run.path / CONFUSION
-        return rows, read_confusions(confused) if confused.is_file() else []
+        if (run.path / TABLE).is_file():
+            rows = read_table(run.path / TABLE)
+        if (run.path / CONFUSION).is_file():
+            confusions = read_confusions(run.path / CONFUSION)
     except FaultError as error:
         remarks += [f"{Path(fault.where).name}: {fault.message}" for fault in error.faults]
-        return [], []
+    return rows, confusions
 
 
 def _read_answers(run: RunFolder, checkpoint: Checkpoint | None, remarks: list[str]) -> Table | None:

@@ -35,6 +35,8 @@ from pipeline.workflows.models import LAST, load_model, pin_model
 
 START: Final = Path("checkpoints/start.safetensors")
 _FOREIGN: Final = "foreign"
+_WHOLE: Final = "network."
+"""What the names of the weights of MONAI's segmentation networks begin with; they have no encoder apart."""
 
 FittedJob = SegmentationJob | ClassificationJob
 """The jobs that may start from another's model."""
@@ -66,10 +68,6 @@ class Start:
         if self.differences:
             told += f"\nwarning: its images were prepared otherwise: {', '.join(self.differences)}"
         return told
-
-
-_WHOLE = "network."
-"""What the names of the weights of MONAI's segmentation networks begin with; they have no encoder apart."""
 
 
 def pin_start(job: Job) -> Job:

@@ -22,7 +22,6 @@ SUBGROUPS: Final = Path("subgroups.json")
 """In a run's folder: column → validation case → group."""
 FEWEST: Final = 10
 """Cases of a group, below which no figure is told: its interval would hold nearly everything."""
-_TABLE: Final = Path("cases.csv")
 _CLASS_FIGURES: Final = ("auc", "accuracy", "sensitivity/", "specificity/")
 
 Row = tuple[str, str, int, str, Estimate | None]
@@ -44,14 +43,19 @@ def write_subgroups(
     record.log_artifact(record.folder / SUBGROUPS)
 
 
-def judge_subgroups(run: RunFolder) -> list[Row]:
-    """Figures of every group, by the run's own table of cases; of a cross-validation those of all folds."""
+def judge_subgroups(run: RunFolder, table: Path) -> list[Row]:
+    """Figures of every group; of a cross-validation those of all folds.
+
+    Args:
+        run: Whose record tells the groups.
+        table: The run's own table of cases.
+    """
     groups = _read_groups(run)
-    if not groups or not (run.path / _TABLE).is_file():
+    if not groups or not table.is_file():
         return []
     try:
         judge = _segmentation if run.task == "segmentation" else _classification
-        return list(judge(run.path / _TABLE, groups))
+        return list(judge(table, groups))
     except FaultError:
         return []  # a table that was changed since tells nothing
 

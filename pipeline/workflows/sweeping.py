@@ -36,12 +36,7 @@ from pipeline.workflows.recording import ENDING, describe_job
 from pipeline.workflows.reporting import keep_report
 from pipeline.workflows.resuming import CONFIG, SWEEP, TRIALS
 from pipeline.workflows.suggesting import Outcome, build_pruner, suggest
-from pipeline.workflows.sweep_course import (
-    Request,
-    as_overrides,
-    begin_sweep,
-    resume_sweep,
-)
+from pipeline.workflows.sweep_course import Request, as_overrides, begin_sweep, resume_sweep
 from pipeline.workflows.tasks import COLUMNS
 from pipeline.workflows.training import Place, ended_by_trouble, train
 

@@ -75,7 +75,10 @@ def test_a_group_has_the_mean_of_its_cases(run):
         for name in ("liver", "spleen")
     ]
     write_metrics(run.path / "cases.csv", rows)
-    told = {(column, group): (num, value) for column, group, num, _, value in judge_subgroups(run)}
+    told = {
+        (column, group): (num, value)
+        for column, group, num, _, value in judge_subgroups(run, run.path / "cases.csv")
+    }
     rows = read_table(run.path / "cases.csv")
     women = [np.mean([r.values["dice"] for r in rows if r.case == f"c{n}"]) for n in range(0, 40, 2)]
     num, value = told["sex", "F"]
@@ -94,6 +97,6 @@ def test_a_classifier_is_judged_in_groups(run):
         share = 0.9 if said == "ill" else 0.1
         lines.append(f"c{n},{truth},{said},{share},{1 - share:.1f},no")
     (run.path / "cases.csv").write_text("\n".join(lines) + "\n")
-    told = {(group, name): value for _, group, _, name, value in judge_subgroups(run)}
+    told = {(group, name): value for _, group, _, name, value in judge_subgroups(run, run.path / "cases.csv")}
     assert told["M", "accuracy"].value == 1 and told["F", "accuracy"].value == pytest.approx(0.75)
     assert told["M", "accuracy"].low < 0.9 and told["M", "auc"].value == 1
