@@ -86,8 +86,15 @@ class Listener:
     def stop(self):
         self.process.terminate()
         code = self.process.wait(timeout=60)
-        self._reader.join()
+        self.end()
         return code
+
+    def end(self):
+        """Whatever became of it, nothing of it is left open."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +121,7 @@ def pacs(orthancs):
 def listener(model, pacs, tmp_path_factory):
     listener = Listener(model, tmp_path_factory.mktemp("listener") / "own", pacs.dimse, "--series", "T2*")
     yield listener
-    listener.process.kill()
-    listener.process.wait()
+    listener.end()
 
 
 def in_pacs(pacs, study):
