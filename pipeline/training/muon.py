@@ -97,6 +97,10 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Brings a matrix near to the nearest one with orthonormal rows or columns (Newton and Schulz).
 
+    Each step multiplies the matrix `X` by a polynomial of its Gram matrix `X X'`, and all these polynomials
+    commute. So their product and the next Gram matrix are made of small square matrices alone, and the long
+    rows of `X` are gone through twice instead of ten times.
+
     Source: Jordan et al., 2024, with their five steps and coefficients.
 
     Args:
@@ -109,12 +113,15 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     is_tall = matrix.shape[0] > matrix.shape[1]
     wide: Tensor = matrix.T if is_tall else matrix
     wide = wide / (wide.norm() + 1e-7)
+    gram = wide @ wide.T
+    product = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     for _ in range(_NUM_ITERATIONS):
-        gram = wide @ wide.T
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    if is_tall:
-        wide = wide.T
-    return wide
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    wide = product @ wide
+    return wide.T if is_tall else wide
 
 
 def _as_groups(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

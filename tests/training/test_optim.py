@@ -67,6 +67,22 @@ def test_orthogonalising_brings_singular_values_near_one():
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(16, 27), (64, 3456), (96, 8)])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_orthogonalising_is_five_steps_of_newton_and_schulz(shape, rank):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if rank is not None:  # a few directions dominate by far, as in gradients
+        few = (torch.randn(size, rank, generator=generator, dtype=torch.float64) for size in shape)
+        left, right = few
+        matrix = left @ right.T + 1e-5 * matrix
+    plain = matrix / matrix.norm()
+    for _ in range(5):
+        square = plain @ plain.T
+        plain = 3.4445 * plain + (-4.7750 * square + 2.0315 * square @ square) @ plain
+    torch.testing.assert_close(orthogonalise(matrix.float()).double(), plain, rtol=0, atol=2e-4)
+
+
 def test_muon_goes_on_from_its_state_to_the_bit():
     network = nn.Conv3d(3, 4, 3)
     section = TrainingSection(epochs=1, optimizer="muon")
