@@ -30,7 +30,7 @@ from monai.data import set_track_meta
 from torch import Tensor
 
 from pipeline.config import AugmentationSection, load_job, segmentation_job
-from pipeline.data.datasets import Batch
+from pipeline.data.batches import Batch
 from pipeline.labels import LabelContract
 from pipeline.memory import freed_memory_kept
 from pipeline.training.segmentation import SegmentationTask

@@ -40,7 +40,6 @@ from pipeline.config import InferenceSection, NetworkSection, load_job, segmenta
 from pipeline.data.cases import Case
 from pipeline.inference.budget import Plan
 from pipeline.inference.cohort import predict_cohort
-from pipeline.inference.engine import autocast_type
 from pipeline.inference.labelling import Labeller, LabelMap
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.windows import lay_windows
@@ -48,6 +47,7 @@ from pipeline.labels import LabelContract
 from pipeline.memory import format_size, freed_memory_kept, measure_peak, resident_bytes
 from pipeline.networks import Segmenter, build_network
 from pipeline.networks.blocks import Pointwise
+from pipeline.precision import autocast, inference_dtype
 from pipeline.volume import Grid
 from transforms.preprocessing import Prepared
 
@@ -184,9 +184,7 @@ def bare(setting: Setting) -> None:
 
 def run_network(setting: Setting, num_windows: int) -> None:
     batch = setting.image[(slice(None), *(slice(0, n) for n in setting.window))][None].contiguous().to(DEVICE)
-    kind = autocast_type(DEVICE)
-    autocast = torch.autocast(DEVICE.type, dtype=kind, enabled=kind is not None)
-    with torch.inference_mode(), autocast:
+    with torch.inference_mode(), autocast(DEVICE, inference_dtype(DEVICE, mixed=True)):
         for _ in range(num_windows):
             setting.network(batch)
     if DEVICE.type == "cuda":

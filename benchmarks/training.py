@@ -38,7 +38,8 @@ from torch import Tensor, nn
 
 from pipeline.config import SegmentationJob, load_job, segmentation_job
 from pipeline.data.cases import Case, read_manifest
-from pipeline.data.datasets import PatchSampler, prepare_cases
+from pipeline.data.patches import PatchSampler
+from pipeline.data.prepared_cases import prepare_cases
 from pipeline.inference.predictor import build_preprocessing
 from pipeline.labels import LabelContract
 from pipeline.memory import freed_memory_kept

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pipeline.config import ClassificationJob, EnhancementJob, SegmentationJob, job_to_mapping, load_job
+from pipeline.data.batches import Batch
 from pipeline.data.cases import Case
 from pipeline.data.class_images import ClassImage
 from pipeline.data.class_study import ClassStudy
-from pipeline.data.datasets import Batch
 from pipeline.labels import LabelContract
 from pipeline.training.classification import ClassificationTask
 from pipeline.training.cyclegan import CycleGANTask

@@ -11,11 +11,12 @@ import torch.nn.functional as F  # noqa: N812 - its customary name
 from torch import Tensor
 
 from pipeline.config import ClassificationDataSection, ClassificationPreprocessingSection
+from pipeline.data.batches import Batch, derive_seed, draw_ahead
 from pipeline.data.cache import cached
 from pipeline.data.case_images import content_hash, read_case_images
 from pipeline.data.cases import Case
 from pipeline.data.class_study import ClassStudy
-from pipeline.data.datasets import Batch, derive_seed, draw_ahead, hash_files, prepare_all
+from pipeline.data.prepared_cases import hash_files, prepare_all
 from pipeline.data.regions import Regions
 from pipeline.errors import Fault, InputError
 from pipeline.volume import Affine, Volume

@@ -10,7 +10,7 @@ import torch
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from pipeline.config import CorruptionSection
-from pipeline.data.datasets import derive_seed
+from pipeline.data.batches import derive_seed
 from pipeline.errors import Fault, InputError
 from pipeline.volume import Grid, Volume
 from transforms import corruption as corruptions

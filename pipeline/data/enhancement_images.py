@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pipeline.config import CorruptionSection, EnhancementJob
+from pipeline.data.batches import Batch, derive_seed, draw_ahead
 from pipeline.data.cache import cached
 from pipeline.data.case_images import read_case_images
 from pipeline.data.cases import Case
 from pipeline.data.corrupting import corrupt
-from pipeline.data.datasets import Batch, derive_seed, draw_ahead, hash_files, prepare_all
+from pipeline.data.prepared_cases import hash_files, prepare_all
 from pipeline.volume import Affine, Volume
 from transforms.cropping import crop
 from transforms.enhancement import Scale, prepare_image, stack_neighbours

@@ -24,10 +24,10 @@ from pipeline.data.images import source_hash
 from pipeline.data.regions import Regions
 from pipeline.errors import Fault, FaultError, IntegrityError, ResourceError
 from pipeline.inference.classifying import compute_logits
-from pipeline.inference.engine import autocast_type
 from pipeline.inference.explain import Method, explain, to_patient_grid
 from pipeline.inference.regions import build_regions
 from pipeline.networks import Classifier, build_classifier
+from pipeline.precision import autocast, inference_dtype
 from pipeline.volume import Volume
 
 
@@ -90,7 +90,7 @@ class ClassPredictor:
         self.device = device
         self.regions = regions
         self.networks = [network.to(device).eval() for network in networks]
-        self._autocast_type = autocast_type(device) if job.training.mixed_precision else None
+        self._dtype = inference_dtype(device, mixed=job.training.mixed_precision)
 
     def classify(
         self, cases: Sequence[Case], on_case: Callable[[ClassReport], None] = lambda report: None
@@ -157,10 +157,10 @@ class ClassPredictor:
             ResourceError: If not even one image fits into memory.
             IntegrityError: If they are not numbers.
         """
-        kind, section = self._autocast_type, self.job.inference
+        section = self.job.inference
         axes = self.job.augmentation.mirror_axes if section.flips else ()
         try:
-            with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+            with autocast(self.device, self._dtype):
                 found = [
                     compute_logits(network, images, section.batch_size, self.device, axes)
                     for network in self.networks

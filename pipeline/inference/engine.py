@@ -19,6 +19,7 @@ from pipeline.inference.sliding_window import sweep
 from pipeline.inference.window_runner import Network, WindowRunner
 from pipeline.inference.windows import Axes, Box, lay_windows, weigh_voxels
 from pipeline.memory import available_bytes, format_size, measure_peak, resident_bytes
+from pipeline.precision import autocast, inference_dtype
 from transforms.laterality import Laterality
 
 _LARGEST_BATCH = 32
@@ -91,7 +92,7 @@ class Engine:
         self._laterality = laterality
         self._joins = joins
         self._conclude = conclude
-        self._autocast_type = autocast_type(device) if mixed_precision else None
+        self._dtype = inference_dtype(device, mixed=mixed_precision)
         self._weights = weigh_voxels(self.window_size, section.blending, device)
         num_mirrored = 2 ** len(self.window_size) if section.flips else 1
         self._num_copies = num_mirrored * len(self.networks)
@@ -230,13 +231,5 @@ class Engine:
         return self._window_bytes[size]
 
     def _forward(self, network: Network, windows: Tensor) -> Tensor:
-        kind = self._autocast_type
-        with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+        with autocast(self.device, self._dtype):
             return network(windows)
-
-
-def autocast_type(device: torch.device) -> torch.dtype | None:
-    """bfloat16 or float16 on a GPU; bfloat16 is slower than float32 on the CPUs that were measured."""
-    if device.type != "cuda":
-        return None
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import EnhancementTrainingSection
-from pipeline.inference.engine import autocast_type
+from pipeline.precision import autocast, training_dtype
 from pipeline.training.optim import AveragedNetwork
 
 _BETAS = (0.5, 0.999)  # as Zhu et al. 2017: a longer memory oscillates
@@ -97,8 +97,8 @@ class Stepper:
             for network, rate in zip(networks, self._rates, strict=True)
         ]
         self.optimizer = torch.optim.Adam(groups, betas=_BETAS)
-        self.autocast_type = autocast_type(device) if section.mixed_precision else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
+        self.dtype = training_dtype(device, mixed=section.mixed_precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     def step(self, loss: Tensor, progress: float) -> None:
         """One step; `progress` (0 to 1) sets the learning rate."""
@@ -112,10 +112,8 @@ class Stepper:
         self.scaler.update()
 
     def autocast(self) -> torch.autocast:
-        """The precision of a forward pass."""
-        return torch.autocast(
-            self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None
-        )
+        """The precision of a forward pass that is learnt from."""
+        return autocast(self.device, self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training needs to go on."""

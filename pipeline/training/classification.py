@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config import ClassificationJob
+from pipeline.data.batches import Batch, derive_seed
 from pipeline.data.class_images import ClassImage
 from pipeline.data.class_study import ClassStudy
-from pipeline.data.datasets import Batch, derive_seed
 from pipeline.discrimination import estimate_auc
 from pipeline.errors import ConfigError, Fault
 from pipeline.inference.classifying import compute_logits
 from pipeline.networks import Classifier, build_classifier
 from pipeline.networks.compiling import compiler_faults
 from pipeline.networks.pretrained import Source, load_pretrained
+from pipeline.precision import autocast, inference_dtype
 from pipeline.training.class_losses import ClassLoss, balance_weights
 from pipeline.training.distributed import ALONE, World
 from pipeline.training.fitter import Fitter
@@ -134,7 +135,8 @@ class ClassificationTask(AbstractTask):
         images = [self.validation[number].image for number in own]
         if images:
             network, inference = self.fitter.judged_network.eval(), self.job.inference
-            with self.fitter.autocast():
+            dtype = inference_dtype(self.device, mixed=self.job.training.mixed_precision)
+            with autocast(self.device, dtype):
                 logits = compute_logits(
                     network, images, inference.batch_size, self.device, self.mirrored_axes
                 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import EnhancementJob
-from pipeline.data.datasets import Batch
+from pipeline.data.batches import Batch
 from pipeline.data.enhancement_images import EnhancementImage
 from pipeline.networks import build_discriminator, build_generator
 from pipeline.training.adversarial import (

@@ -33,7 +33,7 @@ def generator_bytes(generator: nn.Module, stepper: Stepper, shape: Sequence[int]
     """
     weights = sum(parameter.nbytes for parameter in generator.parameters())
     kept = num_passes * max(0, saved_bytes(generator, nn.Module.__call__, shape) - weights)
-    return kept // (2 if stepper.autocast_type is not None else 1) + 4 * math.prod(shape)
+    return kept * stepper.dtype.itemsize // 4 + 4 * math.prod(shape)
 
 
 def validate_enhancement(

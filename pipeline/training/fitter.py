@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config import FittingSection
-from pipeline.inference.engine import autocast_type
 from pipeline.networks.footprint import saved_bytes
+from pipeline.precision import autocast, training_dtype
 from pipeline.training.distributed import World
 from pipeline.training.optim import (
     AveragedNetwork,
@@ -64,8 +64,8 @@ class Fitter(Generic[_Network]):
             if section.depth_decay == 1
             else depth_groups(list(stages), section.depth_decay),
         )
-        self.autocast_type = autocast_type(device) if section.mixed_precision else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
+        self.dtype = training_dtype(device, mixed=section.mixed_precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
 
     @property
     def judged_network(self) -> _Network:
@@ -113,13 +113,11 @@ class Fitter(Generic[_Network]):
     ) -> int:
         """Bytes of images `(B, C, …)` and of what `forward` keeps of them, cut to `size` voxels per axis."""
         kept = saved_bytes(self.network, forward, (*shape[:2], *size))
-        return kept // (2 if self.autocast_type is not None else 1) + 4 * math.prod(shape)
+        return kept * self.dtype.itemsize // 4 + 4 * math.prod(shape)
 
     def autocast(self) -> torch.autocast:
-        """The precision of a forward pass."""
-        return torch.autocast(
-            self.device.type, dtype=self.autocast_type, enabled=self.autocast_type is not None
-        )
+        """The precision of a forward pass that is learnt from."""
+        return autocast(self.device, self.dtype)
 
     def weights(self) -> dict[str, Tensor]:
         """Of the judged network, on the CPU."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import LoopSection
-from pipeline.data.datasets import Batch, derive_seed
+from pipeline.data.batches import Batch, derive_seed
 from pipeline.signals import StopSignals
 from pipeline.training.distributed import ALONE, World
 from pipeline.training.task import AbstractTask

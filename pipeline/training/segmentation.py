@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config import SegmentationJob
-from pipeline.data.datasets import Batch, PreparedCase
+from pipeline.data.batches import Batch
+from pipeline.data.prepared_cases import PreparedCase
 from pipeline.inference.labelling import Labeller
 from pipeline.labels import LabelContract
 from pipeline.metrics import label_map_dice

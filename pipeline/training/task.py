@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.data.datasets import Batch
+from pipeline.data.batches import Batch
 
 
 class AbstractTask(ABC):

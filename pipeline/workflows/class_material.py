@@ -11,8 +11,8 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import ClassificationJob, ClassificationPreprocessingSection
 from pipeline.data.class_images import ClassImage, prepare_class_images
 from pipeline.data.class_study import ClassStudy, check_split, read_class_study
-from pipeline.data.datasets import hash_contents
 from pipeline.data.folds import Split, split_cases
+from pipeline.data.prepared_cases import hash_contents
 from pipeline.errors import ConfigError, Fault
 from pipeline.inference.predictor import select_device
 from pipeline.inference.regions import build_regions

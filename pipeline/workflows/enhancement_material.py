@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.config import EnhancementJob
-from pipeline.data.datasets import hash_contents, hash_files
 from pipeline.data.enhancement_images import EnhancementImage, prepare_enhancement_images
 from pipeline.data.enhancement_study import (
     EnhancementStudy,
@@ -18,6 +17,7 @@ from pipeline.data.enhancement_study import (
     split_enhancement,
 )
 from pipeline.data.folds import Split
+from pipeline.data.prepared_cases import hash_contents, hash_files
 from pipeline.progress import progress_bar
 from pipeline.workflows.columns import AbstractMaterial
 from transforms.enhancement import Scale

@@ -11,8 +11,8 @@ import torch
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import SegmentationJob
 from pipeline.data.checks import read_checked_case
-from pipeline.data.datasets import PreparedCase
 from pipeline.data.images import read_label_map
+from pipeline.data.prepared_cases import PreparedCase
 from pipeline.errors import InputError
 from pipeline.inference.cohort import predict_cohort
 from pipeline.inference.confusion import Confusion, find_confusions, write_confusions

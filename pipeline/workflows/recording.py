@@ -14,6 +14,7 @@ from pipeline.config import Job, job_parameters
 from pipeline.data.cases import Case
 from pipeline.environment import environment
 from pipeline.inference.evaluation import CaseMetrics, summarise_structures
+from pipeline.precision import training_dtype
 from pipeline.statistics import Estimate
 from pipeline.tracking import Record, read_metrics
 from pipeline.training.loop import Ending
@@ -68,10 +69,12 @@ def describe_material(
         record.set_tags({"clinseg.segmenter.sha256": str(material.segmenter.content_hash)})
     if material.enhancer_hash is not None:
         record.set_tags({"clinseg.enhancer.sha256": material.enhancer_hash})
+    precision = training_dtype(device, mixed=job.training.mixed_precision)
     record.set_tags(
         {
             "clinseg.data_hash": material.data_hash,
             "clinseg.device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "clinseg.precision": str(precision).removeprefix("torch."),
             "clinseg.num_processes": str(num_processes),
             "clinseg.num_training_cases": str(len(material.split.training)),
             "clinseg.num_validation_cases": str(len(material.split.validation)),

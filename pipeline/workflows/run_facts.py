@@ -84,6 +84,7 @@ def run_facts(
         "Began": f"{summary.started:%Y-%m-%d %H:%M %Z}",
         "Worked": f"{summary.minutes:.1f} minutes",
         "Device": settings.get("clinseg.device"),
+        "Learned in": settings.get("clinseg.precision"),
         **_speed_facts(run),
         **work_facts(entries),
     }

@@ -11,8 +11,8 @@ from pipeline.checkpoint import read_checkpoint
 from pipeline.config import SegmentationJob
 from pipeline.data.cases import Case, Study, read_manifest
 from pipeline.data.checks import CheckReport, check_study
-from pipeline.data.datasets import PatchSampler
 from pipeline.data.folds import Split
+from pipeline.data.patches import PatchSampler
 from pipeline.inference.components import Components, OutOfFold, decide_components
 from pipeline.inference.confusion import read_confusions
 from pipeline.inference.evaluation import CaseMetrics, read_table, summarise_structures

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import Job, SegmentationJob
 from pipeline.data.cases import Study, read_manifest
-from pipeline.data.datasets import PreparedCase, hash_contents, hash_data, prepare_cases
 from pipeline.data.fingerprint import measure_intensities
 from pipeline.data.folds import Split, split_cases
+from pipeline.data.prepared_cases import PreparedCase, hash_contents, hash_data, prepare_cases
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.inference.predictor import build_preprocessing
 from pipeline.labels import LabelContract

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Space, load_job
-from pipeline.data.datasets import derive_seed
+from pipeline.data.batches import derive_seed
 from pipeline.errors import ConfigError, Fault, ResourceError
 from pipeline.files import check_writable, write_text
 from pipeline.signals import StopSignals

@@ -8,7 +8,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import Job, SegmentationJob
 from pipeline.data.case_images import read_case_images
 from pipeline.data.cases import Case
-from pipeline.data.datasets import PreparedCase, add_twins
+from pipeline.data.prepared_cases import PreparedCase, add_twins
 from pipeline.errors import ConfigError, Fault
 from pipeline.inference.enhancer import load_enhancer
 from pipeline.inference.grids import on_grid

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.config import EnhancementJob, load_job
+from pipeline.data.batches import Batch
 from pipeline.data.cases import Case
-from pipeline.data.datasets import Batch
 from pipeline.data.enhancement_images import EnhancementImage
 from pipeline.errors import ConfigError
 from pipeline.training.cyclegan import CycleGANTask

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.config import SegmentationJob
-from pipeline.data.datasets import Batch
+from pipeline.data.batches import Batch
 from pipeline.labels import LabelContract
 from pipeline.networks import build_network
 from pipeline.networks.pretrained import Source

@@ -12,7 +12,8 @@ import torch
 from pipeline.config import SegmentationJob
 from pipeline.data.cases import read_manifest
 from pipeline.data.checks import read_checked_case
-from pipeline.data.datasets import PatchSampler, prepare_cases
+from pipeline.data.patches import PatchSampler
+from pipeline.data.prepared_cases import prepare_cases
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import ConfigError
 from pipeline.inference.predictor import Predictor, build_preprocessing

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from pipeline.config import EnhancementJob, job_to_mapping, job_to_yaml, load_job
-from pipeline.data.datasets import PatchSampler
+from pipeline.data.patches import PatchSampler
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import ConfigError
 from pipeline.networks import build_generator

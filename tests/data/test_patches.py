@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from pipeline.config import DataSection
+from pipeline.data.batches import Batch, draw_ahead
 from pipeline.data.cases import read_manifest
-from pipeline.data.datasets import PatchSampler, hash_data, prepare_cases
+from pipeline.data.patches import PatchSampler
+from pipeline.data.prepared_cases import hash_data, prepare_cases
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import InputError
 from transforms.preprocessing import Preprocessing
@@ -78,6 +80,24 @@ def test_faults_of_all_cases_come_together(section):
     with pytest.raises(InputError) as caught:
         prepare(section)
     assert len(caught.value.faults) == 2
+
+
+def test_drawing_ahead_leaves_the_cores_to_the_network():
+    found = []
+
+    def draw(step):
+        found.append(torch.get_num_threads())
+        return Batch({}, (step,))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        batches = draw_ahead(draw, 0)
+        assert [next(batches).seeds for _ in range(3)] == [(0,), (1,), (2,)]
+        batches.close()
+        assert set(found) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_step_has_the_same_patches_wherever_training_starts(section):
