@@ -18,6 +18,7 @@ from pipeline.files import check_writable, write_text
 from pipeline.inference.predictor import select_device
 from pipeline.memory import available_bytes, format_size
 from pipeline.planning import Machine, describe_study, pace, plan_job
+from pipeline.precision import training_dtype
 from pipeline.progress import progress_bar
 from pipeline.workflows.estimating import Estimate, estimate_job
 
@@ -104,7 +105,9 @@ def _find_machine() -> Machine:
     if device.type == "cuda":
         name, free = torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[0]
         return Machine("cuda", name, num_cores, free)
-    return Machine("cpu", f"{num_cores} CPU core{'s' * (num_cores > 1)}", num_cores, available_bytes())
+    name = f"{num_cores} CPU core{'s' * (num_cores > 1)}"
+    has_units = training_dtype(device, mixed=True) == torch.bfloat16
+    return Machine("cpu", name + " with AMX" * has_units, num_cores, available_bytes(), has_units)
 
 
 def _manifest_seen_from(config: Path, data: Path) -> Path:

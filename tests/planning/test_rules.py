@@ -22,6 +22,7 @@ machines = st.builds(
     name=st.just("a machine"),
     num_cores=st.integers(1, 128),
     free_memory=st.integers(2**30, 2**37),
+    has_matrix_units=st.booleans(),
 )
 
 
@@ -129,8 +130,11 @@ def test_small_structures_are_looked_for_more_often(study, laptop):
 
 
 def test_small_images_are_predicted_in_one_window(study, laptop):
-    inference = plan(study(shape=(35, 50, 36)), laptop, minutes=15.0).job.inference
-    assert inference.window_size == (40, 56, 40)
+    shape = (35, 50, 36)
+    job = plan(study(shape=shape), laptop, minutes=15.0).job
+    assert math.prod(job.training.patch_size) < math.prod(shape)
+    assert job.inference.window_size is not None
+    assert all(0 <= edge - n < 16 for edge, n in zip(job.inference.window_size, shape, strict=True))
     assert plan(study(), laptop).job.inference.window_size is None
 
 
@@ -138,6 +142,13 @@ def test_a_gpu_gets_more_than_a_laptop(study, laptop, card):
     small, large = (plan(study(shape=(300,) * 3), machine).job for machine in (laptop, card))
     assert math.prod(small.training.patch_size) < math.prod(large.training.patch_size)
     assert len(small.network.features) < len(large.network.features)
+
+
+def test_matrix_units_make_steps_larger_and_more_of_the_same_size(study, laptop):
+    fast = replace(laptop, has_matrix_units=True)
+    small, large = (plan(study(shape=(300,) * 3), machine).job for machine in (laptop, fast))
+    assert math.prod(small.training.patch_size) < math.prod(large.training.patch_size)
+    assert fast.expected_steps(60, 10**5) > 1.5 * laptop.expected_steps(60, 10**5)
 
 
 def test_few_patients_make_few_folds(study, laptop):
