@@ -1,14 +1,14 @@
 """The training loop against the bare network and against its peers, in one run.
 
-    python benchmarks/training.py -o docs/benchmarks/training.md [--only loop layout peers]
+    python benchmarks/training.py -o docs/benchmarks/training.md [--only loop layout peers] [--clock wall]
 
 `loop`: our whole loop (patches, augmentation, averaged weights) as a share of the bare forward, backward and
 step on a resident random batch. `layout`: the bare step with `channels_last_3d`, and compiled. `peers`: the
 trainer of nnU-Net and a loop as in MONAI's tutorials, each with its own patches, augmentation, loss and
 optimizer, and with our network; nnU-Net is left out where `nnunetv2` is not installed (constrained, or it
-replaces torch). Times are taken in rounds, every method once a round; ratios are those of a round. On a CPU
-they are seconds of processor, workers counted: other programs hardly change those, and where all cores are at
-work they set the pace.
+replaces torch). Times are taken in rounds, every method once a round; ratios are those of a round. Beside
+other programs `--clock processor` counts seconds of processor, workers included, which those hardly change;
+but it does not see who waits for whom, so let threads wait for nobody then (`OMP_NUM_THREADS=1`).
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ NUM_CASES = 40
 PER = 250
 _WARMING_STEPS = 3
 Method = Callable[[int], None]
+Clock = Callable[[], float]
 
 
 def reference_job(**training: object) -> SegmentationJob:
@@ -252,11 +253,15 @@ def write_nnunet_study(job: SegmentationJob, folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(facts))
 
 
-def read_clock() -> float:
-    """Seconds: of processor by this process and its workers, or of the wall where a GPU does the work."""
+def read_wall() -> float:
+    """Seconds, with all done that was begun."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-        return time.perf_counter()
+    return time.perf_counter()
+
+
+def read_processor() -> float:
+    """Seconds of processor by this process and its workers."""
     process = psutil.Process()
     spent = [process.cpu_times(), *(child.cpu_times() for child in process.children(recursive=True))]
     # Children that have ended are counted by their parent.
@@ -264,14 +269,17 @@ def read_clock() -> float:
     return own + sum(times.user + times.system for times in spent)
 
 
-def clock(methods: Mapping[str, Method], rounds: int, num_steps: int) -> dict[str, list[float]]:
+CLOCKS: Mapping[str, Clock] = {"wall": read_wall, "processor": read_processor}
+
+
+def clock(methods: Mapping[str, Method], rounds: int, num_steps: int, read: Clock) -> dict[str, list[float]]:
     """Seconds per step of every method in every round, after a few that warm up."""
     times: dict[str, list[float]] = {name: [] for name in methods}
     for number in range(-1, rounds):
         for name, method in methods.items():
-            start = read_clock()
+            start = read()
             method(num_steps if number >= 0 else _WARMING_STEPS)
-            seconds = (read_clock() - start) / num_steps
+            seconds = (read() - start) / num_steps
             print(f"  round {number + 1}: {name} {seconds:.3f} s a step", file=sys.stderr, flush=True)
             if number >= 0:
                 times[name].append(seconds)
@@ -282,11 +290,11 @@ def spread(values: Sequence[float], unit: str = "") -> str:
     return f"{statistics.median(values):.3g}{unit} ({min(values):.3g} to {max(values):.3g})"
 
 
-def measure_loop(rounds: int, num_steps: int) -> list[str]:
+def measure_loop(rounds: int, num_steps: int, read: Clock) -> list[str]:
     job = reference_job()
     with TemporaryDirectory() as name:
         methods: dict[str, Method] = {"bare": Bare(job), "ours": Ours(job, Path(name))}
-        times = clock(methods, rounds, num_steps)
+        times = clock(methods, rounds, num_steps, read)
     share = [bare / ours for bare, ours in zip(times["bare"], times["ours"], strict=True)]
     return [
         "| hippocampus job | bare step | our loop | our loop's throughput as a share of the bare one's |",
@@ -295,16 +303,16 @@ def measure_loop(rounds: int, num_steps: int) -> list[str]:
     ]
 
 
-def measure_layout(rounds: int, num_steps: int) -> list[str]:
+def measure_layout(rounds: int, num_steps: int, read: Clock) -> list[str]:
     plain, last, compiled = (Bare(reference_job(compile=c)) for c in (False, False, True))
     last.image = last.image.to(memory_format=torch.channels_last_3d)
     # torch's own types forget that a module takes a layout alone.
     last.task.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    start = read_clock()
+    start = read()
     compiled(1)
-    compiling = read_clock() - start
+    compiling = read() - start
     methods: dict[str, Method] = {"plain": plain, "channels last": last, "compiled": compiled}
-    times = clock(methods, rounds, num_steps)
+    times = clock(methods, rounds, num_steps, read)
     ratios = {name: [a / b for a, b in zip(times[name], times["plain"], strict=True)] for name in times}
     return [
         "| bare step | seconds | ratio to the plain one |",
@@ -314,7 +322,7 @@ def measure_layout(rounds: int, num_steps: int) -> list[str]:
     ]
 
 
-def measure_peers(rounds: int, num_steps: int) -> list[str]:
+def measure_peers(rounds: int, num_steps: int, read: Clock) -> list[str]:
     job = reference_job()
     with TemporaryDirectory() as name, redirect_stdout(sys.stderr):
         methods: dict[str, Method] = {
@@ -325,7 +333,7 @@ def measure_peers(rounds: int, num_steps: int) -> list[str]:
         theirs = NnUnet(job, Path(name)) if find_spec("nnunetv2") else None
         if theirs is not None:
             methods[f"nnU-Net {metadata.version('nnunetv2')}'s trainer"] = theirs
-        times = clock(methods, rounds, num_steps)
+        times = clock(methods, rounds, num_steps, read)
         if theirs is not None:
             theirs.close()
     ratios = {name: [b / a for a, b in zip(times["ours"], times[name], strict=True)] for name in times}
@@ -346,16 +354,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     arguments = parser.parse_args()
-    measure = {part: partial(PARTS[part], arguments.rounds, arguments.steps) for part in arguments.only}
+    settings = (arguments.rounds, arguments.steps, CLOCKS[arguments.clock])
+    measure = {part: partial(PARTS[part], *settings) for part in arguments.only}
     is_gpu = DEVICE.type == "cuda"
     machine = torch.cuda.get_device_name() if is_gpu else f"{torch.get_num_threads()} CPU cores"
-    command = f"--only {' '.join(arguments.only)} --rounds {arguments.rounds} --steps {arguments.steps}"
+    command = f"--only {' '.join(arguments.only)} --rounds {arguments.rounds} --steps {arguments.steps} "
+    command += f"--clock {arguments.clock}"
     page = [
         "# The training loop against the bare network and its peers",
         f"Measured on {machine} with torch {torch.__version__} and MONAI {metadata.version('monai')} by "
         f"`python benchmarks/training.py {command}`, on {NUM_CASES} cases of the hippocampus; median "
-        "(smallest to largest)." + ("" if is_gpu else " Seconds are of processor. On a GPU: not measured."),
+        "(smallest to largest)." + ("" if is_gpu else " On a GPU: not measured."),
         *("\n".join(part()) for part in measure.values()),
     ]
     arguments.output.write_text("\n\n".join(page) + "\n", encoding="utf-8")
