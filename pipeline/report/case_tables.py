@@ -101,6 +101,13 @@ def rank_cases(rows: Sequence[CaseMetrics]) -> list[str]:
     return [row.case for row in means]
 
 
+def name_rank(place: int, num: int, names: tuple[str, str, str] = ("worst", "median", "best")) -> str:
+    """What a case is called that stands at a place, from 0, of so many; an only one by its number."""
+    lowest, middle, highest = names
+    found = {(num - 1) // 2: middle, 0: lowest, num - 1: highest} if num > 1 else {}
+    return found.get(place, f"number {place + 1}")
+
+
 def case_table(rows: Sequence[CaseMetrics], entries: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """The table of all cases: what was refused, then the worst.
 

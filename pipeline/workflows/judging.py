@@ -20,6 +20,7 @@ from pipeline.inference.evaluation import CaseMetrics, evaluate_case, write_metr
 from pipeline.inference.predictor import load_predictor
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
+from pipeline.report.case_tables import name_rank
 from pipeline.report.figures import draw_curves, draw_overlay
 from pipeline.tracking import Record, read_metrics
 from pipeline.workflows.models import BEST
@@ -118,7 +119,7 @@ def _draw_overlays(
                 prediction=read_label_map(record.folder / MASKS / f"{case.id}.nii.gz"),
                 reference=read_label_map(case.label),
                 labels=contract.labels,
-                title=f"{case.id}, {_ordinal(position, len(ranked))} of {len(ranked)} by Dice",
+                title=f"{case.id}, {name_rank(position, len(ranked))} of {len(ranked)} by Dice",
                 unlabelled={value for name in unlabelled for value in contract.structures[name]},
                 ignore_value=contract.ignore_value,
                 colours=contract.colours,
@@ -134,8 +135,3 @@ def _rank(cases: Sequence[PreparedCase], rows: Sequence[CaseMetrics]) -> list[Pr
         dice.setdefault(row.case, []).append(row.values["dice"])
     judged = [prepared for prepared in cases if prepared.case.id in dice]
     return sorted(judged, key=lambda prepared: float(np.mean(dice[prepared.case.id])))
-
-
-def _ordinal(position: int, num: int) -> str:
-    names = {0: "worst", num - 1: "best", (num - 1) // 2: "median"}
-    return names.get(position, f"number {position + 1}")

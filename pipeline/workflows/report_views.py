@@ -14,7 +14,7 @@ from pipeline.data.cases import Case
 from pipeline.data.images import read_image, read_label_map
 from pipeline.errors import ConfigError, Fault, FaultError
 from pipeline.inference.cohort import hash_inputs
-from pipeline.report.case_tables import rank_cases
+from pipeline.report.case_tables import name_rank, rank_cases
 from pipeline.report.content import Picture, View
 from pipeline.report.figures import draw_overlay, drawn_values
 from pipeline.volume import Volume
@@ -39,8 +39,7 @@ def choose_cases(material: ReportMaterial, wanted: Sequence[str]) -> list[tuple[
         raise ConfigError(faults)
     last = len(ranked) - 1
     chosen = list(wanted) or [ranked[place] for place in dict.fromkeys((0, last // 2, last)) if ranked]
-    ordinals = {last // 2: names[1], 0: names[0], last: names[2]}
-    places = {case: ordinals.get(place, f"number {place + 1}") for place, case in enumerate(ranked)}
+    places = {case: name_rank(place, len(ranked), names) for place, case in enumerate(ranked)}
     return [
         (case, f"{places[case]} of {len(ranked)} by {by}" if case in places else "not judged")
         for case in chosen
