@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -78,12 +79,12 @@ class SegmentationMaterial(AbstractMaterial):
     @property
     def result_bytes(self) -> int:
         """A byte for every voxel of a mask, before it is compressed."""
-        return sum(prepared.label.numel() for prepared in self.validation)
+        return sum(math.prod(prepared.label.shape) for prepared in self.validation)
 
     @property
     def validation_share(self) -> float:
         """By voxels."""
-        return self.validation[0].label.numel() / self.result_bytes if self.validation else 0.0
+        return math.prod(self.validation[0].label.shape) / self.result_bytes if self.validation else 0.0
 
     def with_one_validation(self) -> SegmentationMaterial:
         """The same with the first validation case alone."""

@@ -70,7 +70,7 @@ def test_coordinates_are_where_the_labels_are(section):
     for prepared in prepare(section):
         assert set(prepared.coordinates) == {1, 2}
         for label, voxels in prepared.coordinates.items():
-            assert (prepared.label[tuple(voxels.long().T)] == label).all()
+            assert (prepared.label[0][tuple(voxels.long().T)] == label).all()
 
 
 def test_faults_of_all_cases_come_together(section):
@@ -142,7 +142,7 @@ def test_foreground_patches_hold_foreground_and_image_matches_label(section):
         -3
     )
     _, i, j, k = places.all(-1).nonzero()[0].tolist()
-    assert torch.equal(volume.label[i : i + 8, j : j + 8, k : k + 8], first["label"][0])
+    assert torch.equal(volume.label[0, i : i + 8, j : j + 8, k : k + 8], first["label"][0])
 
 
 def test_2d_patches_are_slices(section):
@@ -177,8 +177,8 @@ def test_ignored_voxels_have_the_index_behind_the_labels_and_are_no_foreground(s
     section = section.model_copy(update={"labels": labels, "ignore_value": ignore_value})
     for prepared in prepare(section):
         stored = np.asarray(nib.load(prepared.case.label).dataobj)
-        assert np.array_equal(prepared.label.numpy() == 3, stored == ignore_value)
-        assert np.array_equal(prepared.label.numpy() == 2, stored == 200)
+        assert np.array_equal(prepared.label[0].numpy() == 3, stored == ignore_value)
+        assert np.array_equal(prepared.label[0].numpy() == 2, stored == 200)
         assert set(prepared.coordinates) == {1, 2}
 
 

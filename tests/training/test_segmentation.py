@@ -160,9 +160,9 @@ def test_validation_does_not_ask_what_is_predicted_at_ignored_voxels(tmp_path):
     *_, task, _ = build(tmp_path, {"data": {"ignore_value": 9}})
     (prepared,) = task.validation
     assert task.validate()["validation/dice/mean"] < 1
-    grid = Grid(tuple(prepared.label.shape), prepared.affine)
+    grid = Grid(tuple(prepared.label.shape[1:]), prepared.affine)
     predicted = task._build_labeller().label(Prepared(prepared.image, prepared.affine), grid).array
-    is_wrong = torch.from_numpy(predicted.astype(np.uint8)) != prepared.label
+    is_wrong = torch.from_numpy(predicted.astype(np.uint8)) != prepared.label[0]
     task.validation = [replace(prepared, label=prepared.label.masked_fill(is_wrong, 3))]
     assert set(task.validate().values()) == {1.0}
 
