@@ -152,7 +152,7 @@ def _check_slices(job: SegmentationJob, prepared: Sequence[PreparedCase]) -> Non
     letters = job.preprocessing.orientation
     faults = []
     for case in prepared:
-        *within, num_slices = case.label.shape
+        _, *within, num_slices = case.label.shape
         if num_slices > 1 and 1 in within:
             thin = letters[within.index(1)]
             message = (
