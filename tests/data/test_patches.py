@@ -10,6 +10,7 @@ import torch
 from pipeline.config import DataSection
 from pipeline.data.batches import Batch, draw_ahead
 from pipeline.data.cases import read_manifest
+from pipeline.data.chunks import Chunked
 from pipeline.data.patches import PatchSampler
 from pipeline.data.prepared_cases import hash_data, prepare_cases
 from pipeline.data.synthetic import write_phantom_study
@@ -80,6 +81,17 @@ def test_faults_of_all_cases_come_together(section):
     with pytest.raises(InputError) as caught:
         prepare(section)
     assert len(caught.value.faults) == 2
+
+
+def test_patches_of_large_volumes_are_those_of_plain_ones(section, monkeypatch):
+    plain = prepare(section)
+    monkeypatch.setattr("pipeline.data.chunks.LARGE", 0)
+    chunked = prepare(section.model_copy(update={"cache_dir": section.cache_dir / "chunks"}))
+    assert all(isinstance(part, Chunked) for case in chunked for part in (case.image, case.label))
+    assert hash_data(plain) == hash_data(chunked)
+    for step in range(4):
+        expected, found = sampler(plain).draw(step).tensors, sampler(chunked).draw(step).tensors
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_drawing_ahead_leaves_the_cores_to_the_network():
