@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-NUM_STEPS = 4000
-"""Steps that a training should come to; the hippocampus job makes 6,000 in its 15 minutes on two cores."""
+NUM_STEPS = 3000
+"""Steps that a training should come to in float32."""
 
 _TRAINING_SHARE = 0.9  # of the budget; the rest is for validation
 _MEMORY_SHARE = 0.5  # of what is free, for one step
@@ -69,9 +69,13 @@ class Machine:
         return num_voxels * self.widths[0] * _BYTES_PER_FEATURE[self.device]
 
     def affordable_voxels(self, minutes: float) -> int:
-        """Voxels of all samples of a step: `NUM_STEPS` fit into the minutes, and each into memory."""
+        """Voxels of all samples of a step: `NUM_STEPS` fit into the minutes, and each into memory.
+
+        What matrix units save goes into more steps, not into larger ones.
+        """
         by_memory = self.free_memory * _MEMORY_SHARE / self.bytes_of_step(1)
-        return max(_SMALLEST_STEP, int(min(self._trained_voxels(minutes) / NUM_STEPS, by_memory)))
+        by_time = replace(self, has_matrix_units=False)._trained_voxels(minutes) / NUM_STEPS
+        return max(_SMALLEST_STEP, int(min(by_time, by_memory)))
 
     def expected_steps(self, minutes: float, num_voxels: int) -> int:
         """Steps of so many voxels that fit into the minutes."""
