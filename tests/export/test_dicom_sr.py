@@ -77,7 +77,7 @@ def test_an_answer_is_told_with_probability_and_review(predicted, tmp_path):
 
 
 def test_what_is_not_as_predicted_is_never_seen(predicted, tmp_path, monkeypatch):
-    build = dicom_sr._build
+    build = dicom_sr.build_report
 
     def spoil(*arguments):
         dataset = build(*arguments)
@@ -86,7 +86,7 @@ def test_what_is_not_as_predicted_is_never_seen(predicted, tmp_path, monkeypatch
                 item.MeasuredValueSequence[0].NumericValue = "1.5"
         return dataset
 
-    monkeypatch.setattr(dicom_sr, "_build", spoil)
+    monkeypatch.setattr(dicom_sr, "build_report", spoil)
     with pytest.raises(IntegrityError, match="read back"):
         write_measurements(tmp_path / "sr.dcm", predicted())
     assert not list(tmp_path.glob("*.dcm"))
