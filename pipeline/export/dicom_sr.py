@@ -14,7 +14,8 @@ from pydicom import Dataset, dcmread
 from pydicom.uid import UID, generate_uid
 
 from pipeline.export.dicom_seg import concept
-from pipeline.export.dicom_source import Maker, Prediction, Source, clean_text
+from pipeline.export.dicom_source import Source, clean_text
+from pipeline.export.prediction import Maker, Prediction
 from pipeline.export.sr_document import (
     Images,
     build_report,

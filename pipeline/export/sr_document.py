@@ -12,7 +12,8 @@ from pydicom.uid import UID, generate_uid
 
 from pipeline.errors import Fault, IntegrityError
 from pipeline.export.dicom_seg import concept
-from pipeline.export.dicom_source import Maker, Source, clean_text
+from pipeline.export.dicom_source import Source, clean_text
+from pipeline.export.prediction import Maker
 from pipeline.export.sr_reading import Group, is_same, read_groups
 from pipeline.files import atomic_path
 from pipeline.terminology import Code

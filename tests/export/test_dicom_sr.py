@@ -9,8 +9,8 @@ from highdicom.sr import srread
 from pipeline.errors import IntegrityError
 from pipeline.export import dicom_sr
 from pipeline.export.dicom_seg import write_segmentation
-from pipeline.export.dicom_source import Maker
 from pipeline.export.dicom_sr import Answer, write_answer, write_measurements
+from pipeline.export.prediction import Maker
 from pipeline.volume import measure_volumes
 
 ANSWER = Answer({"normal": 0.0625, "pneumonia": 0.9375}, ("pneumonia",), 0.875, True)
