@@ -90,3 +90,55 @@ def test_what_is_not_as_predicted_is_never_seen(predicted, tmp_path, monkeypatch
     with pytest.raises(IntegrityError, match="read back"):
         write_measurements(tmp_path / "sr.dcm", predicted())
     assert not list(tmp_path.glob("*.dcm"))
+
+
+def test_a_structure_refers_to_the_slices_that_it_is_on(predicted, tmp_path):
+    prediction = predicted()
+    array = prediction.array.copy()
+    array[:, :, 3:] = 0
+    prediction = replace(prediction, array=array)
+    write_measurements(tmp_path / "sr.dcm", prediction)
+    for group in srread(tmp_path / "sr.dcm").content.get_image_measurement_groups():
+        on = [k for k in range(array.shape[2]) if prediction.mask(group.tracking_identifier, k).any()]
+        expected = {prediction.source.planes[k].header.SOPInstanceUID for k in on}
+        found = {item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in all_items(group[0])
+                 if item.ValueType == "IMAGE"}  # fmt: skip
+        every = {header.SOPInstanceUID for header in prediction.source.headers}
+        assert found == (expected or every)
+
+
+def _refer_elsewhere(item):
+    if item.get("ValueType") == "IMAGE":
+        item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID = "1.2.3.4"
+
+
+def _find_another(item):
+    if item.get("ValueType") == "CODE" and item.ConceptNameCodeSequence[0].CodeValue == "121071":
+        item.ConceptCodeSequence[0].CodeValue = "0000"
+
+
+@pytest.mark.parametrize("spoil", [_refer_elsewhere, _find_another])
+def test_neither_another_image_nor_another_structure_is_ever_told(predicted, tmp_path, monkeypatch, spoil):
+    build = dicom_sr.build_report
+
+    def spoilt(*arguments):
+        dataset = build(*arguments)
+        for item in all_items(dataset):
+            spoil(item)
+        return dataset
+
+    monkeypatch.setattr(dicom_sr, "build_report", spoilt)
+    with pytest.raises(IntegrityError, match="read back"):
+        write_measurements(tmp_path / "sr.dcm", predicted())
+    assert not list(tmp_path.glob("*.dcm"))
+
+
+def test_the_same_answer_arrives_once_and_another_beside_it(predicted, tmp_path):
+    source, maker = predicted().source, Maker("run-1", "cd" * 32, "0.1.0")
+    uids = []
+    for number, answer in enumerate((ANSWER, ANSWER, replace(ANSWER, review=False))):
+        write_answer(tmp_path / f"{number}.dcm", answer, source, maker)
+        written = pydicom.dcmread(tmp_path / f"{number}.dcm")
+        uids.append(written.SOPInstanceUID)
+        assert written.PatientID == source.first.PatientID and written.VerificationFlag == "UNVERIFIED"
+    assert uids[0] == uids[1] != uids[2]
