@@ -30,7 +30,7 @@ from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from pipeline.data.dicom import is_dicom
-from pipeline.data.dicom.frames import read_header
+from pipeline.data.dicom.headers import read_header
 from pipeline.data.dicom.pixels import read_pixels
 from pipeline.data.images import read_with_warnings
 from pipeline.errors import FaultError

@@ -1,9 +1,9 @@
 """The typed job: what can be set, how it is loaded and written, and what is said when it is wrong.
 
-`schema` names the kinds of job; `sections`, `segmentation`, `classification` and `enhancement` hold every
-setting and `fields` what it can be; `strict_yaml` reads text with the place of every value, `explaining`
-turns what pydantic finds into faults, `loading` joins them; `commenting` writes a config for people;
-`space` is what a sweep tries.
+`schema` names the kinds of job; `sections`, `learning`, `segmentation`, `classification` and `enhancement`
+hold every setting and `fields` what it can be; `strict_yaml` reads text with the place of every value,
+`explaining` turns what pydantic finds into faults, `loading` joins them; `commenting` writes a config for
+people; `space` is what a sweep tries.
 Imports neither torch nor monai nor mlflow.
 """
 
@@ -27,6 +27,7 @@ from pipeline.config.enhancement import (
     EnhancementTrainingSection,
     GeneratorSection,
 )
+from pipeline.config.learning import FittingSection, LevelsSection, LoopSection
 from pipeline.config.loading import (
     classification_job,
     enhancement_job,
@@ -43,9 +44,6 @@ from pipeline.config.schema import Job
 from pipeline.config.sections import (
     AugmentationSection,
     CasesSection,
-    FittingSection,
-    LevelsSection,
-    LoopSection,
     PreprocessingSection,
     Section,
     SlidingSection,

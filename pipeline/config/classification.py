@@ -8,11 +8,10 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.fields import Axes, ModelField, Names, PathField, Probability, Structures
+from pipeline.config.learning import FittingSection, LevelsSection
 from pipeline.config.sections import (
     AugmentationSection,
     CasesSection,
-    FittingSection,
-    LevelsSection,
     PreprocessingSection,
     Section,
     TrackingSection,

@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.fields import Axes, Integers, ModelField, PathField
+from pipeline.config.learning import LevelsSection, LoopSection
 from pipeline.config.sections import (
     CasesSection,
-    LevelsSection,
-    LoopSection,
     PreprocessingSection,
     Section,
     SlidingSection,

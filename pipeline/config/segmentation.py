@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.fields import Axes, Colour, ModelField, Names, Pairs, PathField, Probability, Region
+from pipeline.config.learning import FittingSection, LevelsSection
 from pipeline.config.monai_networks import MonaiNetwork, monai_stride
 from pipeline.config.sections import (
     AugmentationSection,
     CasesSection,
-    FittingSection,
-    LevelsSection,
     PreprocessingSection,
     Section,
     SlidingSection,

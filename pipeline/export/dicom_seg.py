@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 
 from pipeline.errors import Fault, IntegrityError, ResourceError
-from pipeline.export.dicom_source import Prediction, clean_text, lps_affine
+from pipeline.export.dicom_source import clean_text, lps_affine
+from pipeline.export.prediction import Prediction
 from pipeline.export.seg_reading import LEVELS, Kind, is_placed, numbers, plane_of
 from pipeline.files import atomic_path
 from pipeline.memory import available_bytes, format_size

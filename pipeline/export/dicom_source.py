@@ -6,21 +6,17 @@ words of the images. That is the only place where a name is taken over; it goes 
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from pydicom.uid import UID, generate_uid
 from pydicom.valuerep import DS
 
 from pipeline.errors import Fault, InputError
-from pipeline.labels import LabelContract
-from pipeline.volume import Affine, Grid, check_grid
+from pipeline.volume import Affine, Grid
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ON_GRID = 0.02
@@ -132,63 +128,6 @@ class Source:
     def evidence(self) -> list[Dataset]:
         """The headers as what they are referred to by, and nothing else."""
         return [_identify(header) for header in self.headers]
-
-
-@dataclass(frozen=True, slots=True)
-class Maker:
-    """What made a prediction.
-
-    Attributes:
-        name: Of the run or model.
-        sha256: Of the checkpoint.
-        version: Of this program.
-    """
-
-    name: str
-    sha256: str
-    version: str
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What an exporter writes.
-
-    Attributes:
-        array: `(I, J, K)` label values on the grid.
-        grid: That of the series.
-        contract: What the values mean.
-        source: The series.
-        maker: The model.
-        probabilities: NIfTI file `(I, J, K, channel)`, where there is one.
-        segmentation: The DICOM Segmentation that was made of it, where there is one.
-
-    Raises:
-        InputError: If the grid is none that anything may be written to.
-    """
-
-    array: NDArray[np.unsignedinteger]
-    grid: Grid
-    contract: LabelContract
-    source: Source
-    maker: Maker
-    probabilities: Path | None = None
-    segmentation: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_grid("what is to be written", self.grid)
-
-    def mask(self, name: str, plane: int) -> NDArray[np.bool_]:
-        """Where a structure is in a plane, `(row, column)` as in DICOM."""
-        values = self.contract.structures[name]
-        shown = self.array[:, :, plane].T
-        return shown == values[0] if len(values) == 1 else np.isin(shown, values)
-
-    def uid(self, what: str) -> UID:
-        """A UID for something made of this: the same result has the same, so that it arrives only once."""
-        content = hashlib.sha256(self.array.tobytes()).hexdigest()
-        return generate_uid(
-            entropy_srcs=[what, str(self.source.first.SeriesInstanceUID), self.maker.sha256, content]
-        )
 
 
 def read_source(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.export.dicom_seg import write_fractional_segmentation, write_segmentation
-from pipeline.export.dicom_source import Prediction
 from pipeline.export.dicom_sr import write_measurements
+from pipeline.export.prediction import Prediction
 from pipeline.export.rtstruct import write_structure_set
 
 SEGMENTATION: Final = "dicom-seg"

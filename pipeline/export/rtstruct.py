@@ -15,7 +15,8 @@ from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 
 from pipeline.errors import Fault, IntegrityError
 from pipeline.export.contours import Polygon, fill, outline
-from pipeline.export.dicom_source import Prediction, Slice, clean_text, lps_affine, refer
+from pipeline.export.dicom_source import Slice, clean_text, lps_affine, refer
+from pipeline.export.prediction import Prediction
 from pipeline.files import atomic_path
 from pipeline.terminology import CATEGORIES, SIDES, Code, Term
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from pipeline.export.dicom_source import Prediction, lps_affine
+from pipeline.export.dicom_source import lps_affine
+from pipeline.export.prediction import Prediction
 from pipeline.volume import Grid
 
 _PLACE_TOLERANCE = 0.01

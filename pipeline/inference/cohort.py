@@ -12,8 +12,9 @@ from pipeline.data.checks import read_checked_case
 from pipeline.data.dicom import series_frames
 from pipeline.data.images import source_hash
 from pipeline.errors import Fault, ResourceError
-from pipeline.export.dicom_source import Prediction, Source, read_source
+from pipeline.export.dicom_source import Source, read_source
 from pipeline.export.nifti import write_label_map
+from pipeline.export.prediction import Prediction
 from pipeline.export.probabilities import write_probabilities
 from pipeline.files import sha256_of
 from pipeline.inference.budget import Plan

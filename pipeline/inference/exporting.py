@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.errors import Fault, FaultError, IntegrityError, ResourceError
-from pipeline.export.dicom_source import Maker, Prediction, Source
+from pipeline.export.dicom_source import Source
 from pipeline.export.dicom_sr import Answer, write_answer
 from pipeline.export.exporters import EXPORTERS, REPORT, SEGMENTATION, export_path
+from pipeline.export.prediction import Maker, Prediction
 from pipeline.files import sha256_of
 from pipeline.inference.classifier import ClassReport
 

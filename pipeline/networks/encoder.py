@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from pipeline.config.sections import LevelsSection
+from pipeline.config.learning import LevelsSection
 from pipeline.networks.blocks import BLOCKS
 
 

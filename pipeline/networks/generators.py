@@ -12,7 +12,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from pipeline.config.enhancement import GeneratorSection
-from pipeline.config.sections import LevelsSection
+from pipeline.config.learning import LevelsSection
 from pipeline.config.segmentation import NetworkSection
 from pipeline.networks.attention_unet import AttentionUNet
 from pipeline.networks.blocks import (

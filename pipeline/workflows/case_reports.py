@@ -18,8 +18,8 @@ from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import is_series
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault, FaultError
-from pipeline.export.dicom_source import Maker
 from pipeline.export.exporters import export_path
+from pipeline.export.prediction import Maker
 from pipeline.files import sha256_of
 from pipeline.inference.cohort import CaseReport, hash_inputs
 

@@ -14,8 +14,9 @@ from pipeline.data.cases import Case, apply_rules
 from pipeline.data.class_inputs import find_class_inputs
 from pipeline.data.dicom import SeriesRule, series_files
 from pipeline.errors import InputError
-from pipeline.export.dicom_source import Maker, read_source
+from pipeline.export.dicom_source import read_source
 from pipeline.export.nifti import write_map
+from pipeline.export.prediction import Maker
 from pipeline.files import check_writable
 from pipeline.inference.class_table import write_class_table
 from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor

@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
-
-import torch
-from torch import nn
 
 from pipeline.checkpoint import Checkpoint, is_checkpoint, read_checkpoint, write_checkpoint
 from pipeline.config import (
     ClassificationJob,
     EnhancementJob,
     Job,
-    SegmentationJob,
-    classification_job,
     job_from_mapping,
     job_to_mapping,
-    segmentation_job,
 )
-from pipeline.data.cases import read_manifest
-from pipeline.data.class_study import read_class_study
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import sha256_of, write_text
-from pipeline.labels import LabelContract
-from pipeline.networks import Classifier, build_classifier, build_network
+from pipeline.networks import Classifier
 from pipeline.networks.foreign import foreign_source, read_weights
 from pipeline.networks.pretrained import ENCODER, Source, Transfer, load_pretrained
 from pipeline.tracking import Record, RunFolder
+from pipeline.workflows.matching import RECEIVERS, FittedJob, answers_of, match_inputs, match_outputs
 from pipeline.workflows.models import LAST, load_model, pin_model
 
 START: Final = Path("checkpoints/start.safetensors")
 _FOREIGN: Final = "foreign"
 _WHOLE: Final = "network."
 """What the names of the weights of MONAI's segmentation networks begin with; they have no encoder apart."""
-
-FittedJob = SegmentationJob | ClassificationJob
-"""The jobs that may start from another's model."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +135,7 @@ def write_start(record: Record, start: Start) -> None:
 
 
 def _match(job: FittedJob, model: str, checkpoint: Checkpoint) -> Start:
-    receiver = _RECEIVERS[job.task](job)
+    receiver = RECEIVERS[job.task](job)
     if checkpoint.provenance.get(_FOREIGN):
         assert isinstance(receiver.network, Classifier)
         source = foreign_source(checkpoint.weights, receiver.network)
@@ -158,8 +146,8 @@ def _match(job: FittedJob, model: str, checkpoint: Checkpoint) -> Start:
     if isinstance(former, EnhancementJob):
         message = f"{model} is an enhancer; name a segmentation or classification model, or leave it null"
         raise ConfigError(Fault("training.start_from", "other-task", message))
-    outputs = _match_outputs(receiver.answers, _answers_of(former, checkpoint))
-    source = Source(checkpoint.weights, _match_inputs(receiver.channels, checkpoint.channels), outputs)
+    outputs = match_outputs(receiver.answers, answers_of(former, checkpoint))
+    source = Source(checkpoint.weights, match_inputs(receiver.channels, checkpoint.channels), outputs)
     transfer = load_pretrained(receiver.network, source)
     taken = [output is not None for output in outputs]
     return Start(
@@ -170,86 +158,6 @@ def _match(job: FittedJob, model: str, checkpoint: Checkpoint) -> Start:
         labels=dict(zip(receiver.answers.names, taken, strict=True)),
         differences=_differences(job, former),
     )
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """What the outputs of a network mean.
-
-    Attributes:
-        names: Of each.
-        kind: Only rows of outputs of one kind can be exchanged: classes compete, regions and labels do not.
-    """
-
-    names: tuple[str, ...]
-    kind: str
-
-
-@dataclass(frozen=True)
-class _Receiver:
-    """What is to start from another model.
-
-    Attributes:
-        channels: Names of its image channels.
-        answers: What its outputs mean.
-        network: Its names and shapes alone.
-    """
-
-    channels: tuple[str, ...]
-    answers: _Answers
-    network: nn.Module
-
-
-def _segmentation_receiver(job: FittedJob) -> _Receiver:
-    job = segmentation_job(job)
-    study = read_manifest(job.data)
-    with torch.device("meta"):
-        network = build_network(job.network, len(study.channels), len(study.contract.channel_names))
-    return _Receiver(study.channels, _contract_answers(study.contract), network)
-
-
-def _classification_receiver(job: FittedJob) -> _Receiver:
-    job = classification_job(job)
-    study = read_class_study(job.data)
-    channels = job.preprocessing.seen_channels(study.channels)
-    with torch.device("meta"):
-        network = build_classifier(job.network, len(channels), len(study.classes))
-    return _Receiver(channels, _class_answers(study.classes, job), network)
-
-
-_RECEIVERS: Mapping[str, Callable[[FittedJob], _Receiver]] = {
-    "segmentation": _segmentation_receiver,
-    "classification": _classification_receiver,
-}
-
-
-def _class_answers(classes: Sequence[str], job: ClassificationJob) -> _Answers:
-    return _Answers(tuple(classes), "labels of images" if job.data.multi_label else "classes of images")
-
-
-def _contract_answers(contract: LabelContract) -> _Answers:
-    return _Answers(contract.channel_names, "classes" if contract.regions is None else "regions")
-
-
-def _answers_of(former: FittedJob, checkpoint: Checkpoint) -> _Answers:
-    if isinstance(former, ClassificationJob):
-        return _class_answers(tuple(checkpoint.structures), former)
-    return _contract_answers(LabelContract(checkpoint.labels, former.data.regions))
-
-
-def _match_inputs(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | None, ...]:
-    """By name; where both have as many channels, those left over one after the other."""
-    matched = [theirs.index(name) if name in theirs else None for name in ours]
-    if len(ours) == len(theirs):
-        left = iter([index for index in range(len(theirs)) if index not in matched])
-        matched = [next(left) if index is None else index for index in matched]
-    return tuple(matched)
-
-
-def _match_outputs(ours: _Answers, theirs: _Answers) -> tuple[int | None, ...]:
-    """By name, among outputs of one kind."""
-    names = theirs.names if ours.kind == theirs.kind else ()
-    return tuple(names.index(name) if name in names else None for name in ours.names)
 
 
 def _differences(job: FittedJob, former: FittedJob) -> tuple[str, ...]:

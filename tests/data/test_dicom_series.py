@@ -28,7 +28,7 @@ from pydicom.uid import (
 from scipy.ndimage import map_coordinates
 
 from pipeline.data.dicom import SeriesRule, list_series, pixels, read_series, series_hash
-from pipeline.data.dicom.frames import read_header
+from pipeline.data.dicom.headers import read_header
 from pipeline.errors import FaultError, InputError
 
 ALONG = np.array([[1.0, 0, 0], [0, 1.0, 0]])

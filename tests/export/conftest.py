@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.data.dicom import list_dicom_files, read_series
 from pipeline.data.synthetic.series import write_series
-from pipeline.export.dicom_source import Maker, Prediction, read_source
+from pipeline.export.dicom_source import read_source
+from pipeline.export.prediction import Maker, Prediction
 from pipeline.labels import LabelContract
 from pipeline.terminology import Code, Term
 from pipeline.volume import Grid, Volume

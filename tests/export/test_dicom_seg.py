@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import InputError, IntegrityError
 from pipeline.export.dicom_seg import write_fractional_segmentation, write_segmentation
-from pipeline.export.dicom_source import Maker
+from pipeline.export.prediction import Maker
 from pipeline.labels import LabelContract
 
 REAL = Path(__file__).parents[2] / "../shared/data/dicom"

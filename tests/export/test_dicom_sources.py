@@ -9,8 +9,9 @@ from pydicom.uid import EnhancedMRImageStorage
 from pipeline.data.dicom import SeriesRule, list_dicom_files, read_series, series_frames
 from pipeline.data.synthetic.series import write_series
 from pipeline.errors import InputError
-from pipeline.export.dicom_source import Maker, Prediction, read_source
+from pipeline.export.dicom_source import read_source
 from pipeline.export.exporters import EXPORTERS
+from pipeline.export.prediction import Maker, Prediction
 from pipeline.labels import LabelContract
 from pipeline.volume import Grid, Volume
 

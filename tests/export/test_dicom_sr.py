@@ -9,8 +9,8 @@ from highdicom.sr import srread
 from pipeline.errors import IntegrityError
 from pipeline.export import dicom_sr
 from pipeline.export.dicom_seg import write_segmentation
-from pipeline.export.dicom_source import Maker
 from pipeline.export.dicom_sr import Answer, write_answer, write_measurements
+from pipeline.export.prediction import Maker
 from pipeline.volume import measure_volumes
 
 ANSWER = Answer({"normal": 0.0625, "pneumonia": 0.9375}, ("pneumonia",), 0.875, True)
@@ -77,7 +77,7 @@ def test_an_answer_is_told_with_probability_and_review(predicted, tmp_path):
 
 
 def test_what_is_not_as_predicted_is_never_seen(predicted, tmp_path, monkeypatch):
-    build = dicom_sr._build
+    build = dicom_sr.build_report
 
     def spoil(*arguments):
         dataset = build(*arguments)
@@ -86,7 +86,59 @@ def test_what_is_not_as_predicted_is_never_seen(predicted, tmp_path, monkeypatch
                 item.MeasuredValueSequence[0].NumericValue = "1.5"
         return dataset
 
-    monkeypatch.setattr(dicom_sr, "_build", spoil)
+    monkeypatch.setattr(dicom_sr, "build_report", spoil)
     with pytest.raises(IntegrityError, match="read back"):
         write_measurements(tmp_path / "sr.dcm", predicted())
     assert not list(tmp_path.glob("*.dcm"))
+
+
+def test_a_structure_refers_to_the_slices_that_it_is_on(predicted, tmp_path):
+    prediction = predicted()
+    array = prediction.array.copy()
+    array[:, :, 3:] = 0
+    prediction = replace(prediction, array=array)
+    write_measurements(tmp_path / "sr.dcm", prediction)
+    for group in srread(tmp_path / "sr.dcm").content.get_image_measurement_groups():
+        on = [k for k in range(array.shape[2]) if prediction.mask(group.tracking_identifier, k).any()]
+        expected = {prediction.source.planes[k].header.SOPInstanceUID for k in on}
+        found = {item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in all_items(group[0])
+                 if item.ValueType == "IMAGE"}  # fmt: skip
+        every = {header.SOPInstanceUID for header in prediction.source.headers}
+        assert found == (expected or every)
+
+
+def _refer_elsewhere(item):
+    if item.get("ValueType") == "IMAGE":
+        item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID = "1.2.3.4"
+
+
+def _find_another(item):
+    if item.get("ValueType") == "CODE" and item.ConceptNameCodeSequence[0].CodeValue == "121071":
+        item.ConceptCodeSequence[0].CodeValue = "0000"
+
+
+@pytest.mark.parametrize("spoil", [_refer_elsewhere, _find_another])
+def test_neither_another_image_nor_another_structure_is_ever_told(predicted, tmp_path, monkeypatch, spoil):
+    build = dicom_sr.build_report
+
+    def spoilt(*arguments):
+        dataset = build(*arguments)
+        for item in all_items(dataset):
+            spoil(item)
+        return dataset
+
+    monkeypatch.setattr(dicom_sr, "build_report", spoilt)
+    with pytest.raises(IntegrityError, match="read back"):
+        write_measurements(tmp_path / "sr.dcm", predicted())
+    assert not list(tmp_path.glob("*.dcm"))
+
+
+def test_the_same_answer_arrives_once_and_another_beside_it(predicted, tmp_path):
+    source, maker = predicted().source, Maker("run-1", "cd" * 32, "0.1.0")
+    uids = []
+    for number, answer in enumerate((ANSWER, ANSWER, replace(ANSWER, review=False))):
+        write_answer(tmp_path / f"{number}.dcm", answer, source, maker)
+        written = pydicom.dcmread(tmp_path / f"{number}.dcm")
+        uids.append(written.SOPInstanceUID)
+        assert written.PatientID == source.first.PatientID and written.VerificationFlag == "UNVERIFIED"
+    assert uids[0] == uids[1] != uids[2]

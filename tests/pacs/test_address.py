@@ -15,12 +15,14 @@ def test_the_forms_of_an_address():
     assert parse_address("http://127.0.0.1:8042/dicom-web", "to").is_private
     for open_ in ("http://pacs.example/dicom-web", "http://127.0.0.1.evil.example/dicom-web"):
         assert not parse_address(open_, "to").is_private
+    for text in ("dicom://A_TITLE_OF_16_CH@h:1", "dicom://PACS@[fe80::1]:104", "https://h:1/x"):
+        assert str(parse_address(text, "to")) == text
     assert parse_endpoint("127.0.0.1:11112", "at") == ("127.0.0.1", 11112)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["PACS", "dicom://10.0.0.5:104", "dicom://PACS@10.0.0.5", "dicom://A_TITLE_OF_17_CHAR@h:1", "ftp://h/x",
+    ["PACS", "dicom://10.0.0.5:104", "dicom://PACS@10.0.0.5", "dicom://A_TITLE_OF_17_CHA@h:1", "ftp://h/x",
      "dicom://PACS@h:99999", "https://h/x?token=abc", "dicom://A\\B@h:1", "", "http://"],
 )  # fmt: skip
 def test_what_is_none_is_refused(text):

@@ -11,8 +11,8 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from pipeline.errors import ConfigError, InputError
-from pipeline.pacs.desk import Desk
+from pipeline.errors import ConfigError, InputError, ResourceError
+from pipeline.pacs.desk import BROKEN_OFF, Desk, alone_in
 from pipeline.pacs.instances import Instance, hash_uid, read_instance
 from pipeline.pacs.queue import NAME, Queue
 
@@ -84,6 +84,62 @@ def test_an_answered_study_waits_again_only_if_something_new_arrives(queue, desk
     assert waiting(queue) == []
 
 
+def test_each_new_instance_begins_the_wait_anew(queue):
+    put(queue, instance(), now=100.0)
+    put(queue, instance(number=2), now=200.0)
+    assert waiting(queue, abandoned=199.0) == [] and waiting(queue, abandoned=200.0) == [hash_uid(ONE)]
+
+
+def test_what_fails_halfway_leaves_nothing(queue):
+    with pytest.raises(ResourceError):
+        queue.put(instance(), object(), 100.0)  # known once its study is entered already
+    assert queue.standings() == []
+    put(queue, instance())
+    assert waiting(queue) == [hash_uid(ONE)]
+
+
+def test_what_could_not_be_written_is_not_entered(queue, desk, tmp_path):
+    (tmp_path / "incoming").write_bytes(b"in the way")
+    with pytest.raises(ResourceError):
+        desk.put(instance(), Thread())
+    assert queue.standings() == []
+    (tmp_path / "incoming").unlink()
+    desk.put(instance(), Thread())
+    assert waiting(queue) == [hash_uid(ONE)] and list((tmp_path / "incoming").rglob("*.dcm"))
+
+
+def test_only_an_answer_that_was_sent_stays_one_where_nothing_changed(queue):
+    put(queue, instance())
+    (study,) = queue.waiting(MODEL, LATER, LATER)
+    queue.begin(MODEL, [study])
+    queue.unchanged(study, MODEL)
+    assert waiting(queue) == [hash_uid(ONE)]
+    put(queue, instance(number=2))
+    (newer,) = queue.waiting(MODEL, LATER, LATER)
+    queue.unchanged(newer, MODEL)
+    assert queue.waiting(MODEL, LATER, LATER)[0].starts == 0  # none of what lies there now
+
+
+def test_a_new_answer_is_sent_at_once_though_the_old_one_waited(queue):
+    put(queue, instance())
+    queue.begin(MODEL, queue.waiting(MODEL, LATER, LATER))
+    queue.predicted(hash_uid(ONE), MODEL, "inputs")
+    queue.postpone(queue.unsent(MODEL, 50.0, 9)[0], MODEL, 1000.0, "away")
+    put(queue, instance(number=2))
+    queue.begin(MODEL, queue.waiting(MODEL, LATER, LATER))
+    queue.predicted(hash_uid(ONE), MODEL, "more inputs")
+    (unsent,) = queue.unsent(MODEL, 50.0, 9)
+    assert unsent.attempts == 0
+
+
+def test_an_answer_that_is_gone_is_predicted_again(queue):
+    put(queue, instance())
+    queue.begin(MODEL, queue.waiting(MODEL, LATER, LATER))
+    queue.predicted(hash_uid(ONE), MODEL, "inputs")
+    queue.lost(queue.unsent(MODEL, LATER, 9)[0], MODEL)
+    assert queue.unsent(MODEL, LATER, 9) == [] and waiting(queue) == [hash_uid(ONE)]
+
+
 def test_each_model_answers_for_itself(queue):
     put(queue, instance())
     answer(queue)
@@ -150,6 +206,62 @@ def test_nothing_is_complete_while_it_is_being_sent(queue, desk):
     done.set()
 
 
+def test_the_sender_that_ends_first_closes_nothing_that_another_still_sends(queue, desk):
+    done = Event()
+    sender, other = Thread(target=done.wait), Thread(target=done.wait)
+    sender.start()
+    other.start()
+    desk.put(instance(), sender)
+    desk.put(instance(number=2), other)
+    desk.end(other, is_released=True)
+    assert waiting(queue, abandoned=0.0) == []  # open still
+    desk.end(sender, is_released=True)
+    assert waiting(queue, abandoned=0.0) == [hash_uid(ONE)]
+    done.set()
+
+
+def test_a_sender_that_ended_without_a_word_broke_off(queue, tmp_path):
+    told = []
+    desk = Desk(queue, tmp_path / "incoming", settle_s=0.001, keep_s=1.0, tell=told.append)
+    sender = Thread(target=lambda: desk.put(instance(), sender))
+    sender.start()
+    sender.join()
+    time.sleep(2 * BROKEN_OFF * 0.001)
+    assert [one.study for one in desk.complete(MODEL)] == [hash_uid(ONE)]
+    assert len(told) == 1 and "broke off" in told[0]
+
+
+def test_silence_while_nobody_listened_does_not_count(queue, tmp_path):
+    put(queue, instance(), now=100.0)  # by a listener before
+    desk = Desk(queue, tmp_path / "incoming", settle_s=0.1, keep_s=1.0, tell=lambda text: None)
+    assert desk.complete(MODEL) == []
+    time.sleep(1.2 * BROKEN_OFF * 0.1)
+    assert [one.study for one in desk.complete(MODEL)] == [hash_uid(ONE)]
+
+
+def test_a_folder_has_one_listener_and_nothing_half_written(tmp_path):
+    folder = tmp_path / "listener"
+    with alone_in(folder):
+        assert folder.stat().st_mode & 0o777 == 0o700
+        with pytest.raises(ConfigError, match="another listener"), alone_in(folder):
+            pass
+        half = folder / "incoming" / ".1-partial-slice.dcm"
+        half.parent.mkdir()
+        half.write_bytes(b"sl")
+        (folder / "incoming" / "whole.dcm").write_bytes(b"slice")
+    with alone_in(folder):
+        assert [path.name for path in (folder / "incoming").iterdir()] == ["whole.dcm"]
+
+
+def test_images_are_kept_while_something_new_is_not_answered(queue, desk, tmp_path):
+    desk.put(instance(), Thread())
+    answer(queue)
+    desk.put(instance(number=2), Thread())
+    time.sleep(0.01)
+    desk.tidy()
+    assert len(list((tmp_path / "incoming").rglob("*.dcm"))) == 2
+
+
 def test_images_are_removed_when_they_are_answered_and_old_and_not_before(queue, desk, tmp_path):
     desk.put(instance(), Thread())
     (path,) = (tmp_path / "incoming").rglob("*.dcm")
@@ -174,7 +286,7 @@ def test_paths_are_made_of_hashes_and_uids_that_are_none_are_refused(tmp_path):
     one = instance()
     assert str(one.path) == f"{hash_uid(one.series)}/{hash_uid(one.uid)}.dcm"
     file = pydicom.dcmread(get_testdata_file("MR_small.dcm"))
-    for bad in ("../../etc", "Zebulon", "", "1." * 40):
+    for bad in ("../../etc", "Zebulon", "", "1." * 40, "1" + ".2" * 32):
         content = BytesIO()
         with warnings.catch_warnings(action="ignore"):  # pydicom quotes what is wrong on purpose
             file.SeriesInstanceUID = bad

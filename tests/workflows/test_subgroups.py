@@ -47,6 +47,75 @@ def test_what_is_no_group_is_refused(manifest, column, told):
     assert told in str(refused.value) and "Doe" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        (["a note about a patient that is longer"] * 3, "long ones"),
+        (["50", "nan", *map(str, range(20))], "more than 12"),
+    ],
+)
+def test_notes_are_no_groups_and_what_is_no_number_makes_no_quarters(tmp_path, cells, told):
+    path = tmp_path / "cases.csv"
+    path.write_text("case,image,of\n" + "".join(f"c{n},i{n},{cell}\n" for n, cell in enumerate(cells)))
+    with pytest.raises(ConfigError, match=told):
+        read_subgroups(path, ("of",))
+
+
+@pytest.mark.parametrize(
+    ("different", "groups"), [(6, {*"123456"}), (9, {"up to 3", "3 to 5", "5 to 7", "above 7"})]
+)
+def test_few_numbers_are_groups_and_a_bound_is_in_the_quarter_that_it_names(tmp_path, different, groups):
+    path = tmp_path / "cases.csv"
+    path.write_text("case,image,grade\n" + "".join(f"c{n},i,{n}\n" for n in range(1, different + 1)))
+    found = read_subgroups(path, ("grade",))["grade"]
+    assert set(found.values()) == groups and found["c3"] == ("3" if different == 6 else "up to 3")
+
+
+def test_a_run_keeps_the_groups_of_its_validation_cases_alone(tmp_path, manifest):
+    record = SimpleNamespace(folder=tmp_path / "kept", log_artifact=lambda path: None)
+    record.folder.mkdir()
+    section = SimpleNamespace(manifest=manifest, subgroups=("sex",))
+    subgroups.write_subgroups(record, section, [SimpleNamespace(id="c2"), SimpleNamespace(id="c3")])
+    kept = json.loads((record.folder / "subgroups.json").read_text())
+    assert kept == {"sex": {"c2": "F", "c3": "M"}}
+
+
+def test_a_group_of_as_few_as_may_be_told_is_told(run):
+    from pipeline.inference.evaluation import STRUCTURE_METRICS, CaseMetrics
+
+    groups = {f"c{n}": "ten" if n < 10 else "nine" for n in range(19)}
+    (run.path / "subgroups.json").write_text(json.dumps({"size": groups}))
+    values = dict.fromkeys(STRUCTURE_METRICS, 1.0)
+    write_metrics(run.path / "cases.csv", [CaseMetrics(f"c{n}", "liver", values) for n in range(19)])
+    told = {group: value for _, group, _, _, value in judge_subgroups(run, run.path / "cases.csv")}
+    assert told["nine"] is None and told["ten"].value == 1
+
+
+def test_of_a_cross_validation_groups_of_all_folds_are_told(run, monkeypatch):
+    fold = run.path / "fold"
+    fold.mkdir()
+    (run.path / "subgroups.json").rename(fold / "subgroups.json")
+    monkeypatch.setattr(subgroups, "read_children", lambda run: [SimpleNamespace(path=fold)])
+    from pipeline.inference.evaluation import STRUCTURE_METRICS, CaseMetrics
+
+    values = dict.fromkeys(STRUCTURE_METRICS, 1.0)
+    write_metrics(run.path / "cases.csv", [CaseMetrics(f"c{n}", "liver", values) for n in range(40)])
+    assert {column for column, *_ in judge_subgroups(run, run.path / "cases.csv")} == {"sex", "scanner"}
+
+
+def test_a_classifier_tells_nothing_of_few_cases(run):
+    run.task = "classification"
+    lines = ["case,class,predicted,probability_ill,probability_well,review"]
+    for n in range(40):
+        truth = ("ill", "well")[n // 2 % 2]
+        lines.append(
+            f"c{n},{truth},{truth},{0.9 if truth == 'ill' else 0.1},{0.1 if truth == 'ill' else 0.9},no"
+        )
+    (run.path / "cases.csv").write_text("\n".join(lines) + "\n")
+    rows = [row for row in judge_subgroups(run, run.path / "cases.csv") if row[:2] == ("scanner", "A")]
+    assert rows == [("scanner", "A", 8, "", None)]
+
+
 def test_a_manifest_without_columns_has_no_groups(tmp_path):
     assert read_subgroups(tmp_path / "dataset.json", ()) == {}
     with pytest.raises(ConfigError, match="CSV"):

@@ -3,8 +3,8 @@
 Readers in wide use return a wrong volume without a word for a series with a missing, doubled or foreign
 slice. Here nothing is read whose slices do not make one regular grid, unless resampling is asked for.
 
-finding (which files) → frames, functional_groups (what they say) → stacks, placing (which belong together,
-and where) → choosing (which is meant) → pixels, regularising → reading.
+finding (which files) → headers, functional_groups (what they say) → frames (their slices) → stacks, placing
+(which belong together, and where) → choosing (which is meant) → pixels, regularising → reading.
 """
 
 from pipeline.data.dicom.choosing import SeriesRule, match_series

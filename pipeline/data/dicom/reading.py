@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.dicom.choosing import SeriesRule, choose_stack, tell_stacks
 from pipeline.data.dicom.finding import find_dicom_files
-from pipeline.data.dicom.frames import Frame, read_header, tell_names
+from pipeline.data.dicom.frames import Frame, tell_names
+from pipeline.data.dicom.headers import read_header
 from pipeline.data.dicom.pixels import read_pixels
 from pipeline.data.dicom.placing import STEP_TOLERANCE_MM, slice_steps, stack_affine
 from pipeline.data.dicom.regularising import plan_regular_grid, resample_frames
