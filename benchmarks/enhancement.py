@@ -73,10 +73,11 @@ def _median(image: Image, noise: float, strength: float) -> Image:
 
 
 def _nonlocal_means(image: Image, noise: float, strength: float) -> Image:
-    # A bias of Rician noise is undone where there is no signal below 0.
-    is_magnitude, stack = bool(image.min() >= 0), image if image.ndim == 3 else image[..., None]
-    made = nlmeans(stack, sigma=noise * strength, patch_radius=1, block_radius=3, rician=is_magnitude)
-    return np.asarray(made).reshape(image.shape)
+    # A bias of Rician noise is undone where there is no signal below 0. Below 0 dipy gives wrong values.
+    lowest = min(0.0, float(image.min()))
+    stack = (image if image.ndim == 3 else image[..., None]) - lowest
+    made = nlmeans(stack, sigma=noise * strength, patch_radius=1, block_radius=3, rician=lowest == 0)
+    return np.asarray(made).reshape(image.shape) + lowest
 
 
 def _wavelet(image: Image, noise: float, strength: float) -> Image:
@@ -88,11 +89,11 @@ def _variation(image: Image, noise: float, strength: float) -> Image:
 
 
 FILTERS: Mapping[str, tuple[Filter, tuple[float, ...]]] = {
-    "Gaussian": (_gaussian, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)),
+    "Gaussian": (_gaussian, (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)),
     "median": (_median, (2, 3)),
-    "non-local means (dipy)": (_nonlocal_means, (0.4, 0.6, 0.8, 1.0, 1.2)),
-    "wavelet (scikit-image)": (_wavelet, (0.5, 0.75, 1.0, 1.25, 1.5)),
-    "total variation (scikit-image)": (_variation, (0.4, 0.6, 0.8, 1.0, 1.3)),
+    "non-local means (dipy)": (_nonlocal_means, (0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0)),
+    "wavelet (scikit-image)": (_wavelet, (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
+    "total variation (scikit-image)": (_variation, (0.4, 0.6, 0.8, 1.0, 1.3, 1.8, 2.5)),
 }
 
 
