@@ -289,6 +289,21 @@ def test_damaged_and_strange_files_are_left_out_with_a_reason(tmp_path):
     assert not [*(tmp_path / "out").rglob(".*")]
 
 
+def test_a_deflated_file_is_cleaned_unless_it_would_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.privacy.images._LARGEST", 2**22)
+    (tmp_path / "in").mkdir()
+    shutil.copy(FILES / "image_dfl.dcm", tmp_path / "in")
+    dataset = pydicom.dcmread(FILES / "image_dfl.dcm")
+    dataset.SOPInstanceUID += ".1"
+    dataset.NumberOfFrames = 2**23 // (dataset.Rows * dataset.Columns)
+    dataset.PixelData = bytes(dataset.NumberOfFrames * dataset.Rows * dataset.Columns)
+    dataset.save_as(tmp_path / "in/bomb.dcm")
+    assert (tmp_path / "in/bomb.dcm").stat().st_size < 2**15
+    result = deidentify(tmp_path / "in", tmp_path / "out", tmp_path / "key")
+    assert [(Path(f.where).name, f.rule) for f in result.faults] == [("bomb.dcm", "too-large")]
+    assert result.num_files == 1
+
+
 def test_of_images_with_one_uid_copies_count_once_and_others_are_told(tmp_path):
     (tmp_path / "in").mkdir()
     dataset = pydicom.dcmread(FILES / "CT_small.dcm")

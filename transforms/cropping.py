@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from torch import Tensor
+from torch import Size, Tensor
 
 
-def crop(volume: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
+class Sliceable(Protocol):
+    """What boxes can be cut out of: a tensor, or what unpacks only what is asked for."""
+
+    @property
+    def shape(self) -> Size:
+        """Voxels per axis."""
+
+    def __getitem__(self, box: tuple[slice, ...], /) -> Tensor:
+        """The voxels of a box."""
+
+
+def crop(volume: Sliceable, start: Sequence[int], size: Sequence[int]) -> Tensor:
     """Cuts `(C, *size)` out of `(C, H, W, D)`.
 
     Outside of the volume lies 0, which is the mean after normalisation and the background of labels.
@@ -28,6 +40,6 @@ def crop(volume: Tensor, start: Sequence[int], size: Sequence[int]) -> Tensor:
     inside = volume[tuple(source)]
     if tuple(inside.shape[1:]) == tuple(size):
         return inside
-    box = volume.new_zeros((volume.shape[0], *size))
+    box = inside.new_zeros((volume.shape[0], *size))
     box[tuple(target)] = inside
     return box

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.batches import Batch, derive_seed, draw_ahead
+from pipeline.data.chunks import Voxels
 from pipeline.data.prepared_cases import PreparedCase
 from transforms.cropping import crop
 from transforms.keys import IMAGE, LABEL
@@ -83,12 +84,12 @@ class PatchSampler:
         centre = self._draw_centre(prepared, random)
         start = [c - s // 2 for c, s in zip(centre, self.source_size, strict=True)]
         image = crop(self._draw_image(prepared, number), start, self.source_size)
-        label = crop(prepared.label[None], start, self.source_size)[0]
+        label = crop(prepared.label, start, self.source_size)[0]
         if self.is_2d:
             image, label = image[..., 0], label[..., 0]
         return image, label, int(random.integers(2**62)), prepared.labelled
 
-    def _draw_image(self, prepared: PreparedCase, number: int) -> Tensor:
+    def _draw_image(self, prepared: PreparedCase, number: int) -> Voxels:
         if prepared.twin is None:
             return prepared.image
         # Numbers of its own, so that places and augmentation are those of a training without twins.
@@ -96,7 +97,7 @@ class PatchSampler:
         return prepared.twin if random.random() < self.twin_probability else prepared.image
 
     def _draw_centre(self, prepared: PreparedCase, random: np.random.Generator) -> list[int]:
-        shape = prepared.label.shape
+        shape = prepared.label.shape[1:]
         if prepared.coordinates and random.random() < self.foreground_fraction:
             present = sorted(prepared.coordinates)
             voxels = prepared.coordinates[present[random.integers(len(present))]]

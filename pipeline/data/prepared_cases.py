@@ -1,7 +1,7 @@
 """Cases on the network's grid, cached by content.
 
-A prepared case is mapped into memory: a patch reads only its own pages, and what fits stays in the system's
-page cache.
+A prepared case is mapped into memory: a patch reads only its own pages, or the compressed chunks of a large
+volume that it touches, and what fits stays in the system's page cache.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pipeline.config import DataSection
 from pipeline.data.cache import cached
 from pipeline.data.cases import Case
 from pipeline.data.checks import labelled_fault, read_checked_case
+from pipeline.data.chunks import Voxels, find, keep
 from pipeline.data.images import source_hash
 from pipeline.errors import Fault, InputError
 from pipeline.labels import LabelContract
@@ -29,7 +30,7 @@ from transforms.keys import IMAGE, LABEL
 from transforms.preprocessing import Preprocessing, preprocess
 
 # Changes whenever the same files and settings would give other voxels than before.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _COORDINATES_PER_LABEL = 10_000
 
 _Prepared = TypeVar("_Prepared")
@@ -42,7 +43,7 @@ class PreparedCase:
     Attributes:
         case: Ids and paths.
         image: `(C, H, W, D)` float32.
-        label: `(H, W, D)` uint8 or int32 label indices, as `LabelContract.values` says.
+        label: `(1, H, W, D)` uint8 or int32 label indices, as `LabelContract.values` says.
         coordinates: Per label index but the background's, `(n, 3)` int32 voxels; absent if it has none.
         affine: 4x4, voxel of `image` → world, RAS millimetres.
         content_hash: SHA-256 over the files the case was read from.
@@ -51,13 +52,13 @@ class PreparedCase:
     """
 
     case: Case
-    image: Tensor
-    label: Tensor
+    image: Voxels
+    label: Voxels
     coordinates: Mapping[int, Tensor]
     affine: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     content_hash: str
     labelled: tuple[str, ...] | None = None
-    twin: Tensor | None = None
+    twin: Voxels | None = None
 
 
 def prepare_cases(
@@ -110,11 +111,12 @@ def add_twins(
         def build(case: Case = prepared.case) -> dict[str, Tensor]:
             volumes = render(case)
             arrays = [volume.array for volume in volumes]
-            return {IMAGE: preprocess(settings, arrays, volumes[0].grid.affine).image}
+            return keep(IMAGE, preprocess(settings, arrays, volumes[0].grid.affine).image)
 
         content = [_CACHE_VERSION, "twin", prepared.case.id, prepared.content_hash, asdict(settings), key]
         try:
-            twins.append(replace(prepared, twin=cached(section.cache_dir, content, build)[IMAGE]))
+            twin = find(IMAGE, cached(section.cache_dir, content, build))
+            twins.append(replace(prepared, twin=twin))
         except InputError as error:
             faults += error.faults
         on_case()
@@ -190,8 +192,8 @@ def _prepare_case(
     is_complete = len(labelled) == len(contract.structures)
     return PreparedCase(
         case,
-        tensors[IMAGE],
-        tensors[LABEL],
+        find(IMAGE, tensors),
+        find(LABEL, tensors),
         coordinates,
         affine,
         content_hash,
@@ -226,8 +228,8 @@ def _prepare_tensors(
     if contract.ignore_value is not None:
         index[prepared.label == contract.ignore_value] = len(values)
     tensors = {
-        IMAGE: prepared.image,
-        LABEL: index.to(torch.uint8 if len(values) < 256 else torch.int32),
+        **keep(IMAGE, prepared.image),
+        **keep(LABEL, index.to(torch.uint8 if len(values) < 256 else torch.int32)[None]),
         "affine": torch.from_numpy(prepared.affine),
         # As stored: what is small may be lost on the network's grid, and is labelled all the same.
         "values": torch.tensor(sorted(checked.values), dtype=torch.int32),

@@ -22,7 +22,6 @@ from pipeline.sides import has_side, left_right_pairs
 _SMALLEST_BATCH = 2
 _MOST_FOLDS = 5
 # One window is taken instead of several overlapping ones while it is at most so many times the patch.
-_LARGEST_WINDOW = 3
 # Share of the content that the smallest structure has, at least, and share of patches centred on a structure.
 _FOREGROUND = ((0.01, 0.33), (0.001, 0.5), (0.0, 0.67))
 
@@ -54,7 +53,7 @@ def plan_job(
             **_choose_augmentation(fingerprint, grid),
             **_choose_network(grid, topology, machine),
             **_choose_training(fingerprint, machine, minutes, topology, voxels),
-            **_choose_inference(fingerprint, grid, topology),
+            **_choose_inference(fingerprint),
             "tracking.experiment": Choice(_experiment(manifest), "the study's name"),
         }
     )
@@ -216,17 +215,10 @@ def _choose_training(
     }
 
 
-def _choose_inference(fingerprint: Fingerprint, grid: _Grid, topology: Topology) -> Choices:
-    in_network = grid.content[: grid.dimensions]
-    window = [
-        stride * math.ceil(max(length, edge) / stride)
-        for length, edge, stride in zip(in_network, topology.patch_size, topology.total_stride, strict=True)
-    ]
-    fits = topology.num_voxels < math.prod(window) <= _LARGEST_WINDOW * topology.num_voxels
+def _choose_inference(fingerprint: Fingerprint) -> Choices:
     return {
         "inference.window_size": Choice(
-            window if fits else None,
-            "a typical image fits into one window" if fits else "the training patch",
+            None, "as trained: instance norm measures a window, and a larger one is another measure"
         ),
         "inference.skip_empty": Choice(
             fingerprint.is_ct,

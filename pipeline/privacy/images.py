@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import secrets
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import Dataset, FileMetaDataset, dcmread
-from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, DeflatedExplicitVRLittleEndian
 
 from pipeline.errors import ConfigError, Fault, FaultError, InputError, IntegrityError
 from pipeline.files import atomic_path
@@ -18,6 +20,8 @@ from pipeline.privacy.profile import patient_identity, remove_identity
 from pipeline.privacy.pseudonyms import Pseudonyms
 
 _LEAST_KEY = 16
+_LARGEST = 2**30  # bytes of an inflated file
+_BEFORE_META = 132 + 12  # bytes of preamble, prefix, and the element that tells the length of the rest
 _PRINTED_ON = {"US", "SC", "OT", "XC", "ES", "XA", "RF", "DX", "CR", "IO", "GM"}
 """Modalities that often print names into pixels."""
 
@@ -71,6 +75,7 @@ def clean_dicom(path: Path, folder: Path, pseudonyms: Pseudonyms) -> Cleaned:
         IntegrityError: If, read again, the pixels are not those of before.
     """
     with _guarding(path):
+        _refuse_bomb(path)
         dataset = dcmread(path)
         dataset.walk(lambda *_: None)  # every value is parsed now, or raises now
         _refuse(path, dataset)
@@ -108,6 +113,21 @@ def _guarding(path: Path) -> Iterator[None]:
     except Exception as error:  # damaged bytes make parsers and writers raise anything
         message = "the file is damaged, or no whole DICOM file; fetch it again from its source"
         raise InputError(Fault(str(path), "unreadable", message)) from error
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuses a file that is deflated as a whole and would fill the memory when it is read."""
+    meta = read_file_meta_info(path)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with path.open("rb") as file:
+        file.seek(_BEFORE_META + int(meta.FileMetaInformationGroupLength))
+        while size <= _LARGEST and (block := inflater.unconsumed_tail or file.read(2**20)):
+            size += len(inflater.decompress(block, 2**20))
+    if size > _LARGEST:
+        message = f"it is deflated and would inflate to more than {_LARGEST // 2**30} GiB; it was left out"
+        raise InputError(Fault(str(path), "too-large", message))
 
 
 def _refuse(path: Path, dataset: Dataset) -> None:

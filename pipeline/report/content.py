@@ -131,7 +131,7 @@ class Report:
         figures: Headlines.
         strips: Structures, and last their mean.
         cases: The table of cases, worst first.
-        confused: Which structure was taken for which.
+        tables: What else there is in tables: groups of patients, structures taken for one another.
         views: Cases to look at.
         charts: Curves, calibration and the like.
         pictures: Of single cases, where there are no views.
@@ -144,7 +144,7 @@ class Report:
     figures: Sequence[Figure] = ()
     strips: Sequence[Strip] = ()
     cases: Table | None = None
-    confused: Table | None = None
+    tables: Sequence[Table] = ()
     views: Sequence[View] = ()
     charts: Sequence[Picture] = ()
     pictures: Sequence[Picture] = ()

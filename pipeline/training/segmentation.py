@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.config import SegmentationJob
 from pipeline.data.batches import Batch
+from pipeline.data.chunks import load
 from pipeline.data.prepared_cases import PreparedCase
 from pipeline.inference.labelling import Labeller
 from pipeline.labels import LabelContract
@@ -181,10 +182,10 @@ class SegmentationTask(AbstractTask):
         return torch.tensor(rows)
 
     def _validate_case(self, labeller: Labeller, prepared: PreparedCase) -> dict[str, float]:
-        height, width, depth = prepared.label.shape
+        height, width, depth = prepared.label.shape[1:]
         grid = Grid((height, width, depth), prepared.affine)
-        predicted = labeller.label(Prepared(prepared.image, prepared.affine), grid).array
-        label = prepared.label.numpy()
+        predicted = labeller.label(Prepared(load(prepared.image), prepared.affine), grid).array
+        label = load(prepared.label)[0].numpy()
         if self.contract.ignore_value is not None:
             known = label < len(self.contract.values)
             predicted, label = predicted[known], label[known]

@@ -16,7 +16,7 @@ from pipeline.tracking import RunFolder, find_run, read_children
 from pipeline.workflows.judging import TABLE
 from pipeline.workflows.models import load_model
 from pipeline.workflows.run_reports import downstream_remarks, read_estimates
-from pipeline.workflows.subgroups import FEWEST, judge_subgroups
+from pipeline.workflows.subgroups import GROUP_NOTE, judge_subgroups
 
 TO_FILL: Final = "**To be filled in by a person:**"
 _CHOICES: Final = (
@@ -187,10 +187,7 @@ def _groups(run: RunFolder) -> Iterator[str]:
     if not rows:
         return
     yield from ("", "### In groups of patients", "")
-    yield (
-        f"Of the same cases; 95 % intervals. No figure is told of fewer than {FEWEST} cases. Groups were not "
-        "compared by a test: intervals that overlap say nothing of a difference, nor that there is none."
-    )
+    yield GROUP_NOTE
     yield ""
     yield from table(
         ("column", "group", "cases", "figure", "value", "interval"),

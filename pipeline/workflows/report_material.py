@@ -64,6 +64,7 @@ class ReportMaterial:
         overlays: Pictures of cases that were drawn before.
         figures: Headlines, if they do not come from `rows`.
         table: Of cases, if it does not come from `rows` and `entries`.
+        tables: What else there is in tables.
         charts: Curves, calibration and the like.
         pictures: Of single cases, where there are no masks.
         facts: Names and values by heading.
@@ -81,6 +82,7 @@ class ReportMaterial:
     overlays: Mapping[str, Path] = field(default_factory=dict)
     figures: Sequence[Figure] = ()
     table: Table | None = None
+    tables: Sequence[Table] = ()
     charts: Sequence[Picture] = ()
     pictures: Sequence[Picture] = ()
     facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

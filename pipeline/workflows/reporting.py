@@ -97,13 +97,14 @@ def _write(path: Path, material: ReportMaterial, cases: Sequence[str], end: floa
             if time.monotonic() > end:
                 remarks.append("Reading cases took long, so fewer are shown; `clinseg report` shows all.")
                 break
+    confused = confusion_table(material.confusions, {row.structure for row in material.rows})
     page = Report(
         title=material.title,
         lead=material.lead,
         figures=[*segmentation_figures(material.rows), *material.figures],
         strips=structure_strips(material.rows, material.labels.by_structure),
         cases=material.table or case_table(material.rows, material.entries),
-        confused=confusion_table(material.confusions, {row.structure for row in material.rows}),
+        tables=[table for table in (*material.tables, confused) if table is not None],
         views=views,
         charts=material.charts,
         pictures=material.pictures,

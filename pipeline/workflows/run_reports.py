@@ -43,6 +43,7 @@ from pipeline.workflows.report_material import (
 )
 from pipeline.workflows.resuming import CONFIG
 from pipeline.workflows.run_facts import run_charts, run_facts
+from pipeline.workflows.subgroups import group_tables, judge_subgroups
 
 _MAX_PICTURES: Final = 24
 _FIGURES: Final[Mapping[str, Callable[[Mapping[str, Estimate]], list[Figure]]]] = {
@@ -75,6 +76,7 @@ def read_run(run: RunFolder) -> ReportMaterial:
         overlays=drawn_cases(parts),
         figures=_FIGURES[run.task](read_estimates(run)) if run.task in _FIGURES else (),
         table=_read_answers(run, checkpoint, remarks) if run.task == "classification" else None,
+        tables=group_tables(judge_subgroups(run, run.path / TABLE)),
         charts=run_charts(run, parts),
         pictures=() if is_segmentation else _pictures(parts),
         facts=run_facts(run, settings, summary, checkpoint, entries),

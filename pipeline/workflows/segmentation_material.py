@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -78,12 +79,12 @@ class SegmentationMaterial(AbstractMaterial):
     @property
     def result_bytes(self) -> int:
         """A byte for every voxel of a mask, before it is compressed."""
-        return sum(prepared.label.numel() for prepared in self.validation)
+        return sum(math.prod(prepared.label.shape) for prepared in self.validation)
 
     @property
     def validation_share(self) -> float:
         """By voxels."""
-        return self.validation[0].label.numel() / self.result_bytes if self.validation else 0.0
+        return math.prod(self.validation[0].label.shape) / self.result_bytes if self.validation else 0.0
 
     def with_one_validation(self) -> SegmentationMaterial:
         """The same with the first validation case alone."""
@@ -151,7 +152,7 @@ def _check_slices(job: SegmentationJob, prepared: Sequence[PreparedCase]) -> Non
     letters = job.preprocessing.orientation
     faults = []
     for case in prepared:
-        *within, num_slices = case.label.shape
+        _, *within, num_slices = case.label.shape
         if num_slices > 1 and 1 in within:
             thin = letters[within.index(1)]
             message = (

@@ -1,4 +1,4 @@
-"""How well a model does in groups of patients: kept beside a run's figures, told by `card`."""
+"""How well a model does in groups of patients: kept beside a run's figures, told by `card` and `report`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pipeline.errors import FaultError
 from pipeline.files import write_text
 from pipeline.inference.class_table import class_targets, read_class_table
 from pipeline.inference.evaluation import case_means, read_table
+from pipeline.report.content import Cell, Column, Table
 from pipeline.statistics import Estimate, summarise
 from pipeline.tracking import Record, RunFolder, read_children
 
@@ -22,6 +23,10 @@ SUBGROUPS: Final = Path("subgroups.json")
 """In a run's folder: column → validation case → group."""
 FEWEST: Final = 10
 """Cases of a group, below which no figure is told: its interval would hold nearly everything."""
+GROUP_NOTE: Final = (
+    f"Of the same cases; 95 % intervals. No figure is told of fewer than {FEWEST} cases. Groups were not "
+    "compared by a test: intervals that overlap say nothing of a difference, nor that there is none."
+)
 _CLASS_FIGURES: Final = ("auc", "accuracy", "sensitivity/", "specificity/")
 
 Row = tuple[str, str, int, str, Estimate | None]
@@ -58,6 +63,27 @@ def judge_subgroups(run: RunFolder, table: Path) -> list[Row]:
         return list(judge(table, groups))
     except FaultError:
         return []  # a table that was changed since tells nothing
+
+
+def group_tables(rows: Sequence[Row]) -> list[Table]:
+    """A table for each column that a job names."""
+    columns = (
+        Column("Group"),
+        Column("Cases", 0),
+        Column("Figure"),
+        Column("Value", 4),
+        Column("From", 4),
+        Column("To", 4),
+    )
+    tables = []
+    for name in dict.fromkeys(column for column, *_ in rows):
+        cells: list[tuple[Cell, ...]] = [
+            (group, num, figure or None, *((e.value, e.low, e.high) if e is not None else (None,) * 3))
+            for column, group, num, figure, e in rows
+            if column == name
+        ]
+        tables.append(Table(f"By {name}", GROUP_NOTE, columns, cells))
+    return tables
 
 
 def _read_groups(run: RunFolder) -> dict[str, dict[str, str]]:

@@ -10,6 +10,7 @@ import torch
 from pipeline.config import DataSection
 from pipeline.data.batches import Batch, draw_ahead
 from pipeline.data.cases import read_manifest
+from pipeline.data.chunks import Chunked
 from pipeline.data.patches import PatchSampler
 from pipeline.data.prepared_cases import hash_data, prepare_cases
 from pipeline.data.synthetic import write_phantom_study
@@ -70,7 +71,7 @@ def test_coordinates_are_where_the_labels_are(section):
     for prepared in prepare(section):
         assert set(prepared.coordinates) == {1, 2}
         for label, voxels in prepared.coordinates.items():
-            assert (prepared.label[tuple(voxels.long().T)] == label).all()
+            assert (prepared.label[0][tuple(voxels.long().T)] == label).all()
 
 
 def test_faults_of_all_cases_come_together(section):
@@ -80,6 +81,17 @@ def test_faults_of_all_cases_come_together(section):
     with pytest.raises(InputError) as caught:
         prepare(section)
     assert len(caught.value.faults) == 2
+
+
+def test_patches_of_large_volumes_are_those_of_plain_ones(section, monkeypatch):
+    plain = prepare(section)
+    monkeypatch.setattr("pipeline.data.chunks.LARGE", 0)
+    chunked = prepare(section.model_copy(update={"cache_dir": section.cache_dir / "chunks"}))
+    assert all(isinstance(part, Chunked) for case in chunked for part in (case.image, case.label))
+    assert hash_data(plain) == hash_data(chunked)
+    for step in range(4):
+        expected, found = sampler(plain).draw(step).tensors, sampler(chunked).draw(step).tensors
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_drawing_ahead_leaves_the_cores_to_the_network():
@@ -142,7 +154,7 @@ def test_foreground_patches_hold_foreground_and_image_matches_label(section):
         -3
     )
     _, i, j, k = places.all(-1).nonzero()[0].tolist()
-    assert torch.equal(volume.label[i : i + 8, j : j + 8, k : k + 8], first["label"][0])
+    assert torch.equal(volume.label[0, i : i + 8, j : j + 8, k : k + 8], first["label"][0])
 
 
 def test_2d_patches_are_slices(section):
@@ -177,8 +189,8 @@ def test_ignored_voxels_have_the_index_behind_the_labels_and_are_no_foreground(s
     section = section.model_copy(update={"labels": labels, "ignore_value": ignore_value})
     for prepared in prepare(section):
         stored = np.asarray(nib.load(prepared.case.label).dataobj)
-        assert np.array_equal(prepared.label.numpy() == 3, stored == ignore_value)
-        assert np.array_equal(prepared.label.numpy() == 2, stored == 200)
+        assert np.array_equal(prepared.label[0].numpy() == 3, stored == ignore_value)
+        assert np.array_equal(prepared.label[0].numpy() == 2, stored == 200)
         assert set(prepared.coordinates) == {1, 2}
 
 

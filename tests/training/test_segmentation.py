@@ -12,6 +12,7 @@ import torch
 from pipeline.config import SegmentationJob
 from pipeline.data.cases import read_manifest
 from pipeline.data.checks import read_checked_case
+from pipeline.data.chunks import find, keep
 from pipeline.data.patches import PatchSampler
 from pipeline.data.prepared_cases import prepare_cases
 from pipeline.data.synthetic import write_phantom_study
@@ -159,10 +160,15 @@ def test_validation_counts_a_structure_where_it_is_labelled(tmp_path, changes):
 def test_validation_does_not_ask_what_is_predicted_at_ignored_voxels(tmp_path):
     *_, task, _ = build(tmp_path, {"data": {"ignore_value": 9}})
     (prepared,) = task.validation
-    assert task.validate()["validation/dice/mean"] < 1
-    grid = Grid(tuple(prepared.label.shape), prepared.affine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.data.chunks.LARGE", 0)
+        parts = {name: find(name, keep(name, getattr(prepared, name))) for name in ("image", "label")}
+    plain = task.validate()
+    task.validation = [replace(prepared, **parts)]
+    assert task.validate() == plain and plain["validation/dice/mean"] < 1
+    grid = Grid(tuple(prepared.label.shape[1:]), prepared.affine)
     predicted = task._build_labeller().label(Prepared(prepared.image, prepared.affine), grid).array
-    is_wrong = torch.from_numpy(predicted.astype(np.uint8)) != prepared.label
+    is_wrong = torch.from_numpy(predicted.astype(np.uint8)) != prepared.label[0]
     task.validation = [replace(prepared, label=prepared.label.masked_fill(is_wrong, 3))]
     assert set(task.validate().values()) == {1.0}
 

@@ -23,4 +23,4 @@ def test_single_slices_are_not_cut_across(tmp_path):
         load_material(SegmentationJob.model_validate(job))
     assert len(caught.value.faults) == 3
     turned = load_material(SegmentationJob.model_validate(job | {"preprocessing": {"orientation": "ASR"}}))
-    assert turned.training[0].label.shape == (20, 24, 1)
+    assert turned.training[0].label.shape == (1, 20, 24, 1)

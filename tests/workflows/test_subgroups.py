@@ -9,9 +9,11 @@ import pytest
 from pipeline.data.subgroups import read_subgroups
 from pipeline.errors import ConfigError
 from pipeline.inference.evaluation import read_table, write_metrics
+from pipeline.report.content import Report
+from pipeline.report.report_page import write_report
 from pipeline.statistics import summarise
 from pipeline.workflows import cards, subgroups
-from pipeline.workflows.subgroups import judge_subgroups
+from pipeline.workflows.subgroups import group_tables, judge_subgroups
 
 SCANNERS = ["A", "B", ""]
 
@@ -86,6 +88,14 @@ def test_a_group_has_the_mean_of_its_cases(run):
     assert told["scanner", "A"] == (8, None) and told["scanner", "C"][0] == 16
     text = "\n".join(cards._groups(run))
     assert "| scanner | A | 8 | dice, mean | too few cases |  |" in text and f"{value.value:.4g}" in text
+    tables = group_tables(judge_subgroups(run, run.path / "cases.csv"))
+    assert [table.heading for table in tables] == ["By sex", "By scanner"]
+    assert ("F", 20, "dice, mean", value.value, value.low, value.high) in tables[0].rows
+    assert ("A", 8, "dice, mean", None, None, None) in tables[1].rows
+    page = run.path / "report.html"
+    write_report(page, Report("a run", "of cases", tables=tables))
+    shown = page.read_text(encoding="utf-8")
+    assert "<h2>By scanner</h2>" in shown and f">{value.value:.4f}</td>" in shown and "None" not in shown
 
 
 def test_a_classifier_is_judged_in_groups(run):
