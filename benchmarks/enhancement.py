@@ -1,14 +1,15 @@
 """Enhancers against classical methods on the validation cases of their runs, and what is measured in it.
 
     pip install scikit-image dipy PyWavelets
-    python benchmarks/enhancement.py RUN [RUN …] [--segmenter MODEL|none]
+    python benchmarks/enhancement.py RUN [RUN …] [--segmenter MODEL|none] [--page NAME]
 
 Every run was trained with `data.corruption`, all with the same on one fold of one study. Filters get the
 strength with the best PSNR on eight degraded training cases; nothing is chosen on the validation cases. PSNR
 and SSIM are those of `clinseg enhance --truth`; Dice is that of `evaluate --downstream --labels`, with a
 segmentation that was trained on the clean images of the same fold, here unless `--segmenter` names one; with
-`none` it is left out. The table goes to `docs/benchmarks/enhancement/<corruption>.md`. A row that stands
-there is kept, and so is what is said below the table; delete the page to measure all anew.
+`none` it is left out. The table goes to `docs/benchmarks/enhancement/<corruption>.md`, or to the page that
+`--page` names for another study. A row that stands there is kept, and so is what is said below the table;
+delete the page to measure all anew.
 
 Doses are lowered in Hounsfield units, and the values of OpenKBP are 1000 too high. `--shift STUDY FOLDER`
 writes a study with values that are right, whose runs can be measured; CT is filtered slice by slice.
@@ -73,10 +74,11 @@ def _median(image: Image, noise: float, strength: float) -> Image:
 
 
 def _nonlocal_means(image: Image, noise: float, strength: float) -> Image:
-    # A bias of Rician noise is undone where there is no signal below 0.
-    is_magnitude, stack = bool(image.min() >= 0), image if image.ndim == 3 else image[..., None]
-    made = nlmeans(stack, sigma=noise * strength, patch_radius=1, block_radius=3, rician=is_magnitude)
-    return np.asarray(made).reshape(image.shape)
+    # A bias of Rician noise is undone where there is no signal below 0. Below 0 dipy gives wrong values.
+    lowest = min(0.0, float(image.min()))
+    stack = (image if image.ndim == 3 else image[..., None]) - lowest
+    made = nlmeans(stack, sigma=noise * strength, patch_radius=1, block_radius=3, rician=lowest == 0)
+    return np.asarray(made).reshape(image.shape) + lowest
 
 
 def _wavelet(image: Image, noise: float, strength: float) -> Image:
@@ -88,11 +90,11 @@ def _variation(image: Image, noise: float, strength: float) -> Image:
 
 
 FILTERS: Mapping[str, tuple[Filter, tuple[float, ...]]] = {
-    "Gaussian": (_gaussian, (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)),
+    "Gaussian": (_gaussian, (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)),
     "median": (_median, (2, 3)),
-    "non-local means (dipy)": (_nonlocal_means, (0.4, 0.6, 0.8, 1.0, 1.2)),
-    "wavelet (scikit-image)": (_wavelet, (0.5, 0.75, 1.0, 1.25, 1.5)),
-    "total variation (scikit-image)": (_variation, (0.4, 0.6, 0.8, 1.0, 1.3)),
+    "non-local means (dipy)": (_nonlocal_means, (0.4, 0.6, 0.8, 1.0, 1.2, 1.6, 2.0)),
+    "wavelet (scikit-image)": (_wavelet, (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)),
+    "total variation (scikit-image)": (_variation, (0.4, 0.6, 0.8, 1.0, 1.3, 1.8, 2.5)),
 }
 
 
@@ -117,11 +119,13 @@ Figures = Sequence[tuple[float, ...]]
 class Page:
     """The page of a corruption: its rows are written as they are found, and those that are there stay."""
 
-    def __init__(self, job: EnhancementJob, num_cases: int, *, has_dice: bool) -> None:
+    def __init__(
+        self, job: EnhancementJob, num_cases: int, *, has_dice: bool, name: str | None = None
+    ) -> None:
         corruption = job.data.corruption
         assert corruption is not None, "checked"
         self.has_dice = has_dice
-        self.path = ROOT / f"docs/benchmarks/enhancement/{corruption.name}.md"
+        self.path = ROOT / f"docs/benchmarks/enhancement/{name or corruption.name}.md"
         where = f"{job.data.manifest.parent.name}, fold {job.data.fold}, {num_cases} validation cases"
         dice = (
             "Dice: mean of the structures as drawn, found by a segmentation that was trained on clean images"
@@ -167,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("runs", nargs="*")
     parser.add_argument("--segmenter", help="a segmentation, or none")
+    parser.add_argument("--page", help="of another study than the one that the corruption's page is about")
     parser.add_argument("--shift", nargs=2, type=Path, metavar=("STUDY", "FOLDER"))
     arguments = parser.parse_args()
     if arguments.shift:
@@ -175,7 +180,8 @@ def main() -> None:
     runs = [find_run(name) for name in arguments.runs]
     job = _load(runs[0])
     split = json.loads((runs[0].path / "split.json").read_text())
-    page = Page(job, len(split["validation"]), has_dice=arguments.segmenter != "none")
+    has_dice = arguments.segmenter != "none"
+    page = Page(job, len(split["validation"]), has_dice=has_dice, name=arguments.page)
     cases = {case.id: case for case in read_enhancement_study(job.data).cases}
     judged = [_pair(cases[name], job) for name in split["validation"]]
     methods = _find_methods(cases, judged, runs, split)

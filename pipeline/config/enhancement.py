@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.fields import Axes, Integers, ModelField, PathField
+from pipeline.config.fields import Axes, Integers, Interval, ModelField, PathField
 from pipeline.config.learning import LevelsSection, LoopSection
 from pipeline.config.sections import (
     CasesSection,
@@ -92,10 +92,12 @@ class GeneratorSection(LevelsSection):
     noise_channels: Annotated[int, Field(ge=0, le=8)] = 0
     """Channels of random numbers that the way back sees beside the image; for sources that look different
     each time, such as noisy ones (Almahairi et al. 2018)."""
-    noise: Literal["free", "rician"] = "free"
+    noise: Literal["free", "rician", "grain"] = "free"
     """What the way back makes of them. `free`: a correction that may depend on them, and each channel times a
     map. `rician`: the noise of an MR magnitude, of which the strength alone is learnt, a number a window;
-    takes two channels, and `preprocessing.normalisation: magnitude`, which says where 0 is."""
+    takes two channels, and `preprocessing.normalisation: magnitude`, which says where 0 is. `grain`: added
+    noise of one texture per channel, whose strength changes slowly across the image, as in CT; it shifts no
+    mean."""
     discriminator_features: Annotated[int, Field(ge=1)] = 32
     """Channels of a discriminator's first level; doubled at each further one, up to eight times as many."""
     discriminator_levels: Annotated[int, Field(ge=1, le=5)] = 3
@@ -103,6 +105,9 @@ class GeneratorSection(LevelsSection):
     patches of 24, with two 34 and 12, with one 16 and 6."""
     spectral_norm: bool = False
     """Bound how steep discriminators are (Miyato et al. 2018), instead of instance norm."""
+    judged_range: Interval | None = None
+    """Scaled intensities that discriminators see, lowest and highest; what lies beyond counts as the nearer
+    one. In CT the step from air to skin would else drown the noise. Null: all of them."""
 
     @property
     def smallest_judged(self) -> int:
@@ -119,6 +124,12 @@ class GeneratorSection(LevelsSection):
     def _check_noise(self) -> GeneratorSection:
         if self.noise == "rician" and self.noise_channels != 2:
             raise ValueError("noise: rician is the magnitude of two noisy parts; set noise_channels to 2")
+        return self
+
+    @model_validator(mode="after")
+    def _check_grain(self) -> GeneratorSection:
+        if self.noise == "grain" and not self.noise_channels:
+            raise ValueError("noise: grain is made of random numbers; set noise_channels to 1")
         return self
 
     @model_validator(mode="after")

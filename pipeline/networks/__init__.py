@@ -12,9 +12,10 @@ from pipeline.networks.attention_unet import AttentionUNet
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.cnn_classifier import CNNClassifier
 from pipeline.networks.discriminator import Discriminator
-from pipeline.networks.generators import Generator, ResidualEncoderDecoder, RicianNoise, generating_unet
+from pipeline.networks.generators import Generator, ResidualEncoderDecoder, generating_unet
 from pipeline.networks.monai_classifier import densenet121, efficientnet_b0, resnet18, resnet50
 from pipeline.networks.monai_segmenter import MONAI_NETWORKS, MonaiSegmenter
+from pipeline.networks.noise import GrainNoise, RicianNoise
 
 __all__ = [
     "CLASSIFIERS",
@@ -78,7 +79,7 @@ def build_classifier(section: ClassifierSection, in_channels: int, out_channels:
 
 def build_generator(
     section: GeneratorSection, channels: int, noise_channels: int = 0
-) -> Generator | RicianNoise:
+) -> Generator | RicianNoise | GrainNoise:
     """A generator around the network that `section` names, with fresh weights from torch's global generator.
 
     Args:
@@ -89,6 +90,9 @@ def build_generator(
     seen = channels * (2 * section.neighbours + 1)
     if noise_channels and section.noise == "rician":
         return RicianNoise(GENERATORS[section.name](section, seen, channels), section, channels)
+    if noise_channels and section.noise == "grain":
+        body = GENERATORS[section.name](section, seen, channels * noise_channels)
+        return GrainNoise(body, section, channels, noise_channels)
     stacked = seen + noise_channels
     body = GENERATORS[section.name](section, stacked, channels * (1 + noise_channels))
     return Generator(body, section, channels)
@@ -98,7 +102,7 @@ def build_discriminator(section: GeneratorSection, channels: int) -> Discriminat
     """The discriminator that `section` shapes, with fresh weights from torch's global generator.
 
     Args:
-        section: Its width, levels and norm.
+        section: Its width, levels, norm and range.
         channels: Of an image, without neighbours.
     """
     return Discriminator(section, channels)

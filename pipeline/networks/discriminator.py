@@ -37,6 +37,7 @@ class Discriminator(nn.Module):
         levels, dimensions = section.discriminator_levels, section.dimensions
         self._strides = (*(2,) * levels, 1, 1)
         self._dimensions, self._smallest = dimensions, section.smallest_judged
+        self._range = section.judged_range
 
         widths = [
             section.discriminator_features * min(2**level, _MAX_WIDENING) for level in range(levels + 1)
@@ -73,7 +74,7 @@ class Discriminator(nn.Module):
             ValueError: If the image has a size that `check_size` refuses.
         """
         self.check_size(image.shape[2:])
-        judgement: Tensor = self.layers(image)
+        judgement: Tensor = self.layers(image if self._range is None else image.clamp(*self._range))
         return judgement
 
     def check_size(self, size: Sequence[int]) -> None:

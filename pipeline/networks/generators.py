@@ -26,10 +26,9 @@ from pipeline.networks.blocks import (
     initialise,
     upsample_linear,
 )
-from transforms.enhancement import NO_SIGNAL
 
-_FIRST_STRENGTH: Final = 0.1  # deviations of an image
-_LEAST_SQUARE: Final = 1e-6
+FIRST_STRENGTH: Final = 0.1
+"""Of what random numbers are multiplied by, in deviations of an image."""
 
 
 class Generator(nn.Module):
@@ -65,7 +64,7 @@ class Generator(nn.Module):
         if section.residual:
             nn.init.zeros_(body.head.weight)
         # At 0 a discriminator could not tell which way to go, noise being symmetric.
-        nn.init.constant_(body.head.bias[channels:], _FIRST_STRENGTH)
+        nn.init.constant_(body.head.bias[channels:], FIRST_STRENGTH)
 
     def forward(self, image: Tensor) -> Tensor:
         """The image that is made of another, not squashed: intensities have no bounds.
@@ -86,55 +85,6 @@ class Generator(nn.Module):
         made: Tensor = image[:, self._image] + output if self._is_residual else output
         for place, strength in enumerate(reversed(strengths), start=1):  # noise stands last
             made = made + strength * image[:, -place, None]
-        return made
-
-
-class RicianNoise(nn.Module):
-    """The way back where it adds noise to MR magnitudes and does nothing else (Gudbjartsson and Patz 1995).
-
-    A magnitude is the length of two parts, both with noise of one strength. In phase stands the image, so
-    that what is dark becomes brighter, by more than a network finds out that has to invent it (measured in
-    `docs/enhancement.md`). The strength, in deviations of the image, is the mean of what the body makes of
-    what it sees: one number a window and channel. As a map it followed the anatomy.
-
-    Args:
-        body: Sees all channels but the random numbers, and gives as many as an image has.
-        section: The shape of the network.
-        channels: Of an image.
-
-    Attributes:
-        total_stride: What every axis of an image must be a multiple of.
-    """
-
-    def __init__(
-        self, body: ResidualEncoderDecoder | AttentionUNet, section: GeneratorSection, channels: int
-    ) -> None:
-        super().__init__()
-        self.body = body
-        self.total_stride: Axes = body.total_stride
-        first = section.neighbours * channels
-        self._image = slice(first, first + channels)
-        nn.init.zeros_(body.head.weight)
-        nn.init.constant_(body.head.bias, _FIRST_STRENGTH)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """A magnitude with noise.
-
-        Args:
-            image: (B, channels · (2 · neighbours + 1) + 2, …), as `Generator` takes it; no signal is at
-                `NO_SIGNAL`, and the two channels of noise stand last.
-
-        Returns:
-            (B, channels, …) on the grid of `image`.
-
-        Raises:
-            ValueError: As `Generator`.
-        """
-        strength = self.body(image[:, :-2]).mean(dim=tuple(range(2, image.ndim)), keepdim=True)
-        in_phase = image[:, self._image] - NO_SIGNAL + strength * image[:, -2, None]
-        across = strength * image[:, -1, None]
-        # Nowhere 0, where a root has no slope.
-        made: Tensor = (in_phase.square() + across.square() + _LEAST_SQUARE).sqrt() + NO_SIGNAL
         return made
 
 

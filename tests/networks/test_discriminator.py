@@ -224,3 +224,15 @@ def test_spectral_norm_looks_on_in_training_alone():
     assert changed() == set()
     net.train()(image)
     assert changed() and all(key.endswith(("._u", "._v")) for key in changed())
+
+
+def test_what_lies_beyond_the_judged_range_counts_as_its_end():
+    net, image = discriminator(judged_range=(-1, 1)), 3 * images(24, 24)
+    torch.testing.assert_close(net(image), net(image.clamp(-1, 1)))
+    torch.testing.assert_close(net(image), discriminator()(image.clamp(-1, 1)))
+    assert not torch.allclose(discriminator()(image), net(image))
+
+
+def test_a_judged_range_has_its_lowest_first():
+    with pytest.raises(ValueError, match="judged_range"):
+        GeneratorSection(judged_range=(1, -1))

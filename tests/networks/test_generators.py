@@ -375,3 +375,68 @@ def test_rician_noise_has_one_strength_in_a_window():
 def test_rician_noise_is_of_two_parts(channels):
     with pytest.raises(ValueError, match="set noise_channels to 2"):
         GeneratorSection(noise="rician", noise_channels=channels)
+
+
+# Grain
+
+
+def grain(strength, dimensions=2):
+    """A way back whose noise has one strength everywhere."""
+    section = section_of(
+        KINDS["residual_generator"], SHAPES[f"{dimensions}D"], noise_channels=1, noise="grain"
+    )
+    net = build_generator(section, CHANNELS, 1)
+    nn.init.constant_(net.body.head.bias, strength)
+    return net
+
+
+def noise_of(net, image, seed=0):
+    """What a way back adds to images, of noise of its own in each."""
+    white = torch.randn(len(image), 1, *image.shape[2:], generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return net(torch.cat((image, white), dim=1)) - image
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_grain_is_added_with_its_strength_up_to_the_edge(dimensions):
+    net = grain(0.8, dimensions)
+    nn.init.normal_(net.textures, generator=torch.Generator().manual_seed(0))
+    image = torch.zeros(4000 if dimensions == 2 else 60, CHANNELS, *[16] * dimensions)
+    added = noise_of(net, image)[:, 0]
+    assert abs(float(added.mean())) < 0.02
+    assert float(added.std()) == pytest.approx(0.8, rel=0.03)
+    assert float(added[:, 0].std()) == pytest.approx(0.8, rel=0.05)  # along an edge
+
+
+def test_grain_has_the_texture_of_its_kernel():
+    """Two equal neighbours in a kernel make neighbours in the noise agree by one half, and no others."""
+    net = grain(1.0)
+    with torch.no_grad():
+        net.textures[0, 0, 3, 4] = net.textures[0, 0, 3, 3]
+    added = noise_of(net, torch.zeros(100, CHANNELS, 32, 32))[:, 0]
+    agreement = [float((added[..., step:] * added[..., : 32 - step]).mean()) for step in (1, 2)]
+    assert agreement == pytest.approx([0.5, 0.0], abs=0.03)
+    across = float((added[:, 1:] * added[:, :-1]).mean())
+    assert across == pytest.approx(0.0, abs=0.03)
+
+
+def test_grain_of_no_strength_changes_nothing():
+    image = torch.rand(2, CHANNELS, 16, 16)
+    torch.testing.assert_close(noise_of(grain(0.0), image), torch.zeros_like(image))
+
+
+def test_the_strength_of_grain_changes_slowly():
+    """However fast the image does: of 17 voxels in a row one more or less counts little."""
+    net = grain(0.5)
+    nn.init.normal_(net.body.head.weight, std=10.0)
+    image = torch.cat((torch.rand(1, CHANNELS, 32, 32), torch.ones(1, 1, 32, 32)), dim=1)
+    added = (net(image) - image[:, :CHANNELS]).detach()
+    plain = net.body(image[:, :CHANNELS]).detach()
+    assert float(added.diff(dim=-1).abs().max()) < 0.25 * float(plain.diff(dim=-1).abs().max())
+    mean = plain[..., 7:24, 7:24].mean(dim=(-2, -1))
+    torch.testing.assert_close(added[..., 15, 15], mean, rtol=1e-3, atol=1e-4)
+
+
+def test_grain_is_made_of_random_numbers():
+    with pytest.raises(ValueError, match="set noise_channels to 1"):
+        GeneratorSection(noise="grain", noise_channels=0)

@@ -97,7 +97,7 @@ def test_every_term_that_counts_is_recorded_and_no_other():
     }
 
 
-@pytest.mark.parametrize("noise", [("free", "1"), ("rician", "2")])
+@pytest.mark.parametrize("noise", [("free", "1"), ("rician", "2"), ("grain", "2")])
 @pytest.mark.parametrize("task_type", [CycleGANTask, SupervisedEnhancementTask])
 def test_slices_with_neighbours(task_type, noise):
     settings = {"dimensions": "2", "neighbours": "1", "noise": noise[0], "noise_channels": noise[1]}
