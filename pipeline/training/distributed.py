@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -147,12 +147,16 @@ def join_world() -> Iterator[World]:
         return
     # Numbers on the CPU go by gloo even where gradients go by nccl: whoever asks for them waits for no GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    except RuntimeError as error:
+        raise Stopped("another process of this training ended before all had met") from error
     try:
         yield World(dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        with suppress(RuntimeError):  # one that has ended cannot say goodbye
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
 
 def own_device(device: torch.device, world: World) -> torch.device:
