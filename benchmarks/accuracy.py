@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[1]
 TABLES = ROOT / "docs" / "benchmarks"
 RESULTS = TABLES / "accuracy"
 LEDGER = RESULTS / "trainings.csv"
+REMARKS = RESULTS / "remarks.md"
+"""What a person has to say of the trainings, between tables and sources."""
 COLUMNS = ("arm", "training", "steps", "minutes_told", "minutes_taken", "run")
 CONFUSION = "confusion"
 """Folder of the tables that say which structure was taken for which."""
@@ -184,12 +186,7 @@ def write_accuracy() -> None:
         ),
         "",
         *side_lines(),
-        "A step takes 0.13 s on two idle cores with AMX, and windows are as large as the patches, since the",
-        "rows with 1 and 5 minutes; those with 15 and 30 are older, with larger windows, and made in 30",
-        "minutes the 5,200 steps that 12 hold now. The size of windows was chosen on the first fold, by a",
-        "difference of 0.003, so rows of that fold with 1 and 5 minutes are too kind; the other folds, which",
-        "had no part in it, have not been trained since.",
-        "",
+        REMARKS.read_text(encoding="utf-8"),
         "Published for the hippocampus (five folds, 208 training cases each, hours on a GPU, test-time",
         "mirroring): nnU-Net 3d_fullres 0.8975 (anterior), 0.8807 (posterior); MONAI DynUNet 0.8983, 0.8816.",
         "",

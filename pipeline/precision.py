@@ -23,6 +23,10 @@ def training_dtype(device: torch.device, *, mixed: bool) -> torch.dtype:
 def inference_dtype(device: torch.device, *, mixed: bool) -> torch.dtype:
     """In what a network computes while it predicts and is judged.
 
+    Args:
+        device: Where the network is.
+        mixed: Whether fewer bits are allowed.
+
     Returns:
         bfloat16 or, where there is no such, float16 on a GPU. float32 on a CPU: a mask shall not depend on
         which.
@@ -33,6 +37,11 @@ def inference_dtype(device: torch.device, *, mixed: bool) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Lets networks compute in `dtype`."""
+    """Lets networks compute in fewer bits within a `with`.
+
+    Args:
+        device: Where they are.
+        dtype: What the functions of this module gave; float32 changes nothing.
+    """
     enabled = dtype != torch.float32
     return torch.autocast(device.type, dtype=dtype if enabled else None, enabled=enabled)

@@ -28,7 +28,12 @@ class Batch:
 
 
 def draw_ahead(draw: Callable[[int], Batch], first_step: int) -> Generator[Batch]:
-    """What `draw` gives for each step from the first on, endlessly; a thread draws the next meanwhile."""
+    """What `draw` gives for each step from the first on, endlessly; a thread draws the next meanwhile.
+
+    Args:
+        draw: Makes the batch of a step, from nothing but the step's number.
+        first_step: Of the batches, from 0.
+    """
     # Threads of its own for each operation would keep those of the network from their cores.
     with ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         upcoming = pool.submit(draw, first_step)

@@ -1,7 +1,7 @@
 """Large volumes in the cache: compressed chunks, of which a training patch reads those that it touches.
 
-A CT whose air is clipped takes a tenth of its bytes so. Small volumes stay as they are: the system's page
-cache holds them, and nothing has to be unpacked.
+A CT whose air is clipped takes about a ninth of its bytes so. Small volumes stay as they are: the system's
+page cache holds them, and nothing has to be unpacked.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ def load(voxels: Voxels) -> Tensor:
 
 
 def keep(name: str, volume: Tensor) -> dict[str, Tensor]:
-    """What a cache file holds of a volume `(C, H, W, D)`: itself, or if it is large its chunks."""
+    """What a cache file holds of a volume: itself, or if it is large its chunks.
+
+    Args:
+        name: Under which `find` finds it.
+        volume: `(C, H, W, D)`, of any type that numpy knows.
+    """
     if volume.nbytes < LARGE:
         return {name: volume}
     pieces = []
@@ -99,7 +104,15 @@ def keep(name: str, volume: Tensor) -> dict[str, Tensor]:
 
 
 def find(name: str, tensors: Mapping[str, Tensor]) -> Voxels:
-    """The volume of which a cache file holds what `keep` gave."""
+    """The volume of which a cache file holds what `keep` gave.
+
+    Args:
+        name: As it was kept.
+        tensors: What the file holds.
+
+    Raises:
+        KeyError: If nothing of this name was kept.
+    """
     if name in tensors:
         return tensors[name]
     shape, kind = tensors[f"{name}/shape"].tolist(), tensors[f"{name}/type"].dtype

@@ -91,7 +91,6 @@ def _read_header(where: str, stream: IO[bytes]) -> tuple[nib.Nifti1Header, bytes
             block = start + stream.read(size - 4)
             if len(block) < size:
                 raise EOFError
-            # nibabel's headers have no types.
             header = header_class(block, check=False)  # type: ignore[no-untyped-call]  # nibabel has no types
             if header["pixdim"][0] not in (-1, 1):
                 header["pixdim"][0] = 1  # as the NIfTI standard reads the 0 that many writers leave there

@@ -72,7 +72,7 @@ def _read_group(item: Dataset) -> Group:
 
 
 def is_same(found: Group, expected: Group) -> bool:
-    """Codes beside those that are expected, such as sites and sides, may be there."""
+    """Whether a group says what was expected; codes beside it, such as sites and sides, may be there."""
     return (
         found.name == expected.name
         and found.numbers.keys() == expected.numbers.keys()

@@ -12,7 +12,12 @@ from pipeline.networks.attention_unet import AttentionUNet
 from pipeline.networks.classifier import Classifier
 from pipeline.networks.cnn_classifier import CNNClassifier
 from pipeline.networks.discriminator import Discriminator
-from pipeline.networks.generators import Generator, ResidualEncoderDecoder, generating_unet
+from pipeline.networks.generators import (
+    AbstractGenerator,
+    Generator,
+    ResidualEncoderDecoder,
+    generating_unet,
+)
 from pipeline.networks.monai_classifier import densenet121, efficientnet_b0, resnet18, resnet50
 from pipeline.networks.monai_segmenter import MONAI_NETWORKS, MonaiSegmenter
 from pipeline.networks.noise import GrainNoise, RicianNoise
@@ -77,9 +82,7 @@ def build_classifier(section: ClassifierSection, in_channels: int, out_channels:
     return CLASSIFIERS[section.name](section, in_channels, out_channels)
 
 
-def build_generator(
-    section: GeneratorSection, channels: int, noise_channels: int = 0
-) -> Generator | RicianNoise | GrainNoise:
+def build_generator(section: GeneratorSection, channels: int, noise_channels: int = 0) -> AbstractGenerator:
     """A generator around the network that `section` names, with fresh weights from torch's global generator.
 
     Args:

@@ -31,7 +31,30 @@ FIRST_STRENGTH: Final = 0.1
 """Of what random numbers are multiplied by, in deviations of an image."""
 
 
-class Generator(nn.Module):
+class AbstractGenerator(nn.Module):
+    """What makes an image out of another with a network in it, and may add what no network has to learn.
+
+    Args:
+        body: The network.
+        section: The shape of the network.
+        channels: Of an image.
+
+    Attributes:
+        body: The network.
+        total_stride: What every axis of an image must be a multiple of.
+    """
+
+    def __init__(
+        self, body: ResidualEncoderDecoder | AttentionUNet, section: GeneratorSection, channels: int
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.total_stride: Axes = body.total_stride
+        first = section.neighbours * channels
+        self._image = slice(first, first + channels)  # the slice that is meant, between its neighbours
+
+
+class Generator(AbstractGenerator):
     """What makes an image out of an image: a body, and with `residual` the image that its output corrects.
 
     Such a generator begins as the identity, because the last layer of its body begins at zero: neither the
@@ -46,21 +69,14 @@ class Generator(nn.Module):
         body: Sees all channels and gives those of an image, then as many again per channel of noise.
         section: The shape of the network.
         channels: Of an image.
-
-    Attributes:
-        total_stride: What every axis of an image must be a multiple of.
     """
 
     def __init__(
         self, body: ResidualEncoderDecoder | AttentionUNet, section: GeneratorSection, channels: int
     ) -> None:
-        super().__init__()
-        self.body = body
-        self.total_stride: Axes = body.total_stride
+        super().__init__(body, section, channels)
         self._is_residual = section.residual
         self._channels = channels
-        first = section.neighbours * channels
-        self._image = slice(first, first + channels)
         if section.residual:
             nn.init.zeros_(body.head.weight)
         # At 0 a discriminator could not tell which way to go, noise being symmetric.

@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from pipeline.config.enhancement import GeneratorSection
 from pipeline.networks.attention_unet import AttentionUNet
-from pipeline.networks.blocks import Axes
-from pipeline.networks.generators import FIRST_STRENGTH, ResidualEncoderDecoder
+from pipeline.networks.generators import FIRST_STRENGTH, AbstractGenerator, ResidualEncoderDecoder
 from transforms.enhancement import NO_SIGNAL
 
 _LEAST_SQUARE: Final = 1e-6
@@ -20,7 +19,7 @@ _SMOOTHED: Final = 17
 _CONVOLVE: Final = {2: functional.conv2d, 3: functional.conv3d}
 
 
-class RicianNoise(nn.Module):
+class RicianNoise(AbstractGenerator):
     """The way back where it adds noise to MR magnitudes and does nothing else (Gudbjartsson and Patz 1995).
 
     A magnitude is the length of two parts, both with noise of one strength. In phase stands the image, so
@@ -32,19 +31,12 @@ class RicianNoise(nn.Module):
         body: Sees all channels but the random numbers, and gives as many as an image has.
         section: The shape of the network.
         channels: Of an image.
-
-    Attributes:
-        total_stride: What every axis of an image must be a multiple of.
     """
 
     def __init__(
         self, body: ResidualEncoderDecoder | AttentionUNet, section: GeneratorSection, channels: int
     ) -> None:
-        super().__init__()
-        self.body = body
-        self.total_stride: Axes = body.total_stride
-        first = section.neighbours * channels
-        self._image = slice(first, first + channels)
+        super().__init__(body, section, channels)
         nn.init.zeros_(body.head.weight)
         nn.init.constant_(body.head.bias, FIRST_STRENGTH)
 
@@ -69,7 +61,7 @@ class RicianNoise(nn.Module):
         return made
 
 
-class GrainNoise(nn.Module):
+class GrainNoise(AbstractGenerator):
     """The way back where it adds noise of one texture and does nothing else, as a CT at a lower dose has.
 
     White noise is convolved with a kernel that is learnt, then multiplied by a map of its strength and added:
@@ -84,7 +76,6 @@ class GrainNoise(nn.Module):
         noise_channels: Of the random numbers; each has a texture and a map of its own.
 
     Attributes:
-        total_stride: What every axis of an image must be a multiple of.
         textures: `(noise channels, 1, 7, …)`; white noise at first. Only their shape counts, not their size.
     """
 
@@ -95,12 +86,8 @@ class GrainNoise(nn.Module):
         channels: int,
         noise_channels: int,
     ) -> None:
-        super().__init__()
-        self.body = body
-        self.total_stride: Axes = body.total_stride
+        super().__init__(body, section, channels)
         self._dimensions, self._channels, self._num = section.dimensions, channels, noise_channels
-        first = section.neighbours * channels
-        self._image = slice(first, first + channels)
         nn.init.zeros_(body.head.weight)
         nn.init.constant_(body.head.bias, FIRST_STRENGTH)
         white = torch.zeros(_TEXTURE**section.dimensions)

@@ -21,7 +21,6 @@ from pipeline.sides import has_side, left_right_pairs
 
 _SMALLEST_BATCH = 2
 _MOST_FOLDS = 5
-# One window is taken instead of several overlapping ones while it is at most so many times the patch.
 # Share of the content that the smallest structure has, at least, and share of patches centred on a structure.
 _FOREGROUND = ((0.01, 0.33), (0.001, 0.5), (0.0, 0.67))
 

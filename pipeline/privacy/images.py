@@ -126,7 +126,8 @@ def _refuse_bomb(path: Path) -> None:
         while size <= _LARGEST and (block := inflater.unconsumed_tail or file.read(2**20)):
             size += len(inflater.decompress(block, 2**20))
     if size > _LARGEST:
-        message = f"it is deflated and would inflate to more than {_LARGEST // 2**30} GiB; it was left out"
+        size_told = f"more than {_LARGEST // 2**30} GiB"
+        message = f"it is deflated and would inflate to {size_told}; it was left out, convert it first"
         raise InputError(Fault(str(path), "too-large", message))
 
 

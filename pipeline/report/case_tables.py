@@ -102,7 +102,13 @@ def rank_cases(rows: Sequence[CaseMetrics]) -> list[str]:
 
 
 def name_rank(place: int, num: int, names: tuple[str, str, str] = ("worst", "median", "best")) -> str:
-    """What a case is called that stands at a place, from 0, of so many; an only one by its number."""
+    """What a case is called among ranked ones, such as `worst` or `number 3`.
+
+    Args:
+        place: Where it stands, from 0.
+        num: How many there are; an only one is neither the worst nor the best.
+        names: Of the first, the one in the middle and the last.
+    """
     lowest, middle, highest = names
     found = {(num - 1) // 2: middle, 0: lowest, num - 1: highest} if num > 1 else {}
     return found.get(place, f"number {place + 1}")

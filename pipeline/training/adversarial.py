@@ -77,6 +77,7 @@ class Stepper:
         rates: Learning rate of each network at the beginning; None stands for that of the section.
 
     Attributes:
+        dtype: In what the networks compute while they learn.
         learning_rate: That of the first network in the latest step.
     """
 

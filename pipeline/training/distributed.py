@@ -141,7 +141,11 @@ ALONE: Final = World()
 
 @contextmanager
 def join_world() -> Iterator[World]:
-    """The processes that torchrun started together with this one; this one alone where it started none."""
+    """The processes that torchrun started together with this one; this one alone where it started none.
+
+    Raises:
+        Stopped: If they do not all meet.
+    """
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield ALONE
         return
@@ -149,8 +153,9 @@ def join_world() -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=_PATIENCE)
-    except RuntimeError as error:
-        raise Stopped("another process of this training ended before all had met") from error
+    except RuntimeError as error:  # one has ended already, or they look for each other at the wrong place
+        reason = next(iter(str(error).splitlines()), "no reason is known")
+        raise Stopped(f"the processes of this training did not all meet: {reason}") from error
     try:
         yield World(dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
     finally:

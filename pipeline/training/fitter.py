@@ -39,6 +39,7 @@ class Fitter(Generic[_Network]):
 
     Attributes:
         network: The network that learns.
+        dtype: In what it computes while it learns.
         learning_rate: That of the latest step.
     """
 

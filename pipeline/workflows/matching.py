@@ -86,7 +86,10 @@ def answers_of(former: FittedJob, checkpoint: Checkpoint) -> Answers:
 
 
 def match_inputs(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | None, ...]:
-    """By name; where both have as many channels, those left over one after the other."""
+    """For each channel of ours the number of theirs that it starts from; None for none.
+
+    By name; where both have as many channels, those left over one after the other.
+    """
     matched = [theirs.index(name) if name in theirs else None for name in ours]
     if len(ours) == len(theirs):
         left = iter([index for index in range(len(theirs)) if index not in matched])
@@ -95,6 +98,9 @@ def match_inputs(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | None
 
 
 def match_outputs(ours: Answers, theirs: Answers) -> tuple[int | None, ...]:
-    """By name, among outputs of one kind."""
+    """For each output of ours the number of theirs that it starts from; None for none.
+
+    By name, among outputs of one kind.
+    """
     names = theirs.names if ours.kind == theirs.kind else ()
     return tuple(names.index(name) if name in names else None for name in ours.names)

@@ -191,11 +191,21 @@ def test_sending_in_vain_waits_for_its_time(queue):
     assert queue.unsent(MODEL, 59.0, 9) == [] and queue.unsent(MODEL, 60.0, 9)[0].attempts == 1
 
 
-def test_nothing_is_complete_while_it_is_being_sent(queue, desk):
+@pytest.fixture
+def senders():
+    """Two that live until the test is over, however it ends."""
     done = Event()
-    sender, other = Thread(target=done.wait), Thread(target=done.wait)
-    sender.start()
-    other.start()
+    threads = [Thread(target=done.wait) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    yield threads
+    done.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_nothing_is_complete_while_it_is_being_sent(queue, desk, senders):
+    sender, other = senders
     desk.put(instance(), sender)
     desk.put(instance(OTHER), other)
     desk.end(other, is_released=True)
@@ -203,21 +213,16 @@ def test_nothing_is_complete_while_it_is_being_sent(queue, desk):
     assert [one.study for one in desk.complete(MODEL)] == [hash_uid(OTHER)]
     desk.end(sender, is_released=True)
     assert {one.study for one in desk.complete(MODEL)} == {hash_uid(ONE), hash_uid(OTHER)}
-    done.set()
 
 
-def test_the_sender_that_ends_first_closes_nothing_that_another_still_sends(queue, desk):
-    done = Event()
-    sender, other = Thread(target=done.wait), Thread(target=done.wait)
-    sender.start()
-    other.start()
+def test_the_sender_that_ends_first_closes_nothing_that_another_still_sends(queue, desk, senders):
+    sender, other = senders
     desk.put(instance(), sender)
     desk.put(instance(number=2), other)
     desk.end(other, is_released=True)
     assert waiting(queue, abandoned=0.0) == []  # open still
     desk.end(sender, is_released=True)
     assert waiting(queue, abandoned=0.0) == [hash_uid(ONE)]
-    done.set()
 
 
 def test_a_sender_that_ended_without_a_word_broke_off(queue, tmp_path):

@@ -1,5 +1,6 @@
 """Several processes learn what one would with the whole batch: here threads, joined by real gloo."""
 
+import socket
 import threading
 from copy import deepcopy
 from datetime import timedelta
@@ -15,7 +16,8 @@ from pipeline.data.prepared_cases import prepare_cases
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import ConfigError, Stopped
 from pipeline.inference.predictor import build_preprocessing
-from pipeline.training.distributed import ALONE, World
+from pipeline.training import distributed
+from pipeline.training.distributed import ALONE, World, join_world
 from pipeline.training.loop import fit
 from pipeline.training.losses import IGNORED, DeepSupervision, DiceCrossEntropy
 from pipeline.training.segmentation import SegmentationTask
@@ -39,6 +41,17 @@ def meet(work, size=2):
     for thread in threads:
         thread.join()
     return results
+
+
+def test_who_finds_no_other_is_told_so(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "1", "WORLD_SIZE": "2"}
+    for name, value in (place | {"TORCHELASTIC_RUN_ID": "alone", "LOCAL_RANK": "1"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "_PATIENCE", timedelta(seconds=1))
+    with pytest.raises(Stopped, match=r"did not all meet: .+"), join_world():
+        pytest.fail("the other does not exist")
 
 
 def values(results):
