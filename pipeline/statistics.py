@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,22 @@ _CONSTANT = 1e-12
 """Spread, relative to the largest value or 1, below which values are one value with rounding noise."""
 _DECIMALS = 9
 """Of differences; tables hold six digits."""
+UNKNOWN = "unknown from one case"
 _MOST_COUNTED = 50
 _BATCH_VALUES = 4_000_000
 """Resampled values held in memory at once."""
+
+
+class Interval(Protocol):
+    """Whatever has a 95 % confidence interval; one without bounds where nothing is known."""
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
 
 
 NORMAL_95 = float(stats.norm.ppf(0.975))
@@ -85,6 +99,18 @@ class Difference:
     least_p: float
 
 
+def interval_text(found: Interval, spec: str) -> str:
+    """`low to high`, or that a single case leaves it unknown.
+
+    Args:
+        found: A figure with its interval.
+        spec: Format of a number, such as `.4f`.
+    """
+    if math.isinf(found.low) or math.isinf(found.high):
+        return UNKNOWN
+    return f"{found.low:{spec}} to {found.high:{spec}}"
+
+
 def summarise(values: Sequence[float]) -> Summary:
     """Mean, deviation and confidence interval of `values`, one per case.
 
@@ -103,8 +129,8 @@ def bootstrap_interval(
     """Confidence interval of the mean over cases.
 
     Bias-corrected and accelerated bootstrap (Efron 1987, doi:10.1080/01621459.1987.10478410), which follows
-    the skew of Dice and distances. A single value, or values that are all the same, say nothing about their
-    spread: the interval is then that value twice.
+    the skew of Dice and distances. Values that are all the same have that value twice; a single one says
+    nothing of other cases, and its interval has no bounds.
 
     Args:
         values: One finite value per case.
@@ -113,7 +139,7 @@ def bootstrap_interval(
         seed: The same seed gives the same interval.
 
     Returns:
-        Its lower and upper end, within the range of `values`.
+        Its lower and upper end, within the range of `values`; of a single value minus and plus infinity.
 
     Raises:
         ValueError: If there is no value, or one is not finite.
@@ -121,6 +147,8 @@ def bootstrap_interval(
     sample = np.asarray(values, dtype=np.float64)
     if sample.size == 0 or not np.isfinite(sample).all():
         raise ValueError("an interval needs at least one value, and finite ones")
+    if sample.size == 1:
+        return -math.inf, math.inf
     if np.ptp(sample) <= _CONSTANT * max(1.0, float(np.abs(sample).max())):
         return _mean(sample), _mean(sample)
     interval = stats.bootstrap(

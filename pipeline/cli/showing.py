@@ -49,6 +49,7 @@ def show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
     if not rows:
         return
     from pipeline.inference.evaluation import summarise_structures
+    from pipeline.statistics import interval_text
 
     table = Table("structure", "cases", title=title, title_justify="left", box=None)
     shown = ("dice", "hd95_mm", "nsd", "sensitivity", "precision")
@@ -56,11 +57,13 @@ def show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
         table.add_column(f"{metric} (95 %)" if metric == "dice" else metric, justify="right")
     for structure, metrics in summarise_structures(rows).items():
         dice = metrics["dice"]
-        cells = [f"{dice.mean:.4f} ± {dice.deviation:.4f} ({dice.low:.4f} to {dice.high:.4f})"]
-        cells += [f"{metrics[m].mean:.4f} ± {metrics[m].deviation:.4f}" for m in shown[1:]]
+        cells = [f"{metrics[m].mean:.4f}" for m in shown]
+        if dice.num > 1:
+            cells = [f"{cell} ± {metrics[m].deviation:.4f}" for m, cell in zip(shown, cells, strict=True)]
+            cells[0] += f" ({interval_text(dice, '.4f')})"
         table.add_row(structure, str(dice.num), *cells)
     OUT.print(table)
-    OUT.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
+    OUT.print("Mean ± standard deviation over cases; bootstrap interval of the mean. One case has neither.")
 
 
 def show_confusions(found: Sequence[Confusion], structures: Collection[str]) -> None:
@@ -108,24 +111,28 @@ def show_image_figures(figures: Mapping[str, Summary]) -> None:
     """Means of PSNR and SSIM with their intervals."""
     if not figures:
         return
+    from pipeline.statistics import interval_text
+
     table = Table(
         "figure", "cases", "mean", "95 %", title="Against the truth", title_justify="left", box=None
     )
     for name, figure in figures.items():
         digits = 2 if name.startswith("psnr") else 4
-        mean, low, high = (f"{value:.{digits}f}" for value in (figure.mean, figure.low, figure.high))
-        table.add_row(name, str(figure.num), mean, f"{low} to {high}")
+        interval = interval_text(figure, f".{digits}f")
+        table.add_row(name, str(figure.num), f"{figure.mean:.{digits}f}", interval)
     OUT.print(table)
 
 
 def show_effects(effects: Mapping[str, Mapping[str, Effect]]) -> None:
     """What is measured on images before and after they were enhanced."""
+    from pipeline.statistics import interval_text
+
     rows = [
         (
             structure,
             name,
             *(f"{summary.mean:.4f}" for summary in effect.images.values()),
-            f"{effect.change.value:+.4f} ({effect.change.low:+.4f} to {effect.change.high:+.4f})",
+            f"{effect.change.value:+.4f} ({interval_text(effect.change, '+.4f')})",
         )
         for structure, figures in effects.items()
         for name, effect in figures.items()
@@ -160,9 +167,11 @@ def show_figures(figures: Mapping[str, Estimate], title: str) -> None:
     """Figures over all cases with their intervals."""
     if not figures:
         return
+    from pipeline.statistics import interval_text
+
     table = Table("figure", "value", "95 %", title=title, title_justify="left", box=None)
     for name, figure in figures.items():
-        table.add_row(name, f"{figure.value:.4f}", f"{figure.low:.4f} to {figure.high:.4f}")
+        table.add_row(name, f"{figure.value:.4f}", interval_text(figure, ".4f"))
     OUT.print(table)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.statistics import Difference, Estimate, adjust_holm
+from pipeline.statistics import UNKNOWN, Difference, Estimate, Interval, adjust_holm
 
 LEVEL = 0.05
 """Adjusted p up to which a difference is called one."""
@@ -52,6 +52,12 @@ class Figure:
         digits = 2 if self.metric.endswith("_mm") or self.metric == "psnr" else 4
         value = round(value, digits) + 0.0  # no -0.0000
         return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+    def show_interval(self, found: Interval, *, signed: bool = False) -> str:
+        """The ends of an interval with the same digits."""
+        if math.isinf(found.low):
+            return UNKNOWN
+        return f"{self.show(found.low, signed=signed)} to {self.show(found.high, signed=signed)}"
 
     def __str__(self) -> str:
         return f"{self.metric}/{self.subject}" if self.subject else self.metric

@@ -15,7 +15,7 @@ def tell(finding: Finding) -> str:
     figure, d = finding.figure, finding.difference
     if not d.num_changed:
         return f"The same in all {d.num} cases."
-    reach = f"{figure.show(d.low, signed=True)} to {figure.show(d.high, signed=True)}"
+    reach = figure.show_interval(d, signed=True)
     if finding.is_shown and d.low <= 0 <= d.high:
         return (
             f"A difference in most cases, but not for certain in the mean ({reach}): a few large changes "

@@ -19,7 +19,7 @@ from pipeline.files import write_text
 from pipeline.inference.evaluation import MEAN, Structures, evaluate_case
 from pipeline.inference.grids import labels_on_grid
 from pipeline.inference.image_evaluation import common_place
-from pipeline.statistics import Difference, Summary, compare_means, summarise
+from pipeline.statistics import Difference, Summary, compare_means, interval_text, summarise
 from pipeline.volume import Grid, Volume
 from transforms.resampling import Slices
 
@@ -175,7 +175,7 @@ def tell_effect(effects: Mapping[str, Mapping[str, Effect]], turns: Sequence[Tur
     """A sentence on whether enhanced images can be measured, and whether it is a warning."""
     dice = effects[MEAN]["dice"]
     means = f"{dice.images[ORIGINAL].mean:.3f} before, {dice.images[ENHANCED].mean:.3f} after"
-    change = f"by {abs(dice.change.value):.3f}, 95 % {dice.change.low:+.3f} to {dice.change.high:+.3f}"
+    change = f"by {abs(dice.change.value):.3f}, 95 % {interval_text(dice.change, '+.3f')}"
     wrong = [turn for turn in turns if (turn.what == "appeared") != (turn.reference_ml > 0)]
     lost = f" In {len(wrong)} cases a structure wrongly appears or disappears." if wrong else ""
     if dice.change.high < 0:

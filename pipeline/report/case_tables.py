@@ -9,6 +9,7 @@ from typing import Any, Final
 from pipeline.inference.confusion import Confusion, summarise_confusions
 from pipeline.inference.evaluation import MEAN, CaseMetrics, case_means, summarise_structures
 from pipeline.report.content import Cell, Column, Figure, Strip, Table
+from pipeline.statistics import interval_text
 
 MAX_ROWS: Final = 2000
 _MAX_STRUCTURES: Final = 4  # with a column of their own
@@ -28,9 +29,7 @@ def segmentation_figures(rows: Sequence[CaseMetrics]) -> list[Figure]:
     means = summarise_structures(case_means(rows), ("dice", "nsd", "hd95_mm"))[MEAN]
     names = {"dice": ("Dice", 4, ""), "nsd": ("Surface Dice", 3, ""), "hd95_mm": ("HD95", 2, " mm")}
     figures = [
-        Figure(
-            name, f"{mean.mean:.{digits}f}{unit}", f"95 %: {mean.low:.{digits}f} to {mean.high:.{digits}f}"
-        )
+        Figure(name, f"{mean.mean:.{digits}f}{unit}", f"95 %: {interval_text(mean, f'.{digits}f')}")
         for metric, mean in means.items()
         for name, digits, unit in [names[metric]]
     ]
@@ -57,7 +56,7 @@ def structure_strips(rows: Sequence[CaseMetrics], colours: Mapping[str, str]) ->
             for title, metric in _OTHERS.items()
         }
         values = tuple(row.values["dice"] for row in members)
-        strips.append(Strip(name, colours.get(name), values, dice.mean, dice.low, dice.high, others))
+        strips.append(Strip(name, colours.get(name), values, dice.estimate, others))
     return strips
 
 

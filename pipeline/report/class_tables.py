@@ -8,7 +8,7 @@ from typing import Final
 from pipeline.inference.class_table import ClassTable
 from pipeline.report.case_tables import MAX_ROWS
 from pipeline.report.content import Cell, Column, Figure, Table
-from pipeline.statistics import Estimate
+from pipeline.statistics import Estimate, interval_text
 
 _HEADLINES: Final = ("auc", "sensitivity", "specificity", "balanced_accuracy", "accuracy", "ece")
 _MAX_CLASSES: Final = 6  # with a column of their own
@@ -20,7 +20,7 @@ def class_figures(estimates: Mapping[str, Estimate]) -> list[Figure]:
         Figure(
             name.upper() if len(name) == 3 else name.replace("_", " ").capitalize(),
             f"{estimate.value:.4f}",
-            f"95 %: {estimate.low:.4f} to {estimate.high:.4f}",
+            f"95 %: {interval_text(estimate, '.4f')}",
         )
         for name in _HEADLINES
         if (estimate := estimates.get(name)) is not None

@@ -82,7 +82,7 @@ def standing_cells(standing: Standing, comparison: Comparison) -> list[str]:
     cells = [str(figure)]
     for run in comparison.runs:
         value = standing.runs[run]
-        cells.append(f"{figure.show(value.value)} ({figure.show(value.low)} to {figure.show(value.high)})")
+        cells.append(f"{figure.show(value.value)} ({figure.show_interval(value)})")
     cells += [
         figure.show(standing.spread[arm.name]) for arm in comparison.arms if arm.name in standing.spread
     ]
@@ -110,8 +110,7 @@ def finding_cells(finding: Finding, first: str) -> list[str]:
     return [
         str(figure),
         f"{finding.arm} − {first}",
-        f"{figure.show(d.value, signed=True)} ({figure.show(d.low, signed=True)} to "
-        f"{figure.show(d.high, signed=True)})",
+        f"{figure.show(d.value, signed=True)} ({figure.show_interval(d, signed=True)})",
         show_p(d.p),
         show_p(finding.adjusted),
         tell(finding),

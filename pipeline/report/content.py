@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.statistics import Estimate
 from pipeline.volume import Volume
 
 Cell = str | float | None
@@ -66,16 +67,14 @@ class Strip:
         name: Of the structure.
         colour: That of its overlay; None for a mean over structures.
         values: One per case.
-        mean: Their mean, and `low` and `high` the ends of its interval.
+        mean: Their mean with its interval.
         others: Means of further metrics by name.
     """
 
     name: str
     colour: str | None
     values: tuple[float, ...]
-    mean: float
-    low: float
-    high: float
+    mean: Estimate
     others: Mapping[str, float]
 
 

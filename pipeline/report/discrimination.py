@@ -25,7 +25,7 @@ from pipeline.report.charts import (
     style_unit_axes,
     white_page,
 )
-from pipeline.statistics import Estimate
+from pipeline.statistics import Estimate, interval_text
 
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
@@ -184,7 +184,7 @@ def _write_figures(axes: Axes, figures: Mapping[str, Estimate], classes: Sequenc
     for key, name in _OVERALL.items():
         found = figures.get(key) or figures.get(f"{key}{own}")
         if found is not None:
-            rows.append((name, f"{found.value:.3f}", f"{found.low:.3f} to {found.high:.3f}"))
+            rows.append((name, f"{found.value:.3f}", interval_text(found, ".3f")))
     axes.set_axis_off()
     axes.set_title("Figures of merit (95 % confidence interval)", loc="left", fontsize=11)
     step = min(0.075, 1 / (len(rows) + 3 + (0 if own else min(len(classes), _MOST_ROWS))))

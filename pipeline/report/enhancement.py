@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.report import content
 from pipeline.report.charts import save_page
 from pipeline.report.layout import FAINT, INK, PAPER
-from pipeline.statistics import Estimate
+from pipeline.statistics import Estimate, interval_text
 
 _SIDE = 1.7  # inches
 _TITLE = 0.55
@@ -33,9 +33,7 @@ def enhancement_figures(estimates: Mapping[str, Estimate]) -> list[content.Figur
     }
     return [
         content.Figure(
-            title,
-            f"{found.value:.{digits}f}{unit}",
-            f"95 %: {found.low:.{digits}f} to {found.high:.{digits}f}",
+            title, f"{found.value:.{digits}f}{unit}", f"95 %: {interval_text(found, f'.{digits}f')}"
         )
         for name, (title, digits, unit) in shown.items()
         if (found := estimates.get(name)) is not None

@@ -88,7 +88,8 @@ def draw_curves(path: Path, metrics: Mapping[str, Sequence[tuple[int, float]]], 
         ResourceError: If the file cannot be written.
     """
     figure = white_page((10, 4), title)
-    for axes, heading in zip(figure.subplots(1, 2), ("Loss", "Dice"), strict=True):
+    # The same epochs on both sides, also where Dice is known of the last one only.
+    for axes, heading in zip(figure.subplots(1, 2, sharex=True), ("Loss", "Dice"), strict=True):
         _draw_series(axes, {name: p for name, p in metrics.items() if heading.lower() in name.lower() and p})
         axes.set_title(heading, loc="left", fontsize=10)
     figure.axes[1].set_ylim(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ from pipeline.report.cutouts import ADDED, CONFUSED, MISSED, Cutout, cut_out
 from pipeline.report.layout import structure_styles
 from pipeline.report.page import SORTING, as_data_url, write_page
 from pipeline.report.scene import grey_window
+from pipeline.statistics import interval_text
 
 _ROOM: Final = Path(__file__).parent
 NIIVUE: Final = _ROOM / "niivue/niivue.umd.js"
@@ -94,10 +96,11 @@ def _lay_out_strips(strips: Sequence[Strip]) -> dict[str, Any]:
         {
             "strip": strip,
             "points": [place(value) for value in strip.values],
-            "mean": place(strip.mean),
-            "low": place(strip.low),
-            "high": place(strip.high),
+            "mean": place(strip.mean.value),
+            "interval": [place(end) for end in ends] if math.isfinite(sum(ends)) else None,
+            "told": interval_text(strip.mean, ".4f"),
         }
         for strip in strips
+        for ends in [(strip.mean.low, strip.mean.high)]
     ]
     return {"start": start, "rows": placed, "others": list(strips[0].others) if strips else []}

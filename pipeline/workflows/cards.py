@@ -12,10 +12,12 @@ from pipeline.errors import ConfigError
 from pipeline.files import write_text
 from pipeline.inference.evaluation import read_table, summarise_structures
 from pipeline.inference.predictor import load_contract
+from pipeline.statistics import interval_text
 from pipeline.tracking import RunFolder, find_run, read_children
 from pipeline.workflows.judging import TABLE
 from pipeline.workflows.models import load_model
-from pipeline.workflows.run_reports import downstream_remarks, read_estimates
+from pipeline.workflows.recording import read_estimates
+from pipeline.workflows.run_reports import downstream_remarks
 from pipeline.workflows.subgroups import GROUP_NOTE, judge_subgroups
 
 TO_FILL: Final = "**To be filled in by a person:**"
@@ -192,7 +194,7 @@ def _groups(run: RunFolder) -> Iterator[str]:
     yield from table(
         ("column", "group", "cases", "figure", "value", "interval"),
         [
-            (column, group, num, figure, f"{e.value:.4g}", f"{e.low:.4g} to {e.high:.4g}")
+            (column, group, num, figure, f"{e.value:.4g}", interval_text(e, ".4g"))
             if e is not None
             else (column, group, num, figure, "too few cases", "")
             for column, group, num, figure, e in rows
@@ -215,15 +217,12 @@ def _figures(checkpoint: Checkpoint, run: RunFolder) -> list[tuple[str, str, str
     if checkpoint.job.get("task") == "segmentation" and (run.path / TABLE).is_file():
         summaries = summarise_structures(read_table(run.path / TABLE), _METRICS)
         return [
-            (f"{metric}, {name}", f"{s.mean:.4g}", f"{s.low:.4g} to {s.high:.4g}", str(s.num))
+            (f"{metric}, {name}", f"{s.mean:.4g}", interval_text(s, ".4g"), str(s.num))
             for name, metrics in summaries.items()
             for metric, s in metrics.items()
         ]
     num = str(len(checkpoint.provenance.get("validation_cases") or ()))
-    return [
-        (name, f"{e.value:.4g}", f"{e.low:.4g} to {e.high:.4g}", num)
-        for name, e in read_estimates(run).items()
-    ]
+    return [(name, f"{e.value:.4g}", interval_text(e, ".4g"), num) for name, e in read_estimates(run).items()]
 
 
 def _limits(checkpoint: Checkpoint) -> Iterator[str]:

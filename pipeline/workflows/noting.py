@@ -9,6 +9,7 @@ from typing import Final
 from urllib.parse import quote
 
 from pipeline.report.content import Cell, Report, Table
+from pipeline.statistics import interval_text
 from pipeline.tracking import NOTE_TAG, RUN_ID, Record, read_settings
 from pipeline.workflows.recording import FIRST
 
@@ -30,7 +31,7 @@ def set_note(record: Record, page: Report, name: str) -> None:
     cases = page.cases or Table("", "", (), ())
     shown = {column.name for column in cases.columns}  # settings of trials are those of the table
     strips = [
-        (s.name, f"{s.mean:.4f}", f"{s.low:.4f} to {s.high:.4f}", str(len(s.values))) for s in page.strips
+        (s.name, f"{s.mean.value:.4f}", interval_text(s.mean, ".4f"), str(len(s.values))) for s in page.strips
     ]
     parts = [
         page.lead,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -16,7 +17,7 @@ from pipeline.environment import environment
 from pipeline.inference.evaluation import CaseMetrics, summarise_structures
 from pipeline.precision import training_dtype
 from pipeline.statistics import Estimate
-from pipeline.tracking import Record, read_metrics
+from pipeline.tracking import Record, RunFolder, read_metrics
 from pipeline.training.loop import Ending
 from pipeline.workflows.columns import AbstractMaterial
 from pipeline.workflows.resuming import CONFIG
@@ -24,6 +25,9 @@ from pipeline.workflows.resuming import CONFIG
 ENDING = "clinseg.ending"
 """Tag that says how a training ended."""
 _DIGEST_LENGTH: Final = 36  # all that MLflow takes
+_BEST: Final = "best/"
+_LOW: Final = "best_low/"
+_HIGH: Final = "best_high/"
 _EVERY_EPOCH: Final = "training/epoch_seconds"
 FIRST: Final = (
     "network.name",
@@ -93,17 +97,33 @@ def describe_whole(record: Record, job: Job, data_hash: str) -> None:
 
 
 def record_best(record: Record, figures: Mapping[str, Estimate], step: int) -> None:
-    """Records what a run is judged by: each figure and the ends of its 95 % interval.
+    """Records what a run is judged by: each figure and the ends of its 95 % interval, where they are known.
 
     Args:
         record: Where it goes.
         figures: By name, such as `dice/mean`.
         step: The epoch of the kept checkpoint; of a cross-validation the number of its folds.
     """
-    values = {f"best/{name}": figure.value for name, figure in figures.items()}
-    values |= {f"best_low/{name}": figure.low for name, figure in figures.items()}
-    values |= {f"best_high/{name}": figure.high for name, figure in figures.items()}
+    values = {_BEST + name: figure.value for name, figure in figures.items()}
+    for name, figure in figures.items():
+        ends = {_LOW + name: figure.low, _HIGH + name: figure.high}
+        values |= {end: value for end, value in ends.items() if math.isfinite(value)}
     record.log_metrics(values, step=step)
+
+
+def read_estimates(run: RunFolder) -> dict[str, Estimate]:
+    """Figures with their intervals, as they were recorded last.
+
+    A run without the end of any interval was judged on one case; in others, figures without are left out.
+    """
+    last = {name: points[-1][1] for name, points in read_metrics(run).items()}
+    unknown = {} if any(name.startswith(_LOW) for name in last) else {"low": -math.inf, "high": math.inf}
+    found = {}
+    for name in (best.removeprefix(_BEST) for best in last if best.startswith(_BEST)):
+        ends = {end: last[key] for end, key in (("low", _LOW + name), ("high", _HIGH + name)) if key in last}
+        if len(ends := ends or unknown) == 2:
+            found[name] = Estimate(last[_BEST + name], **ends)
+    return found
 
 
 def kept_epoch(record: Record, checkpoint: Checkpoint) -> int:
@@ -128,7 +148,7 @@ def record_best_masks(record: Record, rows: Sequence[CaseMetrics], step: int) ->
         for metric, summary in metrics.items()
     }
     record_best(record, {name: figure for name, figure in figures.items() if name.startswith("dice/")}, step)
-    record.log_metrics({f"best/{name}": figure.value for name, figure in figures.items()}, step=step)
+    record.log_metrics({_BEST + name: figure.value for name, figure in figures.items()}, step=step)
 
 
 def data_name(manifest: Path) -> str:

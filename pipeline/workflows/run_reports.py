@@ -23,7 +23,6 @@ from pipeline.tracking import (
     RunFolder,
     RunSummary,
     read_children,
-    read_metrics,
     read_settings,
     summarise_run,
 )
@@ -31,6 +30,7 @@ from pipeline.workflows.downstream import REPORT
 from pipeline.workflows.enhancement_judging import ENHANCED
 from pipeline.workflows.judging import CONFUSION, MASKS, TABLE
 from pipeline.workflows.models import BEST
+from pipeline.workflows.recording import read_estimates
 from pipeline.workflows.report_material import (
     Entry,
     Labels,
@@ -185,18 +185,6 @@ def _read_answers(run: RunFolder, checkpoint: Checkpoint | None, remarks: list[s
     except FaultError as error:
         remarks += [f"{TABLE}: {fault.message}" for fault in error.faults]
         return None
-
-
-def read_estimates(run: RunFolder) -> dict[str, Estimate]:
-    """Figures with the ends of their intervals, as they were recorded last."""
-    last = {name: points[-1][1] for name, points in read_metrics(run).items()}
-    return {
-        name.removeprefix("best/"): Estimate(value, last[low], last[high])
-        for name, value in last.items()
-        if name.startswith("best/")
-        and (low := name.replace("best/", "best_low/")) in last
-        and (high := name.replace("best/", "best_high/")) in last
-    }
 
 
 def _pictures(parts: Sequence[RunFolder]) -> list[Picture]:
