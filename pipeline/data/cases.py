@@ -9,7 +9,8 @@ from pathlib import Path
 from pipeline.config.sections import CasesSection
 from pipeline.config.segmentation import DataSection
 from pipeline.data.dicom import SeriesRule
-from pipeline.data.manifests import Entry, parse_manifest
+from pipeline.data.entries import Entry
+from pipeline.data.manifests import parse_manifest
 from pipeline.data.subgroups import read_subgroups
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.labels import LabelContract

@@ -9,8 +9,9 @@ from pipeline.data.cases import Case, entry_faults, exists
 from pipeline.data.class_folders import find_images, is_image_file, name_images
 from pipeline.data.class_manifests import read_class_folder
 from pipeline.data.class_study import class_faults
+from pipeline.data.entries import Entry
 from pipeline.data.images import group_channels, id_faults
-from pipeline.data.manifests import Entry, parse_csv
+from pipeline.data.manifests import parse_csv
 from pipeline.data.medmnist import (
     IMAGES,
     LABELS,

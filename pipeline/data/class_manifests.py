@@ -12,7 +12,8 @@ from pathlib import Path
 from pipeline.config import ClassificationDataSection
 from pipeline.data.cases import exists
 from pipeline.data.class_folders import find_images, name_images
-from pipeline.data.manifests import Entry, parse_csv
+from pipeline.data.entries import Entry
+from pipeline.data.manifests import parse_csv
 from pipeline.data.medmnist import (
     IMAGES,
     LABELS,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pipeline.config import LABEL_MAP, ClassificationDataSection
 from pipeline.data.cases import Case, choose_series, entry_faults
 from pipeline.data.class_manifests import COLOURS, parse_class_manifest
+from pipeline.data.entries import Entry
 from pipeline.data.folds import Split
 from pipeline.data.images import read_image
-from pipeline.data.manifests import Entry
 from pipeline.data.pictures import is_picture
 from pipeline.data.subgroups import read_subgroups
 from pipeline.errors import ConfigError, Fault, FaultError, InputError

@@ -10,8 +10,9 @@ from pathlib import Path
 from pipeline.config import EnhancementDataSection, EnhancementTrainingSection
 from pipeline.data.cases import Case, choose_series, entry_faults, exists
 from pipeline.data.class_folders import find_images, name_images
+from pipeline.data.entries import Entry, Manifest
 from pipeline.data.folds import Split, split_cases
-from pipeline.data.manifests import Entry, Manifest, parse_manifest
+from pipeline.data.manifests import parse_manifest
 from pipeline.errors import ConfigError, Fault, InputError
 
 

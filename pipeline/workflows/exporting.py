@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,20 +10,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-import nibabel as nib
-import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint, write_checkpoint
-from pipeline.config import SegmentationJob, job_from_mapping, segmentation_job
-from pipeline.data.images import read_image, read_label_map
-from pipeline.data.synthetic.phantoms import draw_phantom
+from pipeline.config import job_from_mapping, segmentation_job
+from pipeline.data.images import read_image
 from pipeline.environment import environment
-from pipeline.errors import ConfigError, Fault, IntegrityError
-from pipeline.export.bundle import INFERENCE, METADATA, NETWORK, OWN, check_bundle, write_bundle_configs
+from pipeline.errors import ConfigError, Fault
+from pipeline.export.bundle import NETWORK, OWN, check_bundle, write_bundle_configs
 from pipeline.export.graphs import (
     Graph,
     load_onnx,
@@ -35,15 +29,13 @@ from pipeline.export.graphs import (
     write_torchscript,
 )
 from pipeline.files import sha256_of, write_text
-from pipeline.inference.predictor import load_contract, load_predictor
-from pipeline.labels import LabelContract
+from pipeline.inference.predictor import load_contract
 from pipeline.networks import build_network
 from pipeline.networks.mean_network import MeanNetwork
-from pipeline.volume import Grid, Volume
+from pipeline.volume import Volume
 from pipeline.workflows.cards import describe, table
+from pipeline.workflows.export_differences import ExportModel, compare_masks, compare_windows, made_up_volume
 from pipeline.workflows.models import load_model
-
-_BUNDLE_TIMEOUT_S: Final = 1800
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +82,6 @@ class Exported:
     on: str
 
 
-@dataclass(frozen=True, eq=False)
-class _Model:
-    checkpoint: Checkpoint
-    job: SegmentationJob
-    contract: LabelContract
-    network: nn.Module
-    window: tuple[int, ...]
-
-
 def export(model: str, form: str, output: Path, image: Path | None = None) -> Exported:
     """Exports a segmentation model, and measures what is lost.
 
@@ -113,7 +96,7 @@ def export(model: str, form: str, output: Path, image: Path | None = None) -> Ex
     """
     _check(form, output)
     loaded = _load(load_model(model), form)
-    volumes = _made_up(loaded) if image is None else read_image(image)
+    volumes = made_up_volume(loaded) if image is None else read_image(image)
     if len(volumes) != len(loaded.checkpoint.channels):
         message = f"the model needs {len(loaded.checkpoint.channels)} channels, it has {len(volumes)}"
         raise ConfigError(Fault(str(image), "num-channels", message))
@@ -122,7 +105,7 @@ def export(model: str, form: str, output: Path, image: Path | None = None) -> Ex
     if form == "bundle":
         return _export_bundle(loaded, output, example, volumes, on)
     GRAPHS[form].write(output, loaded.network, example)
-    differing, total = _compare_windows(loaded, GRAPHS[form].load(output), volumes)
+    differing, total = compare_windows(loaded, GRAPHS[form].load(output), volumes)
     card = output.with_name(f"{output.name}.card.md")
     result = Exported(output, card, differing, total, on)
     write_text(card, describe(loaded.checkpoint, _section(loaded, form, result)))
@@ -144,7 +127,7 @@ def _check(form: str, output: Path) -> None:
         raise ConfigError(Fault(str(output), "suffix", message))
 
 
-def _load(checkpoint: Checkpoint, form: str) -> _Model:
+def _load(checkpoint: Checkpoint, form: str) -> ExportModel:
     if checkpoint.job.get("task") != "segmentation":
         raise ConfigError(Fault("model", "other-task", "only segmentation models can be exported"))
     job, contract = segmentation_job(job_from_mapping(checkpoint.job)), load_contract(checkpoint)
@@ -161,46 +144,11 @@ def _load(checkpoint: Checkpoint, form: str) -> _Model:
         networks.append(network)
     merged = networks[0] if len(networks) == 1 else MeanNetwork(networks)
     window = tuple(job.inference.window_size or job.training.patch_size)
-    return _Model(checkpoint, job, contract, merged.eval(), window)
-
-
-def _made_up(model: _Model) -> tuple[Volume, ...]:
-    """A volume of ellipsoids, larger than a window, with the model's channels."""
-    i, j, k = (int(1.4 * size) + 3 for size in (*model.window, 8)[:3])
-    image, _ = draw_phantom((i, j, k), len(model.checkpoint.channels), np.random.default_rng(0))
-    spacing = model.job.preprocessing.spacing or (1.0, 1.0, 1.0)
-    grid = Grid((i, j, k), np.diag([*spacing, 1.0]))
-    channels = image[..., None] if image.ndim == 3 else image
-    return tuple(Volume(np.ascontiguousarray(channels[..., c]), grid) for c in range(channels.shape[-1]))
-
-
-def _compare_windows(model: _Model, graph: Graph, volumes: Sequence[Volume]) -> tuple[int, int]:
-    """Voxels of the network's grid whose label differs, and all of them."""
-    predictor = load_predictor(model.checkpoint, torch.device("cpu"))
-    prepared = predictor.prepare(volumes)
-    image = prepared.image[: len(volumes)]
-
-    def labels(predict: Graph) -> Tensor:
-        section = model.job.inference
-        if len(model.window) == 2:
-            slices = image.permute(3, 0, 1, 2)
-            scores = sliding_window_inference(
-                slices, model.window, 2, predict, section.overlap, section.blending
-            )
-        else:
-            scores = sliding_window_inference(
-                image[None], model.window, 2, predict, section.overlap, section.blending
-            )
-        assert isinstance(scores, Tensor), "the network has one output"
-        return scores.argmax(1) if model.contract.regions is None else scores > 0
-
-    with torch.no_grad():
-        ours, theirs = labels(model.network), labels(graph)
-    return int((ours != theirs).sum()), ours.numel()
+    return ExportModel(checkpoint, job, contract, merged.eval(), window)
 
 
 def _export_bundle(
-    model: _Model, output: Path, example: Tensor, volumes: Sequence[Volume], on: str
+    model: ExportModel, output: Path, example: Tensor, volumes: Sequence[Volume], on: str
 ) -> Exported:
     """Builds the bundle beside its name, runs it, and renames it once it is complete."""
     output = output.resolve()
@@ -219,7 +167,7 @@ def _export_bundle(
         write_bundle_configs(
             folder, model.job, model.contract, model.checkpoint.channels, about, _statistics(model)
         )
-        differing, total = _compare_masks(model, folder, Path(temporary), volumes)
+        differing, total = compare_masks(model, folder, Path(temporary), volumes)
         result = Exported(output, output / "docs/README.md", differing, total, on)
         write_checkpoint(folder / OWN, replace(model.checkpoint, state=None))
         write_text(folder / "docs/README.md", describe(model.checkpoint, _section(model, "bundle", result)))
@@ -227,44 +175,13 @@ def _export_bundle(
     return result
 
 
-def _statistics(model: _Model) -> dict[str, float] | None:
+def _statistics(model: ExportModel) -> dict[str, float] | None:
     member = (model.checkpoint.members or (model.checkpoint,))[0]
     channels = (member.intensity or {}).get("channels", [])
     return dict(channels[0]) if channels else None
 
 
-def _compare_masks(model: _Model, folder: Path, scratch: Path, volumes: Sequence[Volume]) -> tuple[int, int]:
-    """Voxels of the image's own grid whose label differs between `monai.bundle run` and our prediction."""
-    predictor = load_predictor(model.checkpoint, torch.device("cpu"))
-    grid = volumes[0].grid
-    ours = predictor.predict(predictor.prepare(volumes), grid).array
-    stacked = np.stack([volume.array.astype(np.float32) for volume in volumes], axis=-1)
-    (scratch / "images").mkdir()
-    nib.save(
-        nib.Nifti1Image(stacked[..., 0] if len(volumes) == 1 else stacked, grid.affine),
-        scratch / "images/case.nii.gz",
-    )
-    command = [
-        sys.executable, "-m", "monai.bundle", "run",
-        "--config_file", str(folder / INFERENCE), "--meta_file", str(folder / METADATA),
-        "--bundle_root", str(folder), "--dataset_dir", str(scratch / "images"),
-        "--output_dir", str(scratch / "masks"),
-    ]  # fmt: skip
-    done = subprocess.run(  # noqa: S603 - fixed words, no shell
-        command, capture_output=True, text=True, timeout=_BUNDLE_TIMEOUT_S, check=False, cwd=scratch
-    )
-    path = scratch / "masks/case.nii.gz"
-    if done.returncode != 0 or not path.is_file():
-        told = [line for line in done.stderr.splitlines() if "Error" in line] or ["no message"]
-        raise IntegrityError(Fault("bundle", "bundle-does-not-run", f"`monai.bundle run` failed: {told[0]}"))
-    theirs = read_label_map(path)
-    if not theirs.grid.is_close(grid):
-        message = "`monai.bundle run` puts the mask elsewhere than the image; nothing was exported"
-        raise IntegrityError(Fault("bundle", "bundle-misplaced", message))
-    return int(np.count_nonzero(ours != theirs.array)), ours.size
-
-
-def _section(model: _Model, form: str, result: Exported) -> list[str]:
+def _section(model: ExportModel, form: str, result: Exported) -> list[str]:
     """What the card says of the export."""
     share = result.num_differing / result.num_voxels
     whole = form == "bundle"
