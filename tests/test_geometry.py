@@ -196,10 +196,11 @@ def label(path, flips):
     labeller = Labeller(
         [Sides()],
         LabelContract(SIDES),
-        InferenceSection(flips=flips),
+        InferenceSection(),
         tuple(prepared.image.shape[1:]),
         CPU,
         mixed_precision=False,
+        flipped_axes=(0, 1, 2) if flips else (),
         laterality=Laterality(0, (0, 2, 1)),
     )
     return labeller.label(prepared, volume.grid).array, volume

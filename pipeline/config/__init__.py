@@ -31,6 +31,7 @@ from pipeline.config.learning import FittingSection, LevelsSection, LoopSection
 from pipeline.config.loading import (
     classification_job,
     enhancement_job,
+    flipped_axes,
     job_from_mapping,
     job_parameters,
     job_schema,
@@ -94,6 +95,7 @@ __all__ = [
     "classification_job",
     "commented_yaml",
     "enhancement_job",
+    "flipped_axes",
     "job_from_mapping",
     "job_parameters",
     "job_schema",

@@ -15,6 +15,7 @@ from pipeline.config.sections import (
     PreprocessingSection,
     Section,
     TrackingSection,
+    check_mirror_axes,
 )
 
 LABEL_MAP: Final = "label_map"
@@ -173,7 +174,7 @@ class ClassificationJob(Section):
         dims, size = self.network.dimensions, self.preprocessing.size
         if len(size) != dims or min(size) < 1:
             raise ValueError(f"preprocessing.size: needs {dims} positive numbers, as network.dimensions says")
-        self.augmentation.check_mirror_axes(dims)
+        check_mirror_axes(self.augmentation.mirror_axes, dims, flips=self.inference.flips)
         if self.network.name != "cnn_classifier" and self.training.batch_size < 2:
             raise ValueError(
                 f"training.batch_size: {self.network.name} normalises over a batch; take 2 or more"

@@ -14,6 +14,7 @@ from pipeline.config.sections import (
     Section,
     SlidingSection,
     TrackingSection,
+    check_mirror_axes,
 )
 
 
@@ -238,6 +239,5 @@ class EnhancementJob(Section):
                 f"{self.network.discriminator_levels} discriminator levels; take a larger patch, or fewer "
                 "network.discriminator_levels"
             )
-        if bad := [axis for axis in self.augmentation.mirror_axes if not 0 <= axis < dims]:
-            raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dims - 1}, not {bad}")
+        check_mirror_axes(self.augmentation.mirror_axes, dims, flips=self.inference.flips)
         return self

@@ -87,6 +87,11 @@ def on_fold(job: Job, fold: int) -> Job:
     return job.model_copy(update={"data": job.data.model_copy(update={"fold": fold})})
 
 
+def flipped_axes(job: Job) -> tuple[int, ...]:
+    """Array axes along which mirrored copies are averaged in prediction; none without `inference.flips`."""
+    return job.augmentation.mirror_axes if job.inference.flips else ()
+
+
 def job_from_mapping(values: Mapping[str, object]) -> Job:
     """The job behind JSON-able values, such as those of `job_to_mapping`; relative paths stay as they are.
 

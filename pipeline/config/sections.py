@@ -6,6 +6,7 @@ The docstring under a field is its documentation everywhere: in editors (JSON sc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -148,10 +149,25 @@ class AugmentationSection(Section):
             )
         return self
 
-    def check_mirror_axes(self, dimensions: int) -> None:
-        """Raises a ValueError if an axis is flipped that images of so many dimensions do not have."""
-        if bad := [axis for axis in self.mirror_axes if not 0 <= axis < dimensions]:
-            raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dimensions - 1}, not {bad}")
+
+def check_mirror_axes(axes: Sequence[int], dimensions: int, *, flips: bool) -> None:
+    """Refuses to mirror along axes that are not there, or in prediction what is not mirrored in training.
+
+    Args:
+        axes: `augmentation.mirror_axes`.
+        dimensions: Of the images.
+        flips: `inference.flips`.
+
+    Raises:
+        ValueError: With the setting.
+    """
+    if bad := [axis for axis in axes if not 0 <= axis < dimensions]:
+        raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dimensions - 1}, not {bad}")
+    if flips and not axes:
+        raise ValueError(
+            "inference.flips: averages over copies mirrored along augmentation.mirror_axes, which names no "
+            "axis; a network that never saw mirrored images gets them wrong"
+        )
 
 
 class SlidingSection(Section):
@@ -169,7 +185,8 @@ class SlidingSection(Section):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Windows per forward pass, mirrored copies counted; null takes what suits the device."""
     flips: bool = False
-    """Average over all mirrored copies of a window (test-time augmentation)."""
+    """Average over all copies of a window mirrored along `augmentation.mirror_axes`, as the network knows
+    them from its training (test-time augmentation)."""
     skip_empty: bool = False
     """Compute windows that hold one single value only once; the result stays the same."""
 

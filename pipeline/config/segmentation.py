@@ -16,6 +16,7 @@ from pipeline.config.sections import (
     Section,
     SlidingSection,
     TrackingSection,
+    check_mirror_axes,
 )
 from pipeline.terminology import Category, Code, Side, Term, term_of
 
@@ -219,7 +220,7 @@ class SegmentationJob(Section):
                     f"{name}: each axis must be a multiple of the network's total stride {total}, "
                     "and not all of them that stride itself"
                 )
-        self.augmentation.check_mirror_axes(dims)
+        check_mirror_axes(self.augmentation.mirror_axes, dims, flips=self.inference.flips)
         if self.augmentation.in_plane:
             spacing = sorted(self.preprocessing.spacing or ())
             if dims == 2 or not spacing or spacing[1] == spacing[2]:

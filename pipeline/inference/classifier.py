@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.calibration import Calibration
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import ClassificationJob, classification_job, job_from_mapping
+from pipeline.config import ClassificationJob, classification_job, flipped_axes, job_from_mapping
 from pipeline.data.case_images import read_case_images, read_case_with_warnings
 from pipeline.data.cases import Case
 from pipeline.data.class_images import bring_to_size
@@ -158,7 +158,7 @@ class ClassPredictor:
             IntegrityError: If they are not numbers.
         """
         section = self.job.inference
-        axes = self.job.augmentation.mirror_axes if section.flips else ()
+        axes = flipped_axes(self.job)
         try:
             with autocast(self.device, self._dtype):
                 found = [

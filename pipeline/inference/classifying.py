@@ -16,7 +16,7 @@ def compute_logits(
     images: Sequence[Tensor],
     batch_size: int,
     device: torch.device,
-    mirrored_axes: Sequence[int] = (),
+    flipped_axes: Sequence[int] = (),
 ) -> Tensor:
     """The mean of the logits of all copies of each image that are mirrored along some of the axes.
 
@@ -25,7 +25,7 @@ def compute_logits(
         images: `(C, *size)` each.
         batch_size: Copies per forward pass; halved whenever memory does not suffice.
         device: Where the network is.
-        mirrored_axes: Array axes; without any, only the images themselves are seen.
+        flipped_axes: Array axes; without any, only the images themselves are seen.
 
     Returns:
         `(N, K)` float32 on the CPU.
@@ -35,8 +35,8 @@ def compute_logits(
     """
     flips = [
         [axis + 1 for axis in chosen]
-        for num in range(len(mirrored_axes) + 1)
-        for chosen in combinations(mirrored_axes, num)
+        for num in range(len(flipped_axes) + 1)
+        for chosen in combinations(flipped_axes, num)
     ]
     copies = [(image, flip) for image in images for flip in flips]
     logits: list[Tensor] = []

@@ -64,10 +64,11 @@ class Engine:
 
     Args:
         networks: What is applied to windows, on `device`.
-        section: Overlap, blending, flips and batches.
+        section: Overlap, blending and batches.
         window_size: Voxels per axis; with two axes, slices along the last array axis are seen alone.
         device: Where to compute.
         mixed_precision: Whether the networks may compute in 16 bits on a GPU. Scores are summed in 32.
+        flipped_axes: Axes of a window along which copies are mirrored, all of which are averaged.
         laterality: Channels of the scores that change places in a copy that is mirrored from left to right.
         joins: Whether the networks' scores stand side by side; else their mean is blended.
         conclude: What becomes of a window's mean scores before they are blended.
@@ -81,6 +82,7 @@ class Engine:
         device: torch.device,
         *,
         mixed_precision: bool,
+        flipped_axes: Sequence[int] = (),
         laterality: Laterality | None = None,
         joins: bool = False,
         conclude: Callable[[Tensor], Tensor] | None = None,
@@ -89,13 +91,13 @@ class Engine:
         self.section = section
         self.window_size = tuple(window_size)
         self.device = device
+        self._flipped_axes = tuple(flipped_axes)
         self._laterality = laterality
         self._joins = joins
         self._conclude = conclude
         self._dtype = inference_dtype(device, mixed=mixed_precision)
         self._weights = weigh_voxels(self.window_size, section.blending, device)
-        num_mirrored = 2 ** len(self.window_size) if section.flips else 1
-        self._num_copies = num_mirrored * len(self.networks)
+        self._num_copies = 2 ** len(self._flipped_axes) * len(self.networks)
         self._window_bytes: dict[tuple[int, ...], int] = {}
 
     def sweep(
@@ -189,7 +191,7 @@ class Engine:
             [partial(self._forward, network) for network in self.networks],
             self.window_size,
             joins=self._joins,
-            flips=self.section.flips,
+            flipped_axes=self._flipped_axes,
             laterality=self._laterality,
             batch_size=plan.batch_size,
             num_lanes=plan.num_lanes,

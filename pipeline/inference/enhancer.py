@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import EnhancementJob, enhancement_job, job_from_mapping
+from pipeline.config import EnhancementJob, enhancement_job, flipped_axes, job_from_mapping
 from pipeline.errors import ConfigError, Fault, IntegrityError
 from pipeline.inference.budget import Plan
 from pipeline.inference.engine import Engine
@@ -95,6 +95,7 @@ class Enhancer:
             job.window_size,
             device,
             mixed_precision=False,
+            flipped_axes=flipped_axes(job),
             conclude=measure_spread if self._deviates else None,
         )
 

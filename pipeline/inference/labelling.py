@@ -46,10 +46,11 @@ class Labeller:
     Args:
         networks: Trained networks of one shape on `device`; the mean of their logits decides.
         contract: Names and values of the labels.
-        section: Overlap, blending, flips, batches and post-processing.
+        section: Overlap, blending, batches and post-processing.
         window_size: Voxels per axis; with two axes, slices along the last array axis are predicted alone.
         device: Where to compute.
         mixed_precision: Whether the networks may compute in 16 bits on a GPU. Scores are summed in 32.
+        flipped_axes: Axes of a window along which copies are mirrored, all of which are averaged.
         laterality: Output channels that change places in a copy that is mirrored from left to right.
         shares_image: Whether all networks see the same channels of the image; else each its own part of them.
         compiles: Whether the networks are compiled at their first call; see `rehearse`.
@@ -64,11 +65,13 @@ class Labeller:
         device: torch.device,
         *,
         mixed_precision: bool,
+        flipped_axes: Sequence[int] = (),
         laterality: Laterality | None = None,
         shares_image: bool = True,
         compiles: bool = False,
     ) -> None:
-        laterality = laterality if section.flips else None
+        if laterality is not None and laterality.axis not in flipped_axes:
+            laterality = None
         ensemble = build_ensemble(
             networks,
             contract,
@@ -85,6 +88,7 @@ class Labeller:
             window_size,
             device,
             mixed_precision=mixed_precision,
+            flipped_axes=flipped_axes,
             laterality=laterality,
             joins=ensemble.joins,
         )

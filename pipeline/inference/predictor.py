@@ -8,7 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import PreprocessingSection, SegmentationJob, job_from_mapping, segmentation_job
+from pipeline.config import (
+    PreprocessingSection,
+    SegmentationJob,
+    flipped_axes,
+    job_from_mapping,
+    segmentation_job,
+)
 from pipeline.errors import ConfigError, Fault
 from pipeline.inference.budget import Plan
 from pipeline.inference.labelling import Labeller, LabelMap
@@ -69,6 +75,7 @@ class Predictor:
             job.inference.window_size or job.training.patch_size,
             device,
             mixed_precision=job.training.mixed_precision,
+            flipped_axes=flipped_axes(job),
             laterality=contract.channel_laterality(
                 job.preprocessing.left_right_axis, job.data.left_right_pairs
             ),

@@ -37,7 +37,7 @@ class WindowRunner:
         networks: What is applied; logits or features of each. With several lanes they are called from several
             threads.
         window_size: Voxels per axis; with two, a network takes slices `(B, channels, H, W)`.
-        flips: Whether to average over all mirrored copies of a window.
+        flipped_axes: Axes of a window along which copies are mirrored, all of which are averaged.
         laterality: Channels of the scores that change places in a copy mirrored from left to right.
         batch_size: Windows, mirrored ones counted, per forward pass; halved whenever memory does not suffice.
         num_lanes: Forward passes at a time; one as soon as memory does not suffice, or as passes are done
@@ -56,7 +56,7 @@ class WindowRunner:
         networks: Sequence[Network],
         window_size: Sequence[int],
         *,
-        flips: bool,
+        flipped_axes: Sequence[int],
         batch_size: int,
         num_lanes: int,
         skips_empty: bool,
@@ -65,7 +65,7 @@ class WindowRunner:
         joins: bool = False,
     ) -> None:
         self.networks = [net if len(window_size) == 3 else _on_slices(net) for net in networks]
-        self.mirrored = _mirror_axes(len(window_size)) if flips else [()]
+        self.mirrored = _combine(flipped_axes)
         self.laterality = laterality
         self.batch_size = batch_size
         self.num_lanes = num_lanes
@@ -234,9 +234,10 @@ def _mirror(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
     return tensor.flip(axes) if axes else tensor
 
 
-def _mirror_axes(dims: int) -> list[tuple[int, ...]]:
-    axes = range(1, 1 + dims)
-    return [chosen for num in range(dims + 1) for chosen in combinations(axes, num)]
+def _combine(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """All choices of those axes of a window, none first, as axes of a tensor with channels."""
+    shifted = [axis + 1 for axis in axes]
+    return [chosen for num in range(len(axes) + 1) for chosen in combinations(shifted, num)]
 
 
 def _on_slices(network: Network) -> Network:

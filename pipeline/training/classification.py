@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.config import ClassificationJob
+from pipeline.config import ClassificationJob, flipped_axes
 from pipeline.data.batches import Batch, derive_seed
 from pipeline.data.class_images import ClassImage
 from pipeline.data.class_study import ClassStudy
@@ -138,15 +138,10 @@ class ClassificationTask(AbstractTask):
             dtype = inference_dtype(self.device, mixed=self.job.training.mixed_precision)
             with autocast(self.device, dtype):
                 logits = compute_logits(
-                    network, images, inference.batch_size, self.device, self.mirrored_axes
+                    network, images, inference.batch_size, self.device, flipped_axes(self.job)
                 )
             found[list(own)] = logits.double()
         return self.world.total(found)
-
-    @property
-    def mirrored_axes(self) -> tuple[int, ...]:
-        """Along which copies are averaged at prediction."""
-        return self.job.augmentation.mirror_axes if self.job.inference.flips else ()
 
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights if there are such, else the network's."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import SegmentationJob
+from pipeline.config import SegmentationJob, flipped_axes
 from pipeline.data.batches import Batch
 from pipeline.data.chunks import load
 from pipeline.data.prepared_cases import PreparedCase
@@ -153,6 +153,7 @@ class SegmentationTask(AbstractTask):
             self.job.inference.window_size or self.job.training.patch_size,
             self.device,
             mixed_precision=self.job.training.mixed_precision,
+            flipped_axes=flipped_axes(self.job),
             laterality=self.laterality,
         )
 

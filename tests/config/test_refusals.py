@@ -85,6 +85,7 @@ def test_a_missing_key_is_placed_at_its_section(faults):
         ("network: {dimensions: 2}", "2:1", "training.patch_size"),
         ("  patch_size: [30, 32, 32]", "4:3", "training.patch_size"),
         ("augmentation: {mirror_axes: [3]}", "4:16", "augmentation.mirror_axes"),
+        ("inference: {flips: true}", "4:13", "inference.flips"),
         ("augmentation: {in_plane: true}", "4:16", "augmentation.in_plane"),
         (
             "augmentation: {in_plane: true}\npreprocessing: {spacing: [1, 3, 3]}",

@@ -30,6 +30,7 @@ def job(network=None, preprocessing=None, **inference):
             "preprocessing": preprocessing or {},
             "network": {"features": (4, 8), "discriminator_levels": 1, **(network or {})},
             "training": {"epochs": 1, "patch_size": (8,) * dims},
+            "augmentation": {"mirror_axes": tuple(range(dims)) if inference.get("flips") else ()},
             "inference": inference,
         }
     )

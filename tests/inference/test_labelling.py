@@ -114,10 +114,11 @@ def test_with_flips_a_mirrored_patient_gets_the_mirrored_answer_with_sides_excha
     made = Labeller(
         [undecided],
         contract(num_labels),
-        InferenceSection(flips=True),
+        InferenceSection(),
         (8, 8, 8),
         CPU,
         mixed_precision=True,
+        flipped_axes=(0, 1, 2),
         laterality=laterality,
     )
     generator = torch.Generator().manual_seed(0)

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def blend(
     keep=0,
     batch=2,
     lanes=1,
-    flips=False,
+    flipped_axes=(),
     skips_empty=False,
     joins=False,
     mode="gaussian",
@@ -56,7 +56,7 @@ def blend(
     runner = WindowRunner(
         network if isinstance(network, list) else [network],
         windows.size,
-        flips=flips,
+        flipped_axes=flipped_axes,
         batch_size=batch,
         num_lanes=lanes,
         skips_empty=skips_empty,
@@ -131,18 +131,20 @@ def test_however_it_is_cut_the_bits_are_the_same(shape, size, overlap, parts, ke
 
 @pytest.mark.parametrize("shape", [(20, 17, 9), (5, 30, 1), (8, 8, 8)])
 @pytest.mark.parametrize("mode", ["gaussian", "constant"])
-@pytest.mark.parametrize("flips", [False, True])
-def test_a_voxelwise_network_gives_the_whole_volumes_answer(shape, mode, flips):
+@pytest.mark.parametrize("flipped_axes", [(), (0, 1, 2)])
+def test_a_voxelwise_network_gives_the_whole_volumes_answer(shape, mode, flipped_axes):
     torch.manual_seed(0)
     network, image = nn.Conv3d(2, 3, 1), torch.randn(2, *shape)
-    scores, _ = blend(network, image, lay_windows(shape, (8, 8, 8), 0.4), mode=mode, flips=flips)
+    scores, _ = blend(
+        network, image, lay_windows(shape, (8, 8, 8), 0.4), mode=mode, flipped_axes=flipped_axes
+    )
     assert torch.allclose(scores, network(image[None])[0], atol=1e-5)
 
 
 def sweep_slices(network, image, axis, batch):
     windows = lay_windows(tuple(image.shape[1:]), (8, 8), 0.5)
     runner = WindowRunner(
-        [network], (8, 8), flips=False, batch_size=batch, num_lanes=2, skips_empty=False, device=CPU
+        [network], (8, 8), flipped_axes=(), batch_size=batch, num_lanes=2, skips_empty=False, device=CPU
     )
     weights = weigh_voxels((8, 8), "gaussian", CPU)
     box = tuple((0, n) for n in windows.shape)
@@ -162,12 +164,13 @@ def test_a_network_for_slices_predicts_every_slice_alone(axis):
 
 @pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("batch", [1, 3, 8, 16])
-def test_flips_are_the_mean_over_all_mirrored_copies(batch, lanes):
+@pytest.mark.parametrize("flipped_axes", [(0, 1, 2), (1,)])
+def test_flips_are_the_mean_over_all_copies_mirrored_along_those_axes(flipped_axes, batch, lanes):
     network, image = context(), torch.randn(1, 8, 8, 8)
     windows = lay_windows((8, 8, 8), (8, 8, 8), 0.5)
-    scores, _ = blend(network, image, windows, flips=True, batch=batch, lanes=lanes)
+    scores, _ = blend(network, image, windows, flipped_axes=flipped_axes, batch=batch, lanes=lanes)
     with torch.inference_mode():
-        axes = [[k for k in range(3) if bits >> k & 1] for bits in range(8)]
+        axes = [some for n in range(4) for some in combinations(flipped_axes, n)]
         copies = [
             network(image.flip([a + 1 for a in some])[None])[0].flip([a + 1 for a in some]) for some in axes
         ]
@@ -189,13 +192,13 @@ class Scarce(nn.Module):
         return self.inner(windows)
 
 
-@pytest.mark.parametrize("flips", [False, True])
-def test_running_out_of_memory_on_the_way_halves_the_batch_and_changes_no_label(flips):
+@pytest.mark.parametrize("flipped_axes", [(), (0, 1, 2)])
+def test_running_out_of_memory_on_the_way_halves_the_batch_and_changes_no_label(flipped_axes):
     network, image = context(), torch.randn(1, 20, 9, 11)
     windows = lay_windows((20, 9, 11), (8, 8, 8), 0.5)
-    plain, _ = blend(network, image, windows, flips=flips, batch=8)
+    plain, _ = blend(network, image, windows, flipped_axes=flipped_axes, batch=8)
     scarce = Scarce(network, [8, 3, 3, 1])
-    scores, runner = blend(scarce, image, windows, flips=flips, batch=8)
+    scores, runner = blend(scarce, image, windows, flipped_axes=flipped_axes, batch=8)
     assert torch.allclose(scores, plain, atol=1e-6)
     assert torch.equal(scores.argmax(0), plain.argmax(0))
     assert runner.batch_size == 1
@@ -251,7 +254,7 @@ def test_lanes_are_given_up_where_their_scores_have_to_wait():
     image, windows = torch.randn(1, 8, 8, 60), lay_windows((8, 8, 60), (8, 8, 8), 0.5)
 
     def run(network, pause):
-        settings = {"flips": False, "batch_size": 1, "skips_empty": False, "device": CPU}
+        settings = {"flipped_axes": (), "batch_size": 1, "skips_empty": False, "device": CPU}
         runner = WindowRunner([network], windows.size, num_lanes=2, **settings)
         starts = windows.along(2, tuple((0, n) for n in windows.shape))
         scores = []
@@ -306,14 +309,16 @@ def test_other_errors_are_not_taken_for_lack_of_memory():
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
-@pytest.mark.parametrize("flips", [False, True])
-def test_skipping_empty_windows_changes_nothing(lanes, flips):
+@pytest.mark.parametrize("flipped_axes", [(), (0, 1, 2)])
+def test_skipping_empty_windows_changes_nothing(lanes, flipped_axes):
     image = torch.zeros(1, 40, 8, 8)
     image[:, 16:24] = torch.randn(1, 8, 8, 8)
     image[:, 32:] = 3
     windows = lay_windows((40, 8, 8), (8, 8, 8), 0.5)
-    plain, _ = blend(context(), image, windows, batch=1, flips=flips)
-    scores, runner = blend(context(), image, windows, batch=1, lanes=lanes, flips=flips, skips_empty=True)
+    plain, _ = blend(context(), image, windows, batch=1, flipped_axes=flipped_axes)
+    scores, runner = blend(
+        context(), image, windows, batch=1, lanes=lanes, flipped_axes=flipped_axes, skips_empty=True
+    )
     assert torch.equal(scores, plain)
     assert runner.num_skipped == 3  # at 0, 4 and 8 all is 0, at 28 it is mixed, at 32 all is 3
 

@@ -40,6 +40,7 @@ KINDS = {
     },
     "coarser grid, averaged, flipped": {
         "preprocessing": {"spacing": (1.5, 1.5, 1.5)},
+        "augmentation": {"mirror_axes": (1, 2)},
         "training": {"ema_decay": 0.9, "optimizer": "sgd", "schedule": "cosine"},
         "inference": {"flips": True, "largest_component": ("core",)},
     },
