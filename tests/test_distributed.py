@@ -97,6 +97,32 @@ def test_two_train_as_one_with_twice_the_batch_though_one_of_them_is_killed(
         assert read_metrics(together)[name] == expected
 
 
+def test_two_train_every_fold_and_go_on_with_the_whole_when_one_was_killed(
+    study, tmp_path, clinseg, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    folds = ["--fold=all", "--set=data.num_folds=2", "--set=training.epochs=2"]
+    process = start(tmp_path, *settings_for(study, batch_size=2), *folds)
+    kill_the_second(process, tmp_path)
+    output, _ = process.communicate(timeout=120)
+    (whole,) = (run for run in list_runs() if run.status == "KILLED" and "fold" not in run.name)
+    assert process.returncode == 1
+    assert output.count("go on with") == output.count(f"-m pipeline train --resume {whole.name}") == 1
+
+    process = start(tmp_path, "--resume", "latest")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert {run.name.removeprefix(whole.name): run.status for run in list_runs()} == {
+        "": "FINISHED", "-fold0": "FINISHED", "-fold1": "FINISHED"
+    }  # fmt: skip
+
+    assert clinseg("train", *settings_for(study, batch_size=4), *folds).code == 0
+    alone = find_run("latest")
+    assert alone.name != whole.name
+    together = read_metrics(find_run(whole.name))["best/dice/shell"]
+    assert together == [(2, pytest.approx(read_metrics(alone)["best/dice/shell"][0][1], rel=0.01))]
+
+
 def test_a_dry_run_of_several_is_refused_once_and_leaves_nothing(study, tmp_path):
     process = start(tmp_path, *settings_for(study, batch_size=2), "--dry-run")
     output, _ = process.communicate(timeout=120)

@@ -10,8 +10,17 @@ from pipeline.config import Job, on_fold
 from pipeline.data.folds import list_folds
 from pipeline.errors import ConfigError
 from pipeline.signals import StopSignals
-from pipeline.tracking import Delivery, Record, deliver, find_child, read_settings, read_status, resume_record
-from pipeline.training.distributed import ALONE, join_world
+from pipeline.tracking import (
+    Delivery,
+    RunFolder,
+    deliver,
+    find_child,
+    find_run,
+    read_settings,
+    read_status,
+    resume_record,
+)
+from pipeline.training.distributed import World, join_world
 from pipeline.workflows.columns import Part
 from pipeline.workflows.needs import Needs
 from pipeline.workflows.recording import describe_job, describe_whole
@@ -50,20 +59,46 @@ def train_folds(
             job, run = find_job(config, overrides, resume)
         if job.data.fold != "all":
             return train(job, run, signals, world, on_needs, on_start)
-        world.check_alone("data.fold", "train one fold after the other (--fold 0, …), or leave torchrun out")
-        column = COLUMNS[job.task]
+        return _train_all(job, run, signals, world, on_needs, on_start)
+
+
+def _train_all(
+    job: Job,
+    run: RunFolder | None,
+    signals: StopSignals,
+    world: World,
+    on_needs: Callable[[Needs], None],
+    on_start: Callable[[Start], None],
+) -> TrainingResult | None:
+    """A network for every fold, and what the first process makes of all of them."""
+    column = COLUMNS[job.task]
+    with world.first_alone():
         folds = list_folds(column.read_cases(job), job.data)
-        record = resume_record(run) if run is not None else begin(job)
-        with ended_by_trouble(record, signals):
-            describe_job(record, job)
-            parts = [_train_fold(record, job, number, signals, on_needs, on_start) for number in folds]
-            describe_whole(record, job, read_settings(parts[0].run)[1]["clinseg.data_hash"])
-            judgement = column.join(record, job, parts)
-            keep_report(record)
-        deliveries = [record.close("FINISHED")]
-        if deliveries[0].is_complete:
-            deliveries += _deliver(parts)
-        return TrainingResult(record.name, column.command, record.folder, "finished", judgement, deliveries)
+    if not world.is_first:
+        whole = find_run(world.told_by_first(""))
+        for number in folds:
+            _train_fold(whole, job, number, signals, world, on_needs, on_start)
+        world.leave()
+        return None
+    record = resume_record(run) if run is not None else begin(job)
+    with ended_by_trouble(record, signals, world):
+        describe_job(record, job)
+        world.told_by_first(record.name)
+        parts = []
+        for number in folds:
+            _train_fold(record.run, job, number, signals, world, on_needs, on_start)
+            trained = find_child(record.run, _part(number))
+            assert trained is not None, "it was trained"
+            parts.append(Part(number, trained))
+            record.log_metrics(column.summarise_fold(parts[-1]), step=number)
+        world.leave()
+        describe_whole(record, job, read_settings(parts[0].run)[1]["clinseg.data_hash"])
+        judgement = column.join(record, job, parts)
+        keep_report(record)
+    deliveries = [record.close("FINISHED")]
+    if deliveries[0].is_complete:
+        deliveries += _deliver(parts)
+    return TrainingResult(record.name, column.command, record.folder, "finished", judgement, deliveries)
 
 
 def _deliver(parts: Sequence[Part]) -> list[Delivery]:
@@ -76,22 +111,23 @@ def _deliver(parts: Sequence[Part]) -> list[Delivery]:
 
 
 def _train_fold(
-    record: Record,
+    whole: RunFolder,
     job: Job,
     fold: int,
     signals: StopSignals,
+    world: World,
     on_needs: Callable[[Needs], None],
     on_start: Callable[[Start], None],
-) -> Part:
+) -> None:
     """Trains a fold, or goes on with it; one that is finished stays as it is."""
-    job = on_fold(job, fold)
-    place = Place(record.run, f"fold{fold}")
-    run = find_child(record.run, place.name)
-    if run is None or read_status(run) != "FINISHED":
+    place = Place(whole, _part(fold))
+    with world.first_alone():
+        run = find_child(whole, place.name)
+        is_finished = run is not None and read_status(run) == "FINISHED"
+    if not is_finished:
         is_begun = run is not None and (run.path / CONFIG).is_file()
-        train(job, run if is_begun else None, signals, ALONE, on_needs, on_start, place)
-        run = find_child(record.run, place.name)
-    assert run is not None, "it was trained"
-    part = Part(fold, run)
-    record.log_metrics(COLUMNS[job.task].summarise_fold(part), step=fold)
-    return part
+        train(on_fold(job, fold), run if is_begun else None, signals, world, on_needs, on_start, place)
+
+
+def _part(fold: int) -> str:
+    return f"fold{fold}"

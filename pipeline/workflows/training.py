@@ -96,7 +96,7 @@ def train(
         job: What is trained.
         run: A run to go on with; None begins a new one.
         signals: Whether to stop.
-        world: The processes that train together.
+        world: The processes that train together; they part after the last step, unless it is part of a run.
         on_needs: Is told what memory and disk it takes before it starts.
         on_start: Is told what it takes from the model that it starts from, if any.
         place: The cross-validation or sweep that the run is a part of, if any.
@@ -124,10 +124,10 @@ def train(
     task = build_task(job, material, device, start, world)
     sampler = column.build_sampler(job, material, task)
     if not world.is_first:
-        _follow(job, task, sampler, state, signals, world)
+        _follow(job, task, sampler, state, signals, world, is_part=place is not None)
         return None
     record = resume_record(run) if run is not None else begin(job, place, start)
-    with ended_by_trouble(record, signals, world):
+    with ended_by_trouble(record, signals, world, is_part=place is not None):
         describe_job(record, job)
         describe_material(record, job, material, device, world.size)
         on_needs(measure_needs(task, sampler, material.result_bytes, record.folder, device))
@@ -143,7 +143,7 @@ def train(
                     signals,
                     *([place.is_hopeless] if place is not None else []),
                 )
-                ending = _fit(job, task, sampler, keeper, state, world)
+                ending = _fit(job, task, sampler, keeper, state, world, is_part=place is not None)
             keeper.keep_something()
             record_ending(record, ending)
             judgement = column.judge(record, job, material, device)
@@ -166,16 +166,22 @@ def begin(job: Job, place: Place | None = None, start: Start | None = None) -> R
 
 @contextmanager
 def ended_by_trouble(
-    record: Record, signals: StopSignals, world: World = ALONE, command: str = "train"
+    record: Record,
+    signals: StopSignals,
+    world: World = ALONE,
+    command: str = "train",
+    *,
+    is_part: bool = False,
 ) -> Iterator[None]:
-    """Ends the record if what is done in it does not end well; a signal's end says how to go on."""
+    """Ends the record if what is done in it ends badly; after a signal the whole says how to go on."""
     try:
         yield
     except Stopped as stopped:
         # When another process was lost, torchrun's signal comes while the record is being closed.
         with signals.deferred():
             record.close("KILLED")
-        # A fold of a cross-validation, which is trained alone, gives advice; that of the whole replaces it.
+        if is_part:
+            raise
         reason = f"{stopped}; " if stopped.args and world.size > 1 else ""
         program = "clinseg" if world.size == 1 else "torchrun (as before) -m pipeline"
         raise Stopped(f"{reason}go on with: {program} {command} --resume {record.name}") from None
@@ -191,12 +197,14 @@ def _follow(
     state: Mapping[str, Any] | None,
     signals: StopSignals,
     world: World,
+    *,
+    is_part: bool,
 ) -> None:
     """What all processes but the first do: their share of every step, and nothing that is written."""
     with told_out_of_memory():
         task.rehearse(sampler.draw(0))  # with the first, which measures it
     with freed_memory_kept(), signals.deferred():
-        _fit(job, task, sampler, Silence(signals), state, world)
+        _fit(job, task, sampler, Silence(signals), state, world, is_part=is_part)
 
 
 def _fit(
@@ -206,11 +214,16 @@ def _fit(
     surroundings: Surroundings,
     state: Mapping[str, Any] | None,
     world: World,
+    *,
+    is_part: bool,
 ) -> Ending:
     with told_out_of_memory():
         ending = fit(task, sampler, job.training, surroundings, state, world)
     # Who ended first would have torchrun end the others, while the last state is being written.
-    world.leave()
+    if is_part:
+        world.wait()
+    else:
+        world.leave()
     if ending == "interrupted":
         raise Stopped
     return ending
