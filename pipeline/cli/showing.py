@@ -63,7 +63,8 @@ def show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
             cells[0] += f" ({interval_text(dice, '.4f')})"
         table.add_row(structure, str(dice.num), *cells)
     OUT.print(table)
-    OUT.print("Mean ± standard deviation over cases; bootstrap interval of the mean. One case has neither.")
+    if len({row.case for row in rows}) > 1:
+        OUT.print("Mean ± standard deviation over cases; bootstrap interval of the mean.")
 
 
 def show_confusions(found: Sequence[Confusion], structures: Collection[str]) -> None:
