@@ -106,8 +106,7 @@ def test_mlflow_has_the_data_and_a_note_that_begins_with_figures(trained):
     assert list(run.data.params)[:2] == ["network.name", "network.features"]
     picture = re.search(r"!\[.*\]\(get-artifact\?path=(\S+)&run", note)[1].replace("%2F", "/")
     assert picture in {f.path for f in client.list_artifacts(run_id, "overlays")}
-    low, high = run.data.metrics["best_low/dice/mean"], run.data.metrics["best_high/dice/mean"]
-    assert low <= dice <= high
+    assert "unknown from one case" in note and "best_low/dice/mean" not in run.data.metrics
 
 
 @pytest.mark.slow
