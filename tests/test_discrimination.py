@@ -162,6 +162,9 @@ def test_whatever_is_judged_every_figure_is_a_number_within_its_interval(probabi
     figures = judge_classes(probabilities, predictions, targets, "abc"[:num_classes], multi_label)
     assert {"accuracy", "brier", "ece"} <= set(figures)
     for name, figure in figures.items():
+        if np.isinf(figure.low):
+            assert len(probabilities) == 1, name  # one case says nothing of others
+            continue
         assert -1e-9 <= figure.low <= figure.value + 1e-9, name
         assert figure.value - 1e-9 <= figure.high < 4, name
 
