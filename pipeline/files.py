@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -69,6 +71,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Writes a readable JSON object, whole or not at all; a bound that is unknown (infinite) becomes null.
+
+    Args:
+        path: Where to write.
+        content: Mappings, lists, tuples and what JSON has.
+    """
+    write_text(path, json.dumps(_without_infinity(content), indent=1, ensure_ascii=False) + "\n")
+
+
 def check_writable(folder: Path) -> None:
     """Makes `folder` if need be and writes to it once: a long job must not learn at its end that it cannot.
 
@@ -102,3 +114,11 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _without_infinity(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_infinity(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinity(part) for part in value]
+    return None if isinstance(value, float) and math.isinf(value) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,16 +99,17 @@ class Difference:
     least_p: float
 
 
-def interval_text(found: Interval, spec: str) -> str:
+def interval_text(found: Interval, show: str | Callable[[float], str]) -> str:
     """`low to high`, or that a single case leaves it unknown.
 
     Args:
         found: A figure with its interval.
-        spec: Format of a number, such as `.4f`.
+        show: Format of a number, such as `.4f`, or what makes a text of it.
     """
     if math.isinf(found.low) or math.isinf(found.high):
         return UNKNOWN
-    return f"{found.low:{spec}} to {found.high:{spec}}"
+    low, high = (format(end, show) if isinstance(show, str) else show(end) for end in (found.low, found.high))
+    return f"{low} to {high}"
 
 
 def summarise(values: Sequence[float]) -> Summary:

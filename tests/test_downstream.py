@@ -143,7 +143,9 @@ def test_cases_that_lack_something_are_named_and_the_others_measured(clinseg, tr
     (enhanced / "changes/phantom_01.nii.gz").unlink()
     answer = evaluate(clinseg, trained, enhanced)
     assert answer.code == 3 and "phantom_01: " in answer.err and "change-missing" in answer.err
-    assert json.loads((enhanced / "downstream.json").read_text())["num_cases"] == 1
+    report = json.loads((enhanced / "downstream.json").read_text(), parse_constant=pytest.fail)
+    assert report["num_cases"] == 1
+    assert report["effects"]["mean"]["dice"]["change"]["low"] is None, "one case says nothing of others"
 
 
 def test_options_that_do_not_go_together_are_refused(clinseg, trained, enhanced):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.statistics import UNKNOWN, Difference, Estimate, Interval, adjust_holm
+from pipeline.statistics import Difference, Estimate, Interval, adjust_holm, interval_text
 
 LEVEL = 0.05
 """Adjusted p up to which a difference is called one."""
@@ -55,9 +56,7 @@ class Figure:
 
     def show_interval(self, found: Interval, *, signed: bool = False) -> str:
         """The ends of an interval with the same digits."""
-        if math.isinf(found.low):
-            return UNKNOWN
-        return f"{self.show(found.low, signed=signed)} to {self.show(found.high, signed=signed)}"
+        return interval_text(found, partial(self.show, signed=signed))
 
     def __str__(self) -> str:
         return f"{self.metric}/{self.subject}" if self.subject else self.metric

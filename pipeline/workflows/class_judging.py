@@ -16,7 +16,7 @@ from pipeline.config import ClassificationJob
 from pipeline.data.cases import Case
 from pipeline.discrimination import judge_classes
 from pipeline.errors import InputError
-from pipeline.files import write_text
+from pipeline.files import write_json, write_text
 from pipeline.inference.class_table import class_targets, write_class_table
 from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor
 from pipeline.progress import progress_bar
@@ -150,7 +150,7 @@ def write_class_report(
             for report in reports
         ],
     }
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, content)
 
 
 def _draw_cases(

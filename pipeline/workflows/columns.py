@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from pipeline.config import Job
 from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
 from pipeline.data.folds import Split
-from pipeline.files import write_text
+from pipeline.files import write_json
 from pipeline.inference.components import Components
 from pipeline.inference.evaluation import CaseMetrics
 from pipeline.statistics import Estimate
@@ -85,7 +84,7 @@ class AbstractMaterial(ABC):
         cases = {"training": self.split.training, "validation": self.split.validation}
         names = {part: [case.id for case in members] for part, members in cases.items()}
         path = folder / "split.json"
-        write_text(path, json.dumps(names, indent=1, ensure_ascii=False) + "\n")
+        write_json(path, names)
         return path
 
 

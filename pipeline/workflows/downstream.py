@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case
 from pipeline.data.images import find_inputs, read_label_map
 from pipeline.errors import ConfigError, Fault, FaultError, InputError
-from pipeline.files import check_writable, write_text
+from pipeline.files import check_writable, write_json
 from pipeline.inference.cohort import predict_cohort
 from pipeline.inference.downstream import (
     ENHANCED,
@@ -214,4 +213,4 @@ def _write(enhanced: Path, result: Downstream, made_with: Mapping[str, object], 
         },
         "turns": [asdict(turn) for turn in result.turns],
     }
-    write_text(enhanced / REPORT, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(enhanced / REPORT, content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from pipeline.data.cases import Case
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
-from pipeline.files import check_writable, write_text
+from pipeline.files import check_writable, write_json
 from pipeline.inference.budget import Plan
 from pipeline.inference.cohort import hash_inputs
 from pipeline.inference.enhancer import load_enhancer
@@ -149,7 +148,7 @@ def _write_report(path: Path, about: Mapping[str, object], reports: Sequence[Enh
         "figures": {name: asdict(summary) for name, summary in _summarise(reports).items()},
         "cases": [_describe(report) for report in reports],
     }
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, content)
 
 
 def _describe(report: EnhancementReport) -> dict[str, object]:

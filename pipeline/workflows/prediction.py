@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
 from pipeline.export.exporters import EXPORTERS, NEED_PROBABILITIES, REPORT
 from pipeline.export.label_table import write_label_table
-from pipeline.files import check_writable, write_text
+from pipeline.files import check_writable, write_json
 from pipeline.inference.budget import Plan
 from pipeline.inference.classifier import ClassReport
 from pipeline.inference.cohort import CaseReport, predict_cohort
@@ -157,7 +156,7 @@ def write_report(
         "audit_head": audit_head,
         "cases": [_describe(report) for report in reports],
     }
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, content)
 
 
 def _describe(report: CaseReport) -> dict[str, object]:

@@ -16,7 +16,7 @@ from pipeline.config import (
     job_to_mapping,
 )
 from pipeline.errors import ConfigError, Fault
-from pipeline.files import sha256_of, write_text
+from pipeline.files import sha256_of, write_json
 from pipeline.networks import Classifier
 from pipeline.networks.foreign import foreign_source, read_weights
 from pipeline.networks.pretrained import ENCODER, Source, Transfer, load_pretrained
@@ -129,7 +129,7 @@ def write_start(record: Record, start: Start) -> None:
         **asdict(start.transfer),
     }
     path = record.folder / "start_from.json"
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_json(path, content)
     record.log_artifact(path)
     record.set_tags({"clinseg.start_from.sha256": str(start.checkpoint.content_hash)})
 

@@ -12,7 +12,7 @@ from pipeline.data.cases import Case
 from pipeline.data.subgroups import read_subgroups
 from pipeline.discrimination import judge_classes
 from pipeline.errors import FaultError
-from pipeline.files import write_text
+from pipeline.files import write_json
 from pipeline.inference.class_table import class_targets, read_class_table
 from pipeline.inference.evaluation import case_means, read_table
 from pipeline.report.content import Cell, Column, Table
@@ -44,7 +44,7 @@ def write_subgroups(
         column: {case: group for case, group in of_case.items() if case in ids}
         for column, of_case in read_subgroups(section.manifest, section.subgroups).items()
     }
-    write_text(record.folder / SUBGROUPS, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_json(record.folder / SUBGROUPS, found)
     record.log_artifact(record.folder / SUBGROUPS)
 
 
