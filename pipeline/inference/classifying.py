@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
 
 import torch
 from torch import Tensor
 
+from pipeline.inference.window_runner import mirrorings
 from pipeline.memory import is_out_of_memory
 
 
@@ -33,11 +33,7 @@ def compute_logits(
     Raises:
         torch.OutOfMemoryError: If not even one image fits.
     """
-    flips = [
-        [axis + 1 for axis in chosen]
-        for num in range(len(flipped_axes) + 1)
-        for chosen in combinations(flipped_axes, num)
-    ]
+    flips = mirrorings(flipped_axes)
     copies = [(image, flip) for image in images for flip in flips]
     logits: list[Tensor] = []
     while len(logits) < len(copies):

@@ -65,7 +65,7 @@ class WindowRunner:
         joins: bool = False,
     ) -> None:
         self.networks = [net if len(window_size) == 3 else _on_slices(net) for net in networks]
-        self.mirrored = _combine(flipped_axes)
+        self.mirrored = mirrorings(flipped_axes)
         self.laterality = laterality
         self.batch_size = batch_size
         self.num_lanes = num_lanes
@@ -234,8 +234,8 @@ def _mirror(tensor: Tensor, axes: tuple[int, ...]) -> Tensor:
     return tensor.flip(axes) if axes else tensor
 
 
-def _combine(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """All choices of those axes of a window, none first, as axes of a tensor with channels."""
+def mirrorings(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """What to flip for each mirrored copy: all choices of `axes`, none first, as axes of `(C, …)`."""
     shifted = [axis + 1 for axis in axes]
     return [chosen for num in range(len(axes) + 1) for chosen in combinations(shifted, num)]
 
