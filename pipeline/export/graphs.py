@@ -76,12 +76,6 @@ def write_torchscript(path: Path, network: nn.Module, example: Tensor) -> None:
         traced.save(str(temporary))
 
 
-def load_torchscript(path: Path) -> Graph:
-    """A TorchScript module."""
-    with _quietly():
-        return cast(Graph, torch.jit.load(path))
-
-
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without gradients, and without what exporters tell their own programmers."""
