@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,12 +22,13 @@ _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder; on success it becomes `path`, on failure it vanishes.
 
-    The temporary name keeps all suffixes of `path`, since writers choose their format by them.
+    The temporary name keeps all suffixes of `path`, since writers choose their format by them, and is another
+    one each time: threads and processes may be writing the same file.
 
     Raises:
         ResourceError: If the folder cannot be written or the disk is full; `path` is then as it was before.
     """
-    temporary = path.with_name(f".{os.getpid()}-partial-{path.name}")
+    temporary = path.with_name(f".{secrets.token_hex(4)}-partial-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -87,9 +89,11 @@ def check_writable(folder: Path) -> None:
     Raises:
         ResourceError: If the folder cannot be made or written, or the disk is full.
     """
-    with atomic_path(folder / "writable") as temporary:
+    # A name that nobody else has: neither a file of the user's nor another command's trial.
+    trial = folder / f".{secrets.token_hex(4)}-writable"
+    with atomic_path(trial) as temporary:
         temporary.write_bytes(b"\n" * 4096)
-    (folder / "writable").unlink()
+    trial.unlink(missing_ok=True)
 
 
 def resource_error(path: Path, error: OSError) -> ResourceError:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.synthetic import write_phantom_study
+from pipeline.files import atomic_path, check_writable
 
 CONFIG = Path(__file__).parents[1] / "configs/smoke/hippocampus.yaml"
 
@@ -291,6 +292,22 @@ def test_a_folder_that_cannot_be_written(clinseg, trained, study, tmp_path):
     (tmp_path / "file").write_text("in the way")
     answer = clinseg("predict", trained.model, study / "imagesTr", "-o", tmp_path / "file" / "out")
     assert answer.code == 4 and "cannot be written" in answer.err
+
+
+def test_two_threads_may_write_the_same_file(tmp_path):
+    with atomic_path(tmp_path / "a.nii.gz") as one, atomic_path(tmp_path / "a.nii.gz") as other:
+        assert one != other and one.name.endswith(".nii.gz")
+        one.write_text("whole")
+        other.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii.gz"]
+    assert (tmp_path / "a.nii.gz").read_text() == "whole"
+
+
+def test_trying_a_folder_leaves_what_lies_there(tmp_path):
+    (tmp_path / "writable").write_text("mine")
+    check_writable(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["writable"]
+    assert (tmp_path / "writable").read_text() == "mine"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere; the test above serves it")
