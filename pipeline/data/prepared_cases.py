@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -180,25 +181,21 @@ def _prepare_case(
     content_hash = hash_files(case, case.label)
     meaning = [contract.values, contract.ignore_value]
     key = [_CACHE_VERSION, content_hash, asdict(settings), meaning]
-    tensors = cached(cache_dir, key, lambda: _prepare_tensors(case, contract, num_channels, settings))
+    build = partial(_prepare_tensors, case, contract, num_channels, settings)
+    tensors = cached(cache_dir, key, build)
+    # Other channels may have been declared before: files that hold them are refused, pictures serve for both.
+    if find(IMAGE, tensors).shape[0] != num_channels:
+        tensors = cached(cache_dir, [*key, num_channels], build)
     prefix = "coordinates/"
     coordinates = {int(n.removeprefix(prefix)): t for n, t in tensors.items() if n.startswith(prefix)}
-    affine = tensors["affine"].numpy()
     present = frozenset(tensors["values"].tolist())
     # Asked again, since the manifest may have changed while the files did not.
     if fault := labelled_fault(case, contract, present):
         raise InputError(fault)
     labelled = tuple(contract.labelled_structures(case.labelled, present))
-    is_complete = len(labelled) == len(contract.structures)
-    return PreparedCase(
-        case,
-        find(IMAGE, tensors),
-        find(LABEL, tensors),
-        coordinates,
-        affine,
-        content_hash,
-        None if is_complete else labelled,
-    )
+    known = labelled if len(labelled) < len(contract.structures) else None
+    image, label, affine = find(IMAGE, tensors), find(LABEL, tensors), tensors["affine"].numpy()
+    return PreparedCase(case, image, label, coordinates, affine, content_hash, known)
 
 
 def hash_files(case: Case, *others: Path) -> str:

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.config import DataSection
 from pipeline.data.batches import Batch, draw_ahead
@@ -24,10 +25,10 @@ def section(tmp_path):
     return DataSection(manifest=manifest, cache_dir=tmp_path / "cache")
 
 
-def prepare(section, settings=None, labelled=None):
+def prepare(section, settings=None, labelled=None, num_channels=1):
     study = read_manifest(section)
     cases = [replace(case, labelled=labelled) for case in study.cases]
-    return prepare_cases(cases, study.contract, 1, settings or Preprocessing(), section)
+    return prepare_cases(cases, study.contract, num_channels, settings or Preprocessing(), section)
 
 
 def sampler(cases, **changes):
@@ -55,6 +56,31 @@ def test_a_changed_file_or_chain_is_prepared_anew(section):
     assert torch.equal(changed[0].image, first[0].image.flip(1)) and hash_data(changed) != hash_data(first)
     coarse = prepare(section, Preprocessing(spacing=(2.0, 2.0, 2.0)))
     assert coarse[0].image.shape != changed[0].image.shape
+
+
+def test_another_number_of_channels_is_refused_however_often_the_case_was_prepared(section):
+    for path in [case.images[0] for case in read_manifest(section).cases]:
+        old = nib.load(path)
+        both = np.stack([np.asarray(old.dataobj)] * 2, axis=-1)
+        nib.save(nib.Nifti1Image(both, old.affine), path)
+    assert all(prepared.image.shape[0] == 2 for prepared in prepare(section, num_channels=2))
+    for _ in range(2):
+        with pytest.raises(InputError, match="1 channels are declared, the images hold 2") as caught:
+            prepare(section)
+        assert len(caught.value.faults) == 4
+
+
+def test_a_grey_picture_is_prepared_for_one_channel_and_for_three(section):
+    case = read_manifest(section).cases[0]
+    paths = [case.images[0].with_name("image.png"), case.images[0].with_name("label.png")]
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    for path, array in zip(paths, (grey, grey // 32), strict=True):
+        Image.fromarray(array).save(path)
+    case = replace(case, images=(paths[0],), label=paths[1])
+    contract = read_manifest(section).contract
+    for num_channels in (1, 3, 1):
+        [prepared] = prepare_cases([case], contract, num_channels, Preprocessing(), section)
+        assert prepared.image.shape[0] == num_channels
 
 
 def test_a_damaged_cache_file_is_made_anew(section):
