@@ -102,3 +102,8 @@ def test_each_of_21_structures_has_a_colour_of_its_own_and_regions_that_of_their
 def test_a_term_that_dicom_could_not_hold_is_refused(said):
     with pytest.raises(ValidationError):
         DataSection(manifest="x", terminology={"heart": said})
+
+
+def test_regions_are_at_least_one():
+    with pytest.raises(ValidationError, match="regions: name at least one"):
+        DataSection(manifest="x", regions={})

@@ -151,7 +151,7 @@ class AugmentationSection(Section):
 
 
 def check_mirror_axes(axes: Sequence[int], dimensions: int, *, flips: bool) -> None:
-    """Refuses to mirror along axes that are not there, or in prediction what is not mirrored in training.
+    """Refuses axes that are not there or named twice, and mirroring in prediction that training does not do.
 
     Args:
         axes: `augmentation.mirror_axes`.
@@ -163,6 +163,8 @@ def check_mirror_axes(axes: Sequence[int], dimensions: int, *, flips: bool) -> N
     """
     if bad := [axis for axis in axes if not 0 <= axis < dimensions]:
         raise ValueError(f"augmentation.mirror_axes: axes run from 0 to {dimensions - 1}, not {bad}")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"augmentation.mirror_axes: name each axis once, not {list(axes)}")
     if flips and not axes:
         raise ValueError(
             "inference.flips: averages over copies mirrored along augmentation.mirror_axes, which names no "

@@ -94,6 +94,8 @@ class DataSection(CasesSection):
             raise ValueError(
                 f"ignore_value: {self.ignore_value} is one of the labels; ignored voxels have none"
             )
+        if self.regions is not None and not self.regions:
+            raise ValueError("regions: name at least one, or set it to null where nothing overlaps")
         first = [region[0] for region in (self.regions or {}).values()]
         if len(set(first)) != len(first):
             raise ValueError(
@@ -213,9 +215,7 @@ class SegmentationJob(Section):
                 continue
             if len(size) != dims:
                 raise ValueError(f"{name}: needs {dims} numbers, as network.dimensions says")
-            if (size == total and max(total) > 1) or any(
-                n < 1 or n % t for n, t in zip(size, total, strict=True)
-            ):
+            if size == total or any(n < 1 or n % t for n, t in zip(size, total, strict=True)):
                 raise ValueError(
                     f"{name}: each axis must be a multiple of the network's total stride {total}, "
                     "and not all of them that stride itself"

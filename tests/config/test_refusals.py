@@ -85,6 +85,7 @@ def test_a_missing_key_is_placed_at_its_section(faults):
         ("network: {dimensions: 2}", "2:1", "training.patch_size"),
         ("  patch_size: [30, 32, 32]", "4:3", "training.patch_size"),
         ("augmentation: {mirror_axes: [3]}", "4:16", "augmentation.mirror_axes"),
+        ("augmentation: {mirror_axes: [0, 0]}", "4:16", "augmentation.mirror_axes"),
         ("inference: {flips: true}", "4:13", "inference.flips"),
         ("augmentation: {in_plane: true}", "4:16", "augmentation.in_plane"),
         (
@@ -94,10 +95,11 @@ def test_a_missing_key_is_placed_at_its_section(faults):
         ),
         ("augmentation: {elastic_distance: [0.01, 0.4]}", "4:16", "augmentation.elastic_distance"),
         ("network: {kernels: [[3, 3, 3]]}", "4:11", "network.kernels"),
+        ("network: {features: [8, 8], strides: [[2,2,2],[2,2,2]]}", "4:29", "network.strides"),
         (
-            "network: {features: [8, 8], strides: [[2, 2, 2], [2, 2, 2]]}",
-            "4:29",
-            "network.strides",
+            "  patch_size: [1, 1, 1]\nnetwork: {features: [8, 8], strides: [[1, 1, 1], [1, 1, 1]]}",
+            "4:3",
+            "training.patch_size",
         ),
         ("  freeze_encoder: 0.5", "4:3", "training.freeze_encoder"),
         ("  start_from: latest\n  gradual_unfreezing: true", "5:3", "training.gradual_unfreezing"),
