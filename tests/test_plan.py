@@ -5,6 +5,8 @@ import json
 from functools import partial
 from itertools import pairwise
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -87,10 +89,52 @@ def test_labels_of_a_csv_are_given_or_found(here, clinseg, option, names):
     assert load_job(here / name).data.labels == names
 
 
-@pytest.mark.parametrize("labels", ["liver", "background=0,background=1", "=0", "liver=one"])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        "liver",
+        "background=0,background=1",
+        "=0",
+        "liver=one",
+        f"background=0,liver={'9' * 5000}",
+        "a=1,b=2",
+        "background=0,a=1,b=1",
+        "background=0,a=70000",
+    ],
+)
 def test_labels_that_make_no_sense_are_refused(here, clinseg, labels):
     answer = clinseg("plan", "study/dataset.json", "-o", "x.yaml", "--labels", labels)
     assert answer.code == 2 and "background=0,liver=1" in answer.err
+
+
+@pytest.mark.parametrize("minutes", ["inf", "nan", "1e300", "0", "-inf"])
+def test_a_budget_is_a_number_of_minutes(here, clinseg, minutes):
+    answer = clinseg("plan", "study/dataset.json", "-o", "x.yaml", "--minutes", minutes)
+    assert answer.code == 2 and "--minutes" in answer.err and not (here / "x.yaml").exists()
+
+
+def write_table(here, value, labelled):
+    """A CSV with one case, whose label map holds a value."""
+    image = nib.load(here / "study/imagesTr/phantom_01.nii.gz")
+    label = np.zeros(image.shape, np.int32)
+    label[3:6, 3:6, 3:6] = value
+    nib.save(nib.Nifti1Image(label, image.affine), here / "odd.nii.gz")
+    row = f"a,study/imagesTr/phantom_01.nii.gz,odd.nii.gz,{labelled}"
+    (here / "odd.csv").write_text(f"case,image,label,labelled\n{row}", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "labelled", "code", "told"),
+    [
+        (70000, "", 3, "label values run from 0 to 65535, these to 70000"),
+        (0, "", 2, "nothing but the background"),
+        (1, "liver;spleen", 2, "--labels background=0,liver=1,spleen=2"),
+    ],
+)
+def test_labels_of_a_csv_that_cannot_be_found_are_asked_for(here, clinseg, value, labelled, code, told):
+    write_table(here, value, labelled)
+    answer = clinseg("plan", "odd.csv", "-o", "x.yaml")
+    assert answer.code == code and told in " ".join(answer.err.split())
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from pipeline.cli.showing import (
 from pipeline.errors import ConfigError, Fault, InputError
 
 _PANEL = "Make models"
+_MOST_MINUTES = 1_000_000
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -34,6 +35,9 @@ def plan(
     ] = None,
 ) -> None:
     """Write a complete config for your data and this machine, each choice with its reason."""
+    if not minutes <= _MOST_MINUTES:  # nor what is no number
+        message = f"expected at most {_MOST_MINUTES:g} minutes, got {minutes:g}"
+        raise ConfigError(Fault("--minutes", "minutes", message))
     from pipeline.workflows.planning import plan as run_plan
 
     result = run_plan(data, output, minutes, None if labels is None else _parse_labels(labels))
@@ -152,7 +156,9 @@ def _estimate(config: Path | None, settings: Sequence[str], resume: str | None) 
 def _parse_labels(text: str) -> dict[str, int]:
     """Values by name, of `background=0,liver=1`."""
     pairs = [part.rpartition("=") for part in text.split(",")]
-    labels = {name.strip(): int(value) for name, _, value in pairs if value.strip().isdecimal()}
+    labels = {
+        name.strip(): int(value) for name, _, value in pairs if value.strip().isdecimal() and len(value) < 20
+    }
     if len(labels) < len(pairs) or "" in labels:
         message = f"labels are given as background=0,liver=1, each name once, not {text!r}"
         raise ConfigError(Fault("--labels", "labels", message))

@@ -181,12 +181,13 @@ def _label_faults(path: Path, labels: dict[str, int] | None) -> Iterator[Fault]:
             "there are regions"
         )
         yield Fault(str(path), "missing-labels", message)
-    elif (
-        len(set(labels.values())) < len(labels)
-        or min(labels.values(), default=1) != 0
-        or max(labels.values()) > 65535
-    ):
+        return
+    values = set(labels.values())
+    if len(values) < len(labels) or min(values, default=1) != 0 or max(values) > 65535:
         message = "labels: each name needs its own value from 0, the background, to 65535"
+        yield Fault(str(path), "labels", message)
+    elif values == {0}:
+        message = "labels: nothing but the background is named; name what is drawn, such as liver: 1"
         yield Fault(str(path), "labels", message)
 
 

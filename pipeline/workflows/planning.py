@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 import pipeline
 from pipeline.config import DataSection, commented_yaml
-from pipeline.data.cases import Study, read_manifest
+from pipeline.data.cases import Case, Study, entry_faults, read_manifest
 from pipeline.data.fingerprint import find_labels, survey_study
-from pipeline.errors import ConfigError, Fault
+from pipeline.data.manifests import parse_manifest
+from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.files import check_writable, write_text
 from pipeline.inference.predictor import select_device
 from pipeline.memory import available_bytes, format_size
@@ -89,10 +91,32 @@ def _check_output(config: Path) -> None:
 def _read_study(data: Path, labels: Mapping[str, int] | None) -> Study:
     """The study with its labels: those given, those of the manifest, or for a CSV those that are found."""
     if labels is None and _is_csv(data):
-        cases = read_manifest(DataSection(manifest=data, labels={"background": 0})).cases
-        with progress_bar("Finding labels", len(cases)) as advance:
-            labels = find_labels(cases, advance)
-    return read_manifest(DataSection(manifest=data, labels=None if labels is None else dict(labels)))
+        labels = _find_labels(data)
+    try:
+        section = DataSection(manifest=data, labels=None if labels is None else dict(labels))
+    except ValidationError as error:
+        message = "each name needs its own value from 0, the background, to 65535, as in background=0,liver=1"
+        raise ConfigError(Fault("--labels", "labels", message)) from error
+    return read_manifest(section)
+
+
+def _find_labels(data: Path) -> dict[str, int]:
+    """The labels of a CSV's label maps, by number; names that it calls labelled are none of them."""
+    manifest = parse_manifest(data)
+    if faults := [*manifest.faults, *entry_faults(manifest.entries)]:
+        raise InputError(faults)
+    cases = [Case(entry.id, entry.patient, entry.images, entry.label) for entry in manifest.entries]
+    with progress_bar("Finding labels", len(cases)) as advance:
+        labels = find_labels(cases, advance)
+    named = dict.fromkeys(name for entry in manifest.entries for name in entry.labelled or ())
+    if unknown := [name for name in named if name not in labels]:
+        example = ",".join(["background=0", *(f"{name}={n}" for n, name in enumerate(named, 1))])
+        message = (
+            f"the column `labelled` names {', '.join(unknown)[:200]}, and only you know the values of these "
+            f"structures; give them, such as --labels {example[:200]}"
+        )
+        raise ConfigError(Fault(str(data), "missing-labels", message))
+    return labels
 
 
 def _is_csv(data: Path) -> bool:

@@ -197,6 +197,7 @@ def test_bad_table(text, rule, tmp_path):
         ({"labels": {"1": "organ"}}, "labels"),
         ({"labels": {"0": "background", "99999": "organ"}}, "labels"),
         ({"labels": {}}, "labels"),
+        ({"labels": {"0": "background"}}, "labels"),
         ({"labels": None}, "missing-labels"),
         ({"training": [{"image": "images/a.nii.gz", "labelled": ["liver"]}]}, "unknown-structure"),
         ({"training": [{"image": "images/a.nii.gz", "labelled": []}]}, "nothing-labelled"),

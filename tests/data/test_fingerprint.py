@@ -69,7 +69,7 @@ def test_stored_orientation_changes_nothing(write):
 
 
 def test_labels_are_found_and_numbered(write):
-    assert find_labels(write(labels={"background": 0}).cases) == {"background": 0, "label_1": 1, "label_5": 5}
+    assert find_labels(write().cases) == {"background": 0, "label_1": 1, "label_5": 5}
 
 
 def test_a_structure_that_never_occurs_is_told_so(write):

@@ -32,7 +32,7 @@ def find_labels(cases: Sequence[Case], on_case: Callable[[], None] = lambda: Non
     """Names for the values that occur in the label maps: `background` for 0, `label_<value>` for the others.
 
     Raises:
-        InputError: If a label map is missing or damaged; all faults together.
+        InputError: If a label map is missing or damaged, or holds what can be no label; all faults together.
     """
     values = {0}
     faults: list[Fault] = []
@@ -41,7 +41,11 @@ def find_labels(cases: Sequence[Case], on_case: Callable[[], None] = lambda: Non
             faults.append(_missing_label(case))
         else:
             try:
-                values |= set(np.unique(read_label_map(case.label).array).tolist())
+                found = set(np.unique(read_label_map(case.label).array).tolist())
+                if max(found) > 65535:
+                    message = f"label values run from 0 to 65535, these to {max(found)}; mend the label map"
+                    faults.append(Fault(case.id, "label-range", message))
+                values |= found
             except InputError as error:
                 faults += error.faults
         on_case()
