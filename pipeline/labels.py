@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 from pipeline.terminology import PALETTE, Term, fill_colours, term_of
 from transforms.laterality import Laterality
 
+MEAN = "mean"
+"""What tables and summaries call the mean over structures; no structure can have the name."""
+
 
 @dataclass(frozen=True, slots=True)
 class LabelContract:

@@ -18,7 +18,7 @@ from pipeline.inference.downstream import (
     measure_case,
     tell_effect,
 )
-from pipeline.inference.evaluation import MEAN
+from pipeline.labels import MEAN
 from pipeline.volume import Grid, Volume
 
 STRUCTURES = {"core": (1,), "shell": (2,)}

@@ -251,6 +251,7 @@ def test_a_damaged_checkpoint_is_refused(clinseg, trained, study, tmp_path):
         (["train", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["train"], 2, "CONFIG"),
         (["train", "--resume", "latest"], 2, "latest"),
+        (["train", "nowhere.yaml", "--resume", "latest"], 2, "leave nowhere.yaml out, or --resume"),
         (["train", "{config}", "--fold", "7"], 2, "fold"),
         (["predict", "no-such-run", "{study}/imagesTr", "-o", "out"], 2, "no-such-run"),
         (["predict", "{model}", "nowhere.nii.gz", "-o", "out"], 3, "nowhere.nii.gz"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from functools import partial
 from itertools import pairwise
 
@@ -63,6 +64,18 @@ def test_a_plan_is_complete_loads_and_can_be_trained(here, clinseg):
     assert answer.code == 0, answer.err
     assert answer.out.startswith("7 minutes: ") and "GiB" in answer.out
     assert files(here) == before, "a dry run records nothing"
+
+
+def test_a_manifest_that_is_a_link_is_named_as_given(here, clinseg):
+    (here / "elsewhere").mkdir()
+    shutil.copy(here / "study/dataset.json", here / "elsewhere/all.json")
+    links = shutil.copytree(here / "study", here / "links")
+    (links / "dataset.json").unlink()
+    (links / "dataset.json").symlink_to(here / "elsewhere/all.json")
+    answer = clinseg("plan", "links/dataset.json", "-o", "configs/linked.yaml", "--minutes", "0.1")
+    assert answer.code == 0, answer.err
+    assert "manifest: ../links/dataset.json" in (here / "configs/linked.yaml").read_text(encoding="utf-8")
+    assert clinseg("check", "configs/linked.yaml").code == 0
 
 
 def test_a_plan_never_overwrites(here, clinseg):

@@ -13,7 +13,7 @@ from pipeline.data.entries import Entry
 from pipeline.data.manifests import parse_manifest
 from pipeline.data.subgroups import read_subgroups
 from pipeline.errors import ConfigError, Fault, InputError
-from pipeline.labels import LabelContract
+from pipeline.labels import MEAN, LabelContract
 
 _MAX_ID_LENGTH = 200
 
@@ -184,10 +184,9 @@ def _label_faults(path: Path, labels: dict[str, int] | None) -> Iterator[Fault]:
         return
     values = set(labels.values())
     if len(values) < len(labels) or min(values, default=1) != 0 or max(values) > 65535:
-        message = "labels: each name needs its own value from 0, the background, to 65535"
-        yield Fault(str(path), "labels", message)
+        yield Fault(str(path), "labels", "each name needs its own value from 0, the background, to 65535")
     elif values == {0}:
-        message = "labels: nothing but the background is named; name what is drawn, such as liver: 1"
+        message = "nothing but the background is named; name what is drawn, such as liver: 1"
         yield Fault(str(path), "labels", message)
 
 
@@ -211,6 +210,9 @@ def _build_contract(
 
 def _contract_faults(contract: LabelContract) -> Iterator[Fault]:
     """Faults of what is said about the label values beyond their names."""
+    if MEAN in contract.structures:
+        message = "no structure can have this name, which tables give the mean over all of them; rename it"
+        yield Fault(MEAN, "reserved-name", message)
     declared = set(contract.labels.values()) - {0}
     for name, values in (contract.regions or {}).items():
         if odd := [value for value in values if value not in declared]:

@@ -16,9 +16,10 @@ from pipeline.data.images import read_image
 from pipeline.errors import Fault, InputError
 from pipeline.export.nifti import write_image
 from pipeline.files import write_text
-from pipeline.inference.evaluation import MEAN, Structures, evaluate_case
+from pipeline.inference.evaluation import Structures, evaluate_case
 from pipeline.inference.grids import labels_on_grid
 from pipeline.inference.image_evaluation import common_place
+from pipeline.labels import MEAN
 from pipeline.statistics import Difference, Summary, compare_means, interval_text, summarise
 from pipeline.volume import Grid, Volume
 from transforms.resampling import Slices

@@ -18,13 +18,10 @@ from pipeline.errors import Fault, FaultError, InputError
 from pipeline.files import write_text
 from pipeline.inference.confusion import Confusion, find_confusions
 from pipeline.inference.pairing import Pair, pair_up
-from pipeline.labels import LabelContract
+from pipeline.labels import MEAN, LabelContract
 from pipeline.metrics import STRUCTURE_METRICS, structure_mask, structure_metrics
 from pipeline.statistics import Summary, summarise
 from pipeline.volume import Grid, Volume
-
-MEAN = "mean"
-"""Key of the mean over structures in a summary."""
 
 Structures = Mapping[str, tuple[int, ...]]
 """Label values whose union is the structure, by name."""

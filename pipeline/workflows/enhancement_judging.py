@@ -27,8 +27,8 @@ from pipeline.inference.downstream import ENHANCED as AFTER
 from pipeline.inference.downstream import ORIGINAL
 from pipeline.inference.enhancer import load_enhancer
 from pipeline.inference.enhancing import EnhancementReport, enhance_cohort, output_names
-from pipeline.inference.evaluation import MEAN
 from pipeline.inference.grids import on_grid
+from pipeline.labels import MEAN
 from pipeline.progress import progress_bar
 from pipeline.report.enhancement import draw_sheet
 from pipeline.report.figures import draw_curves

@@ -135,10 +135,13 @@ def _find_machine() -> Machine:
 
 
 def _manifest_seen_from(config: Path, data: Path) -> Path:
-    """The manifest as the config names it: one given relative to here, relative to the config's folder."""
+    """The manifest as the config names it: one given relative to here, relative to the config's folder.
+
+    A link stays one, since images are looked for beside it.
+    """
     if data.is_absolute():
         return data
-    return Path(os.path.relpath(data.resolve(), config.parent.resolve()))
+    return Path(os.path.relpath(data.parent.resolve() / data.name, config.parent.resolve()))
 
 
 def _heading(result: PlanResult, machine: Machine) -> list[str]:

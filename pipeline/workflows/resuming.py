@@ -34,6 +34,9 @@ def find_job(
     Raises:
         FaultError: If config or run are wrong; all faults together.
     """
+    if config is not None and resume is not None:
+        message = f"a resumed run keeps the config it was started with; leave {config} out, or --resume"
+        raise ConfigError(Fault("CONFIG", "contradiction", message))
     run = find_run(resume) if resume is not None else None
     return _resumed_job(run, overrides) if run is not None else _new_job(config, overrides), run
 

@@ -198,6 +198,7 @@ def test_bad_table(text, rule, tmp_path):
         ({"labels": {"0": "background", "99999": "organ"}}, "labels"),
         ({"labels": {}}, "labels"),
         ({"labels": {"0": "background"}}, "labels"),
+        ({"labels": {"0": "background", "1": "mean"}}, "reserved-name"),
         ({"labels": None}, "missing-labels"),
         ({"training": [{"image": "images/a.nii.gz", "labelled": ["liver"]}]}, "unknown-structure"),
         ({"training": [{"image": "images/a.nii.gz", "labelled": []}]}, "nothing-labelled"),
@@ -273,6 +274,8 @@ def test_no_manifest(name, tmp_path):
 def test_regions_unite_declared_values(tmp_path):
     path = decathlon(tmp_path)
     assert read(path, regions={"all": [1, 2], "core": [2]}).labels == LABELS
+    with pytest.raises(ConfigError, match="reserved-name"):
+        read(path, regions={"mean": [1, 2]})
     for values in ([1, 3], [0, 1]):
         with pytest.raises(ConfigError, match=r"data\.regions\.all.*regions"):
             read(path, regions={"all": values})

@@ -85,6 +85,10 @@ def test_ct_is_known_by_name_or_by_its_air(study, laptop):
     assert normalisation(channel="CT", air=0.0) == "dataset"  # as in OpenKBP, where 1000 was added
     assert normalisation(channel="image", air=-1000.0) == "dataset"
     assert normalisation(channel="image", air=0.0) == "zscore"
+    air, none = (study(channel="image", air=hu).cases for hu in (-1000.0, 0.0))
+    for cases, expected in (((*air[:4], none[0]), "dataset"), ((*air[:3], *none[:2]), "zscore")):
+        mixed = replace(study(channel="image"), cases=cases)
+        assert plan(mixed, laptop).job.preprocessing.normalisation == expected, "four of five"
 
 
 def test_sides_change_places_or_are_not_mirrored(study, laptop):

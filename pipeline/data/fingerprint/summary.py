@@ -106,7 +106,7 @@ class Fingerprint:
 
     @property
     def is_ct(self) -> bool:
-        """Whether every channel is a CT: the manifest says so, or air measures about -1000 in most cases."""
+        """Whether every channel is a CT: the manifest says so, or most cases have air of about -1000."""
         return all(
             name.strip().upper() == "CT" or self._has_hounsfield_air(index)
             for index, name in enumerate(self.channels)
@@ -119,7 +119,7 @@ class Fingerprint:
 
     def _has_hounsfield_air(self, channel: int) -> bool:
         lows = [case.channels[channel].low for case in self.cases]
-        return sum(_AIR_HU[0] <= low <= _AIR_HU[1] for low in lows) > 0.8 * len(lows)
+        return 5 * sum(_AIR_HU[0] <= low <= _AIR_HU[1] for low in lows) >= 4 * len(lows)
 
 
 def _median_axes(rows: Sequence[Axes]) -> Axes:
