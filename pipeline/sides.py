@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 # A word (`left_kidney`), part of a compound (`ParotidLeft`, but not `bright`), or a letter that stands apart
 # (`Lung_L`, but not the vertebra `L1`).
@@ -34,3 +34,28 @@ def left_right_pairs(names: Iterable[str]) -> list[tuple[str, str]]:
     known = list(names)
     pairs = ((name, mirrored_name(name)) for name in known)
     return [(one, two) for one, two in pairs if two in known and known.index(one) < known.index(two)]
+
+
+def without_exchange(
+    labels: Mapping[str, int], structures: Mapping[str, Sequence[int]], pairs: Iterable[tuple[str, str]]
+) -> list[str]:
+    """Names that would be wrong in a mirrored image in which the pairs of labels have changed places.
+
+    Args:
+        labels: Values by name.
+        structures: Labels, or regions as unions of label values.
+        pairs: Names of labels of the two sides.
+
+    Returns:
+        Labels of one side that have no partner, and structures that do not become that of the other side; one
+        whose name has no side may become any.
+    """
+    swaps = {labels[one]: labels[other] for pair in pairs for one, other in (pair, pair[::-1])}
+    regions = {name: frozenset(values) for name, values in structures.items()}
+    alone = [name for name, value in labels.items() if has_side(name) and value not in swaps]
+    for name, values in regions.items():
+        mirrored = frozenset(swaps.get(value, value) for value in values)
+        allowed = [regions.get(mirrored_name(name))] if has_side(name) else [*regions.values()]
+        if mirrored not in allowed and name not in alone:
+            alone.append(name)
+    return alone

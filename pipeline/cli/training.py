@@ -61,7 +61,7 @@ def check(config: Config, overrides: Overrides = None) -> None:
 
 @app.command(rich_help_panel=_PANEL)
 def train(
-    config: Annotated[Path | None, typer.Argument(help="YAML of the job; not needed to resume.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="YAML of the job; left out to resume.")] = None,
     overrides: Overrides = None,
     resume: Annotated[str | None, typer.Option(help="Go on with this run, or `latest`.")] = None,
     fold: Annotated[
@@ -97,7 +97,7 @@ def train(
 
 @app.command(rich_help_panel=_PANEL)
 def sweep(
-    config: Annotated[Path | None, typer.Argument(help="YAML of the job; not needed to resume.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="YAML of the job; left out to resume.")] = None,
     *,
     choices: Annotated[
         list[str] | None, typer.Option("--set-grid", help="Values to try, key=a,b,…; may be repeated.")

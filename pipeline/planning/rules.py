@@ -17,7 +17,7 @@ from pipeline.planning.grid import ANISOTROPY, choose_spacing
 from pipeline.planning.machine import Machine
 from pipeline.planning.pacing import choose_epochs
 from pipeline.planning.topology import SHORTEST_EDGE, Topology, choose_topology
-from pipeline.sides import has_side, left_right_pairs
+from pipeline.sides import left_right_pairs, without_exchange
 
 _SMALLEST_BATCH = 2
 _MOST_FOLDS = 5
@@ -138,20 +138,19 @@ def _choose_preprocessing(fingerprint: Fingerprint, grid: _Grid) -> Choices:
 
 
 def _choose_augmentation(fingerprint: Fingerprint, grid: _Grid) -> Choices:
-    sided = [name for name in fingerprint.labels if has_side(name)]
     pairs = left_right_pairs(fingerprint.labels)
-    is_paired = len(sided) == 2 * len(pairs)
-    axes = [grid.orientation.index("R")] if is_paired else []
+    alone = without_exchange(fingerprint.labels, fingerprint.structures, pairs)
+    axes = [] if alone else [grid.orientation.index("R")]
     axes = [axis for axis in axes if axis < grid.dimensions]
-    if not is_paired:
-        reason = f"left and right must not be mixed up, and a side is missing: {', '.join(sided)}"
+    if alone:
+        reason = f"left and right must not be mixed up, and nothing changes places with {', '.join(alone)}"
     elif axes:
         exchanged = "labels of two sides change places" if pairs else "no label has a side"
         reason = f"left-right: {exchanged}. Nobody lies upside down, so no other axis"
     else:
         reason = "left-right is the slice axis here"
     choices: dict[str, Choice[object]] = {"augmentation.mirror_axes": Choice(axes, reason)}
-    if pairs and is_paired:
+    if pairs and not alone:
         choices["data.left_right_pairs"] = Choice(
             [list(pair) for pair in pairs], "by their names; they change places when mirrored"
         )

@@ -41,7 +41,7 @@ def train_folds(
     """Trains one network, or with `data.fold: all` one for every fold.
 
     Args:
-        config: The job; may be left out when a run is resumed.
+        config: The job; left out when a run is resumed.
         overrides: `key=value` settings that replace the config's.
         resume: A run (or `latest`) to go on with; it keeps the config it was started with.
         on_needs: Is told what memory and disk each network takes before it is trained.

@@ -1,6 +1,7 @@
 """What is measured of a study, against volumes whose measures are known."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,7 @@ from pipeline.config import DataSection
 from pipeline.data.cases import read_manifest
 from pipeline.data.fingerprint import find_labels, survey_study
 from pipeline.errors import InputError
+from pipeline.labels import LabelContract
 
 SPACING = (0.5, 1.0, 2.0)
 
@@ -66,6 +68,17 @@ def test_stored_orientation_changes_nothing(write):
         assert case.spacing == pytest.approx(first.spacing)
         for name, size in case.structures.items():
             assert size.thickness_mm == pytest.approx(first.structures[name].thickness_mm)
+
+
+def test_a_region_is_measured_as_the_union_of_its_labels(write):
+    study = write()
+    regions = LabelContract(study.labels, {"all": (1, 5), "bar": (1,)})
+    plain, united = survey_study(study), survey_study(replace(study, contract=regions))
+    [labels], [case] = plain.cases, united.cases
+    assert list(united.sizes) == ["all", "bar"] and case.structures["bar"] == labels.structures["bar"]
+    assert case.structures["all"].voxels == sum(size.voxels for size in labels.structures.values())
+    assert case.structures["all"].thickness_mm[2] == pytest.approx((240 + 240) * 2 / (60 + 24))
+    assert united.structures == {"all": (1, 5), "bar": (1,)} and united.labels == study.labels
 
 
 def test_labels_are_found_and_numbered(write):

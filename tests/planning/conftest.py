@@ -3,6 +3,7 @@
 import pytest
 
 from pipeline.data.fingerprint import CaseFingerprint, ChannelIntensities, Fingerprint, StructureSize
+from pipeline.labels import LabelContract
 from pipeline.planning import Machine
 
 GIB = 2**30
@@ -17,11 +18,13 @@ def make_fingerprint(
     thickness=(20.0, 20.0, 20.0),
     ml=10.0,
     labels=None,
+    regions=None,
     folds=(),
     num_patients=None,
 ):
     """A study whose every case has all structures, all of one size, and is full of content."""
     labels = labels or {"background": 0, "organ": 1}
+    structures = LabelContract(labels, regions).structures
     size = StructureSize(voxels=1000, ml=ml, thickness_mm=thickness)
     channels = (ChannelIntensities(low=air, middle=air, high=1500.0, mean=100.0, deviation=300.0),)
     cases = tuple(
@@ -32,11 +35,11 @@ def make_fingerprint(
             spacing=spacing,
             content=shape,
             channels=channels,
-            structures={name: size for name, value in labels.items() if value},
+            structures=dict.fromkeys(structures, size),
         )
         for number, spacing in enumerate(spacings)
     )
-    return Fingerprint((channel,), labels, num_patients or len(cases), folds, cases)
+    return Fingerprint((channel,), labels, structures, num_patients or len(cases), folds, cases)
 
 
 @pytest.fixture(scope="session")

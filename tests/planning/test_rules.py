@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import commented_yaml, load_job
+from pipeline.labels import LabelContract
 from pipeline.networks import build_network
 from pipeline.planning import Machine, describe_study, pace, plan_job
 
@@ -100,6 +101,39 @@ def test_sides_change_places_or_are_not_mirrored(study, laptop):
     assert "Lung_L" in alone.reasons["augmentation.mirror_axes"]
     plain = plan(study(), laptop)
     assert plain.job.augmentation.mirror_axes == (0,) and not plain.job.data.left_right_pairs
+
+
+VALUES = {"background": 0, "label_1": 1, "left_tumour": 2, "label_3": 3, "right_tumour": 4}
+
+
+@pytest.mark.parametrize(
+    ("labels", "regions", "alone"),
+    [
+        (
+            {"background": 0} | {f"label_{n}": n for n in (1, 2, 3, 4)},
+            {"left_lung": (1, 2), "right_lung": (3, 4)},
+            "left_lung, right_lung",
+        ),
+        (
+            VALUES,
+            {"left_kidney": (1, 2), "left_tumour": (2,), "right_kidney": (3, 4), "right_tumour": (4,)},
+            "left_kidney, right_kidney",
+        ),
+        (VALUES, {"tumour": (2, 4), "left_tumour": (2,), "right_tumour": (4,)}, None),
+    ],
+)
+def test_regions_of_two_sides_change_places_or_are_not_mirrored(study, laptop, labels, regions, alone):
+    planned = plan(study(labels=labels, regions=regions), laptop)
+    job, reason = planned.job, planned.reasons["augmentation.mirror_axes"]
+    if alone:
+        assert job.augmentation.mirror_axes == job.data.left_right_pairs == ()
+        assert reason.endswith(alone)
+    else:
+        assert job.augmentation.mirror_axes == (0,)
+        assert job.data.left_right_pairs == (("left_tumour", "right_tumour"),)
+        assert LabelContract(labels, regions).channel_laterality(0, job.data.left_right_pairs) is not None
+    told = "\n".join(describe_study(study(labels=labels, regions=regions)))
+    assert all(f"{name}: 10 ml" in told for name in regions) and "label_1" not in told
 
 
 def test_what_some_cases_lack_is_asked_about(study, laptop):

@@ -58,7 +58,7 @@ class CaseFingerprint:
         spacing: Millimetres per voxel.
         content: Voxels of the box that holds everything but air.
         channels: Intensities, by channel.
-        structures: By label name, those that occur.
+        structures: By name, those that occur.
     """
 
     case: str
@@ -77,6 +77,7 @@ class Fingerprint:
     Attributes:
         channels: Names of the image channels.
         labels: Value of each label name, background included.
+        structures: Values of what is learned and measured: of each foreground label, or of each region.
         num_patients: How many patients the cases are of.
         folds: Those that the manifest gives.
         cases: In its order.
@@ -84,6 +85,7 @@ class Fingerprint:
 
     channels: tuple[str, ...]
     labels: Mapping[str, int]
+    structures: Mapping[str, tuple[int, ...]]
     num_patients: int
     folds: tuple[int, ...]
     cases: tuple[CaseFingerprint, ...]
@@ -100,9 +102,11 @@ class Fingerprint:
 
     @property
     def sizes(self) -> dict[str, list[StructureSize]]:
-        """Per foreground label its size in every case that has it, by rising label value."""
-        names = sorted((name for name, value in self.labels.items() if value), key=self.labels.__getitem__)
-        return {name: [c.structures[name] for c in self.cases if name in c.structures] for name in names}
+        """Per structure its size in every case that has it."""
+        return {
+            name: [case.structures[name] for case in self.cases if name in case.structures]
+            for name in self.structures
+        }
 
     @property
     def is_ct(self) -> bool:

@@ -73,6 +73,7 @@ def survey_study(study: Study, on_case: Callable[[], None] = lambda: None) -> Fi
     return Fingerprint(
         channels=study.channels,
         labels=study.labels,
+        structures=study.contract.structures,
         num_patients=len({case.patient for case in study.cases}),
         folds=tuple(sorted({case.fold for case in study.cases if case.fold is not None})),
         cases=tuple(cases),
@@ -91,7 +92,7 @@ def _survey_case(case: Case, study: Study) -> CaseFingerprint:
         spacing=_anatomical(grid.spacing, grid.affine),
         content=_anatomical(_measure_content(checked.images), grid.affine),
         channels=tuple(_measure_channel(image) for image in checked.images),
-        structures=_measure_structures(checked.label, study.labels),
+        structures=_measure_structures(checked.label, study.contract.structures),
     )
 
 
@@ -129,13 +130,16 @@ def _measure_content(images: Sequence[Volume]) -> list[int]:
     return lengths
 
 
-def _measure_structures(label: Volume, labels: Mapping[str, int]) -> dict[str, StructureSize]:
-    boxes = ndimage.find_objects(label.array.astype(np.int32, copy=False))
+def _measure_structures(label: Volume, structures: Mapping[str, tuple[int, ...]]) -> dict[str, StructureSize]:
+    boxes = dict(enumerate(ndimage.find_objects(label.array.astype(np.int32, copy=False)), 1))
     sizes = {}
-    for name, value in labels.items():
-        box = boxes[value - 1] if 0 < value <= len(boxes) else None
-        if box is not None:
-            sizes[name] = _measure_structure(label.array[box] == value, label)
+    for name, values in structures.items():
+        if found := [box for value in values if (box := boxes.get(value)) is not None]:
+            box = tuple(
+                slice(min(part.start for part in along), max(part.stop for part in along))
+                for along in zip(*found, strict=True)
+            )
+            sizes[name] = _measure_structure(np.isin(label.array[box], values), label)
     return sizes
 
 
