@@ -6,7 +6,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from pipeline.config import DataSection
 from pipeline.data.batches import Batch, draw_ahead
@@ -68,19 +67,6 @@ def test_another_number_of_channels_is_refused_however_often_the_case_was_prepar
         with pytest.raises(InputError, match="1 channels are declared, the images hold 2") as caught:
             prepare(section)
         assert len(caught.value.faults) == 4
-
-
-def test_a_grey_picture_is_prepared_for_one_channel_and_for_three(section):
-    case = read_manifest(section).cases[0]
-    paths = [case.images[0].with_name("image.png"), case.images[0].with_name("label.png")]
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    for path, array in zip(paths, (grey, grey // 32), strict=True):
-        Image.fromarray(array).save(path)
-    case = replace(case, images=(paths[0],), label=paths[1])
-    contract = read_manifest(section).contract
-    for num_channels in (1, 3, 1):
-        [prepared] = prepare_cases([case], contract, num_channels, Preprocessing(), section)
-        assert prepared.image.shape[0] == num_channels
 
 
 def test_a_damaged_cache_file_is_made_anew(section):

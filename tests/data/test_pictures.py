@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.config import DataSection
 from pipeline.data.case_images import read_case_images
 from pipeline.data.cases import Case
 from pipeline.data.pictures import read_picture
+from pipeline.data.prepared_cases import prepare_cases
 from pipeline.errors import FaultError, InputError
+from pipeline.labels import LabelContract
+from transforms.preprocessing import Preprocessing
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8)
 COLOUR = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
@@ -156,3 +160,12 @@ def test_grey_and_colour_serve_each_other_where_nothing_is_lost(tmp_path):
         read_case_images(colour, 1)
     with pytest.raises(InputError, match="num-channels"):
         read_case_images(grey, 2)
+
+
+def test_a_grey_picture_is_prepared_for_one_channel_and_for_three(tmp_path):
+    image, label = save(tmp_path / "image.png", GREY), save(tmp_path / "label.png", GREY // 40)
+    case, contract = Case("a", "a", (image,), label), LabelContract({"background": 0, "right": 1})
+    section = DataSection(manifest=tmp_path, cache_dir=tmp_path / "cache")
+    for num_channels in (1, 3, 1):
+        [prepared] = prepare_cases([case], contract, num_channels, Preprocessing(), section)
+        assert prepared.image.shape[0] == num_channels
