@@ -37,6 +37,8 @@ RESULTS = TABLES / "accuracy"
 LEDGER = RESULTS / "trainings.csv"
 REMARKS = RESULTS / "remarks.md"
 """What a person has to say of the trainings, between tables and sources."""
+GATES_REMARKS = RESULTS / "remarks-gates.md"
+"""The same of attention gates."""
 COLUMNS = ("arm", "training", "steps", "minutes_told", "minutes_taken", "run")
 CONFUSION = "confusion"
 """Folder of the tables that say which structure was taken for which."""
@@ -233,23 +235,30 @@ def write_gates() -> None:
         "# Attention gates, on against off",
         "",
         "`python benchmarks/accuracy.py hippocampus gates-hippocampus gates-openkbp`: all else equal, the",
-        "same minutes.",
-        "Differences of Dice, on minus off, paired by training and case: mean (bootstrap 95 % interval).",
+        "same budget. Dice and its difference, on minus off, paired by case: mean (bootstrap 95 % interval",
+        "over cases). Where there are several seeds, a case counts once, with the mean of its trainings.",
         "",
-        "| job | pairs | structure | on | off | difference |",
-        "|---|---|---|---|---|---|",
+        "| job | trainings of each | cases | structure | on | off | difference |",
+        "|---|---|---|---|---|---|---|",
     ]
     for job, arms in GATES.items():
         on, off = map(load, arms)
-        pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for key in sorted(on.keys() & off.keys()):
-            pairs[key[2]].append((float(on[key]["dice"]), float(off[key]["dice"])))
-        for structure, values in pairs.items():
-            columns = [a for a, _ in values], [b for _, b in values], [a - b for a, b in values]
-            lines.append(f"| {job} | {len(values)} | {structure} | {' | '.join(map(told, columns))} |")
+        shared = sorted(on.keys() & off.keys())
+        pairs: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+        for key in shared:
+            _, case, structure = key
+            pairs[structure][case].append((float(on[key]["dice"]), float(off[key]["dice"])))
+        count = len({training for training, _, _ in shared})
+        for structure, cases in pairs.items():
+            means = [tuple(map(statistics.fmean, zip(*values, strict=True))) for values in cases.values()]
+            columns = [a for a, _ in means], [b for _, b in means], [a - b for a, b in means]
+            lines.append(
+                f"| {job} | {count} | {len(cases)} | {structure} | {' | '.join(map(told, columns))} |"
+            )
         if not pairs:
-            lines.append(f"| {job} | 0 | | not measured | not measured | |")
-    (TABLES / "attention-gates.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+            lines.append(f"| {job} | 0 | | | not measured | not measured | |")
+    lines += ["", GATES_REMARKS.read_text(encoding="utf-8")]
+    (TABLES / "attention-gates.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def told(values: Sequence[float]) -> str:

@@ -1,14 +1,15 @@
 """The training loop against the bare network and against its peers, in one run.
 
-    python benchmarks/training.py -o docs/benchmarks/training.md [--only loop layout peers] [--clock wall]
+    python benchmarks/training.py -o docs/benchmarks/training.md [--only PART…] [--clock wall]
 
 `loop`: our whole loop (patches, augmentation, averaged weights) as a share of the bare forward, backward and
-step on a resident random batch. `layout`: the bare step with `channels_last_3d`, and compiled. `peers`: the
-trainer of nnU-Net and a loop as in MONAI's tutorials, each with its own patches, augmentation, loss and
-optimizer, and with our network; nnU-Net is left out where `nnunetv2` is not installed (constrained, or it
-replaces torch). Times are taken in rounds, every method once a round; ratios are those of a round. Beside
-other programs `--clock processor` counts seconds of processor, workers included, which those hardly change;
-but it does not see who waits for whom, so let threads wait for nobody then (`OMP_NUM_THREADS=1`).
+step on a resident random batch. `layout`: the bare step with `channels_last_3d`, and compiled. `gates`: what
+attention gates cost, in the bare step and in prediction. `peers`: the trainer of nnU-Net and a loop as in
+MONAI's tutorials, each with its own patches, augmentation, loss and optimizer, and with our network; nnU-Net
+is left out where `nnunetv2` is not installed (constrained, or it replaces torch). Times are taken in rounds,
+every method once a round; ratios are those of a round. Beside other programs `--clock processor` counts
+seconds of processor, workers included, which those hardly change; but it does not see who waits for whom, so
+let threads wait for nobody then (`OMP_NUM_THREADS=1`).
 """
 
 from __future__ import annotations
@@ -322,6 +323,32 @@ def measure_layout(rounds: int, num_steps: int, read: Clock) -> list[str]:
     ]
 
 
+def measure_gates(rounds: int, num_steps: int, read: Clock) -> list[str]:
+    job = reference_job()
+    steps = {"on": Bare(job), "off": Bare(with_gates(job, False))}
+    forward = {name: partial(predict_windows, step) for name, step in steps.items()}
+    step_times = clock({f"gates {name}": step for name, step in steps.items()}, rounds, num_steps, read)
+    times = clock({f"forward, gates {name}": one for name, one in forward.items()}, rounds, num_steps, read)
+    lines = ["| gates | parameters | seconds a step | prediction alone |", "|---|---|---|---|"]
+    columns = list(step_times.values()), list(times.values())
+    for number, (name, step) in enumerate(steps.items()):
+        parameters = sum(parameter.numel() for parameter in step.task.network.parameters())
+        lines.append(f"| {name} | {parameters:,} | {' | '.join(spread(c[number]) for c in columns)} |")
+    ratios = [[a / b for a, b in zip(*column, strict=True)] for column in columns]
+    return [*lines, f"| on / off | | {' | '.join(map(spread, ratios))} |"]
+
+
+def with_gates(job: SegmentationJob, is_on: bool) -> SegmentationJob:
+    return job.model_copy(update={"network": job.network.model_copy(update={"attention_gates": is_on})})
+
+
+def predict_windows(step: Bare, num_steps: int) -> None:
+    """Applies a network to the batch that often, in 32 bits as `clinseg predict` does on a CPU."""
+    with torch.inference_mode(), freed_memory_kept():
+        for _ in range(num_steps):
+            step.task.network(step.image)
+
+
 def measure_peers(rounds: int, num_steps: int, read: Clock) -> list[str]:
     job = reference_job()
     with TemporaryDirectory() as name, redirect_stdout(sys.stderr):
@@ -345,7 +372,7 @@ def measure_peers(rounds: int, num_steps: int, read: Clock) -> list[str]:
     ]
 
 
-PARTS = {"loop": measure_loop, "layout": measure_layout, "peers": measure_peers}
+PARTS = {"loop": measure_loop, "layout": measure_layout, "gates": measure_gates, "peers": measure_peers}
 
 
 def main() -> None:
