@@ -253,6 +253,23 @@ def test_resume_keeps_what_is_finished_and_was_made_in_the_same_way(clinseg, mod
     assert all(image.stat().st_mtime_ns > old for image, old in zip(images, compared, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [({"files": ["x"]}, 2), ({"figures": "x"}, 2), ({"truth_hashes": 3}, 2), ({"files": None}, 0)],
+)
+def test_a_damaged_report_is_refused_and_a_case_without_files_made_again(
+    clinseg, model, tmp_path, damage, code
+):
+    command = ["enhance", model(), write_image(tmp_path / "in/a.nii.gz"), "-o", tmp_path / "out"]
+    assert clinseg(*command).code == 0
+    content = report_of(tmp_path / "out")
+    content["cases"][0] |= damage
+    (tmp_path / "out/report.json").write_text(json.dumps(content))
+    answer = clinseg(*command, "--resume")
+    assert answer.code == code
+    assert "report-unreadable" in answer.err if code else report_of(tmp_path / "out")["cases"][0]["files"]
+
+
 def test_a_case_that_gives_no_numbers_fails_by_its_name_and_harms_no_other(clinseg, model, tmp_path):
     write_image(tmp_path / "in/fine.nii.gz")
     huge = voxels(tmp_path / "in/fine.nii.gz").astype(np.float32)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from pydantic import TypeAdapter
 
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
@@ -111,9 +112,14 @@ def find_finished(
 
 
 def parse_report(kind: type[_Report], entry: Mapping[str, Any]) -> _Report:
-    """A report of the class `kind`, as `asdict` and JSON left it."""
+    """A report of the class `kind`, a dataclass without faults, as `asdict` and JSON left it.
+
+    Raises:
+        LookupError: If a field is missing.
+        ValueError: If one holds what it cannot.
+    """
     content = {field.name: entry[field.name] for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass, to the caller
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
+    return TypeAdapter(kind).validate_python(content)
 
 
 def refuse_unused_rules(cases: Iterable[Case], rules: Sequence[SeriesRule]) -> None:

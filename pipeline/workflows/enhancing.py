@@ -172,7 +172,7 @@ def _find_finished(
 
 def _parse(entry: Mapping[str, Any]) -> EnhancementReport | None:
     # One that could not be compared is made again.
-    is_finished = entry["status"] == "enhanced" and not entry["faults"]
+    is_finished = entry["status"] == "enhanced" and entry["files"] is not None and not entry["faults"]
     return parse_report(EnhancementReport, entry) if is_finished else None
 
 

@@ -167,7 +167,8 @@ def _describe(report: CaseReport) -> dict[str, object]:
 
 
 def _parse(entry: Mapping[str, Any]) -> CaseReport | None:
-    return parse_report(CaseReport, entry) if entry["status"] == "predicted" else None
+    is_finished = entry["status"] == "predicted" and entry["mask"] is not None
+    return parse_report(CaseReport, entry) if is_finished else None
 
 
 def _choose_exports(
