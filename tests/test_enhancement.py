@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -146,6 +147,22 @@ def test_several_channels_and_an_ensemble_read_back_as_an_input(clinseg, model, 
         assert sorted(p.name for p in place.glob("*.nii.gz")) == names
     assert all(voxels(out / "uncertainty" / name).mean() > 0 for name in names)
     assert clinseg("enhance", path, out, "-o", tmp_path / "again").code == 0
+
+
+def test_nothing_of_an_earlier_enhancement_stays_beside_a_new_one_or_of_a_refused_case(
+    clinseg, model, tmp_path
+):
+    path, out = write_image(tmp_path / "in/case.nii.gz"), tmp_path / "out"
+    assert clinseg("enhance", model(num_members=2), path, "-o", out).code == 0
+    assert (out / "uncertainty/case.nii.gz").is_file()
+    assert clinseg("enhance", model(), path, "-o", out).code == 0
+    assert {p.relative_to(out) for p in out.rglob("*.nii.gz")} == {
+        Path("case.nii.gz"),
+        Path("changes/case.nii.gz"),
+    }
+    path.write_bytes(path.read_bytes()[:200])
+    assert clinseg("enhance", model(), path, "-o", out).code == 3
+    assert not list(out.rglob("*.nii.gz")) and path.is_file()
 
 
 def test_backwards_the_same_case_gets_the_same_noise_and_the_other_weights(clinseg, model, tmp_path):
