@@ -66,6 +66,12 @@ def test_what_appears_and_disappears_is_listed_with_what_is_true():
         *measure("made up", label_map(shell=0), label_map(), label_map(shell=0)),
         *measure("as before", label_map(shell=0), label_map(shell=0)),
     ]
+    assert (
+        "In 1 case a structure"
+        in tell_effect(
+            find_effects(rows), find_turns(measure("both", label_map(), np.zeros((12, 8, 6), np.uint8)))
+        )[0]
+    )
     turns = find_turns(rows)
     assert [(turn.case, turn.structure, turn.what) for turn in turns] == [
         ("lost", "shell", "disappeared"),
