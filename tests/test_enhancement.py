@@ -301,7 +301,8 @@ def test_a_case_that_gives_no_numbers_fails_by_its_name_and_harms_no_other(clins
     write_checkpoint(tmp_path / "model.safetensors", checkpoint)
     answer = clinseg("enhance", tmp_path / "model.safetensors", tmp_path / "in", "-o", tmp_path / "out")
     assert answer.code == 3
-    assert "error: huge: " in answer.err and "not numbers" in answer.err
+    assert "error: huge: " in answer.err and "[values-too-large]" in answer.err
+    assert "damaged" not in answer.err
     assert "warning: level: every voxel" in answer.err
     assert not (tmp_path / "out/huge.nii.gz").exists() and (tmp_path / "out/fine.nii.gz").exists()
     assert [c["status"] for c in report_of(tmp_path / "out")["cases"]] == ["enhanced", "refused", "enhanced"]
