@@ -197,7 +197,7 @@ def test_a_job_whose_measuring_model_has_other_channels_is_not_trained(trained, 
         EnhancementColumn().load_material(job)
 
 
-def test_a_report_says_what_could_not_be_measured_but_not_where_it_lies(tmp_path):
+def test_a_report_says_what_could_not_be_measured_but_not_where_it_lies(quick_databases, tmp_path):
     record = start_record("a", None, "enhancement", tmp_path)
     path = record.folder / "validation/enhanced/downstream.json"
     path.parent.mkdir(parents=True)

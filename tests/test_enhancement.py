@@ -17,7 +17,9 @@ from pipeline.errors import InputError
 from pipeline.image_metrics import psnr, ssim
 from pipeline.inference.image_evaluation import compare_images
 from pipeline.networks import build_generator
+from pipeline.tracking import start_record
 from pipeline.volume import Grid, Volume
+from pipeline.workflows.cards import describe
 
 SHAPE = (14, 12, 10)
 AFFINE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0, 0.2) * [-1.0, 1.2, 2.0], (30, -20, 5))
@@ -306,6 +308,19 @@ def test_a_case_that_gives_no_numbers_fails_by_its_name_and_harms_no_other(clins
     assert "warning: level: every voxel" in answer.err
     assert not (tmp_path / "out/huge.nii.gz").exists() and (tmp_path / "out/fine.nii.gz").exists()
     assert [c["status"] for c in report_of(tmp_path / "out")["cases"]] == ["enhanced", "refused", "enhanced"]
+
+
+def test_a_card_without_figures_says_why(quick_databases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = make_checkpoint()
+    assert "Nothing was held out" in describe(checkpoint)
+    held_out = replace(checkpoint, provenance={"run": "a", "validation_cases": ["p0", "p1"]})
+    told = describe(held_out)
+    assert "record is not on this disk" in told and "Nothing was held out" not in told
+    record = start_record("a", None, "enhancement")
+    record.close("FINISHED", 0.0)
+    told = describe(replace(held_out, provenance={**held_out.provenance, "run": record.name}))
+    assert "no truth of them is known" in told and "not on this disk" not in told
 
 
 def test_a_model_of_the_wrong_kind_says_what_to_use_instead(clinseg, model, tmp_path):
