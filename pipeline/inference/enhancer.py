@@ -33,6 +33,8 @@ _WRITING_BYTES = 20  # a voxel
 # Beyond, float32 overflows: in the squares of a normalisation, or when the input's scale is put back.
 _LARGEST_SEEN, _LARGEST_SCALE = 1e15, 1e30
 
+_BACKWARD = "backward."
+
 
 @dataclass(frozen=True, slots=True)
 class Enhanced:
@@ -205,7 +207,10 @@ def load_enhancer(
         IntegrityError: If the checkpoint lacks what is needed to undo the scale.
     """
     job = enhancement_job(job_from_mapping(checkpoint.job))
-    prefix = "backward." if reverse else "forward."
+    if reverse and not knows_way_back(checkpoint):
+        message = "this model was trained to go one way only; leave it out, or train with method cyclegan"
+        raise ConfigError(Fault("--reverse", "no-way-back", message))
+    prefix = _BACKWARD if reverse else "forward."
     num_noise = job.network.noise_channels if reverse else 0
     num = len(checkpoint.channels)
     networks, scales = [], []
@@ -215,15 +220,18 @@ def load_enhancer(
             for name, weight in member.weights.items()
             if name.startswith(prefix)
         }
-        if reverse and not weights:
-            message = "this model was trained to go one way only; leave it out, or train with method cyclegan"
-            raise ConfigError(Fault("--reverse", "no-way-back", message))
         network = build_generator(job.network, num, num_noise)
         network.load_state_dict(weights)
         networks.append(network)
         if job.inference.intensities == "target":
             scales.append(_learnt_scales(member.intensity, num, reverse=reverse))
     return Enhancer(job, checkpoint.channels, networks, scales, device, max_memory, num_noise=num_noise)
+
+
+def knows_way_back(checkpoint: Checkpoint) -> bool:
+    """Whether an enhancer can go from the target to the source."""
+    members = checkpoint.members or (checkpoint,)
+    return all(any(name.startswith(_BACKWARD) for name in member.weights) for member in members)
 
 
 def _learnt_scales(intensity: Mapping[str, Any] | None, num: int, *, reverse: bool) -> tuple[Scale, ...]:
