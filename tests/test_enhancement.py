@@ -323,6 +323,17 @@ def test_a_card_without_figures_says_why(quick_databases, tmp_path, monkeypatch)
     assert "no truth of them is known" in told and "not on this disk" not in told
 
 
+def test_all_that_is_wrong_with_the_arguments_is_told_at_once(clinseg, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    answer = clinseg(
+        *("enhance", tmp_path / "no-model.safetensors", tmp_path / "no-image.nii.gz", "-o", tmp_path / "out"),
+        *("--truth", tmp_path / "no-truth", "--max-memory", "lots", "--device", "gpu"),
+    )
+    assert answer.code == 2
+    for told in "no-model", "no-image", "no-truth", "not-a-size", "unknown-device", "not-writable":
+        assert told in answer.err
+
+
 def test_a_model_of_the_wrong_kind_says_what_to_use_instead(clinseg, model, tmp_path):
     image, other = write_image(tmp_path / "in/case.nii.gz"), tmp_path / "other.safetensors"
     labels, structures = {"background": 0, "organ": 1}, {"organ": (1,)}
