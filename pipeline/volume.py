@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
+from nibabel.orientations import aff2axcodes, axcodes2ornt, io_orientation
 from numpy.typing import NDArray
 
 from pipeline.errors import Fault, InputError
@@ -27,6 +27,9 @@ MAX_COSINE = 1e-3
 
 FORM_TOLERANCE_MM = 1e-2
 """How far a header's form may place a corner from where the affine does that was made of it."""
+
+ROUNDING_TOLERANCE_MM, ROUNDING_TOLERANCE_VOXELS = 0.05, 0.2
+"""How far apart the corners of two volumes of one case may lie: headers store rounded numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +86,26 @@ class Grid:
         """Nearest anatomical direction of each stored axis, such as `RAS`."""
         return "".join(aff2axcodes(self.affine))
 
+    def shape_along(self, orientation: str) -> tuple[int, int, int]:
+        """Voxels along the axes of an orientation such as `RAS`, each the stored one nearest to it."""
+        stored = io_orientation(self.affine)[:, 0].tolist()
+        i, j, k = (self.shape[stored.index(axis)] for axis in axcodes2ornt(orientation)[:, 0])
+        return i, j, k
+
     def is_close(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
         """Whether both grids have the same shape and every corner lies within `tolerance_mm` of its twin."""
         if self.shape != other.shape:
             return False
         return corner_distance(self.affine, other.affine, self.shape) <= tolerance_mm
+
+    def is_close_but_for_rounding(self, other: Grid) -> bool:
+        """Whether both are the grid of one case, told apart by rounded numbers in headers alone."""
+        return self.is_close(other, self.rounding_tolerance_mm)
+
+    @property
+    def rounding_tolerance_mm(self) -> float:
+        """How far a corner may lie from its twin's in another volume of the same case."""
+        return min(ROUNDING_TOLERANCE_MM, ROUNDING_TOLERANCE_VOXELS * min(self.spacing))
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import read_checkpoint
+from pipeline.data.synthetic import write_phantom_study
 from pipeline.inference.evaluation import read_table
 from pipeline.workflows.cross_validation import train_folds
 
@@ -195,6 +196,31 @@ def test_folds_of_other_data_are_not_joined(clinseg, straight, trained, tmp_path
     finally:
         label.write_bytes(original)
     assert (answer.code, "data-changed" in answer.err) == (6, True)
+
+
+def test_what_would_stop_a_later_fold_is_told_before_the_first_is_trained(
+    clinseg, trained, tmp_path, monkeypatch
+):
+    """A structure that was drawn in cases of one fold alone has nobody to learn from while it is held out."""
+    monkeypatch.chdir(tmp_path)
+    write_phantom_study(tmp_path, num_cases=4, shape=(16, 16, 16))
+    rows = ["case,image,label,fold"]
+    for number in range(1, 5):
+        label = tmp_path / f"labelsTr/phantom_0{number}.nii.gz"
+        rows.append(f"c{number},imagesTr/{label.name},labelsTr/{label.name},{number % 2}")
+        if number % 2:
+            drawn = nib.load(label)
+            nib.save(nib.Nifti1Image(np.minimum(drawn.get_fdata(), 1).astype(np.uint8), drawn.affine), label)
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    settings = [
+        *overrides(trained),
+        f"data.manifest={tmp_path}/cases.csv",
+        "data.labels={background: 0, shell: 1, core: 2}",
+        "data.absent_means_unlabelled=[core]",
+    ]
+    answer = clinseg("train", CONFIG, "--fold", "all", *(part for one in settings for part in ("--set", one)))
+    assert (answer.code, "core: it is labelled in no training case" in answer.err) == (3, True)
+    assert not (tmp_path / "mlruns/runs").exists()
 
 
 def test_a_signal_in_a_fold_ends_the_whole_and_says_how_to_go_on(clinseg, trained, tmp_path, monkeypatch):

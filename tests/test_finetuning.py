@@ -12,6 +12,7 @@ from pipeline.config import SegmentationJob, job_to_mapping, load_job
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.labels import LabelContract
 from pipeline.networks import build_network
+from pipeline.workflows.matching import match_inputs
 from pipeline.workflows.starting import find_start
 
 CONFIG = Path(__file__).parents[1] / "configs/smoke/hippocampus.yaml"
@@ -115,6 +116,13 @@ def two_channels(tmp_path_factory):
     content = json.loads(manifest.read_text()) | {"modality": {"0": "T1", "1": "FLAIR"}}
     manifest.write_text(json.dumps(content))
     return manifest
+
+
+def test_channels_of_one_name_are_matched_one_after_the_other():
+    """nnU-Net names channels by their normalisation, so that names repeat."""
+    assert match_inputs(("noNorm", "noNorm"), ("noNorm", "noNorm")) == (0, 1)
+    assert match_inputs(("a", "b", "a"), ("a", "a", "b")) == (0, 2, 1)
+    assert match_inputs(("a", "a"), ("a",)) == (0, 0)
 
 
 def match(folder, manifest, channels, labels, their_regions=None, our_regions=None):

@@ -17,9 +17,6 @@ from pipeline.data.pictures import is_picture, match_channels
 from pipeline.errors import Fault, FaultError, InputError
 from pipeline.volume import Grid, Volume, corner_distance
 
-GRID_TOLERANCE_MM = 0.05
-"""How far apart the corners of two volumes of one case may lie: headers store rounded numbers."""
-
 
 @dataclass
 class Draft:
@@ -123,9 +120,10 @@ def grid_faults(case: Case, what: str, prefix: str, grid: Grid, reference: Grid)
         yield Fault(case.id, f"{prefix}shape-mismatch", message)
         return
     distance = corner_distance(grid.affine, reference.affine, grid.shape)
-    if distance > GRID_TOLERANCE_MM:
+    if not grid.is_close_but_for_rounding(reference):
+        accepted = grid.rounding_tolerance_mm
         message = (
-            f"the {what} lies up to {distance:.3g} mm from the image (at most {GRID_TOLERANCE_MM:g} mm is "
+            f"the {what} lies up to {distance:.3g} mm from the image (at most {accepted:.2g} mm is "
             "accepted); resample it to the image, or copy the image's affine if the voxels do match"
         )
         yield Fault(case.id, f"{prefix}affine-mismatch", message)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from pipeline.data.cases import Case, Study
 from pipeline.data.images import read_label_with_warnings
 from pipeline.errors import Fault, InputError
 from pipeline.labels import LabelContract
-from pipeline.volume import Volume
+from pipeline.volume import Grid, Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +33,21 @@ class CheckedCase:
     warnings: tuple[Fault, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class SoundCase:
+    """What a check remembers of a case that passed.
+
+    Attributes:
+        grid: Of its images.
+        labelled: The structures that are labelled in it.
+        has_foreground: Whether any voxel of it is.
+    """
+
+    grid: Grid
+    labelled: Collection[str]
+    has_foreground: bool
+
+
 @dataclass(frozen=True)
 class CheckReport:
     """What a check of all cases found; an error keeps a case from training, a warning does not.
@@ -41,13 +56,13 @@ class CheckReport:
         errors: What keeps cases from training.
         warnings: What was accepted but deserves a look.
         num_cases: How many cases there are.
-        labelled: The structures that are labelled in each sound case, by its id.
+        sound: What was found of each sound case of a segmentation, by its id.
     """
 
     errors: tuple[Fault, ...]
     warnings: tuple[Fault, ...]
     num_cases: int
-    labelled: Mapping[str, Collection[str]]
+    sound: Mapping[str, SoundCase] = field(default_factory=dict)
 
 
 def read_checked_case(case: Case, contract: LabelContract, num_channels: int) -> CheckedCase:
@@ -79,7 +94,7 @@ def check_study(study: Study, on_case: Callable[[], None] = lambda: None) -> Che
     """
     errors: list[Fault] = []
     warnings: list[Fault] = []
-    labelled: dict[str, Collection[str]] = {}
+    sound: dict[str, SoundCase] = {}
     seen: dict[bytes, Case] = {}
     for case in study.cases:
         draft = _read(case, study.contract, len(study.channels))
@@ -91,9 +106,13 @@ def check_study(study: Study, on_case: Callable[[], None] = lambda: None) -> Che
         errors += draft.errors
         warnings += draft.warnings
         if not draft.errors:
-            labelled[case.id] = study.contract.labelled_structures(case.labelled, draft.values)
+            sound[case.id] = SoundCase(
+                draft.images[0].grid,
+                study.contract.labelled_structures(case.labelled, draft.values),
+                has_foreground=not draft.values <= {0, study.contract.ignore_value},
+            )
         on_case()
-    return CheckReport(tuple(errors), tuple(warnings), len(study.cases), labelled)
+    return CheckReport(tuple(errors), tuple(warnings), len(study.cases), sound)
 
 
 def labelled_fault(case: Case, contract: LabelContract, present: Collection[int]) -> Fault | None:

@@ -47,7 +47,7 @@ def check_class_study(
             hashes[case.id] = content_hash(draft.images)
         on_case()
     found = [fault for split in splits for fault in _duplicate_faults(split, hashes)]
-    return CheckReport(tuple(errors), (*warnings, *dict.fromkeys(found)), len(study.cases), {})
+    return CheckReport(tuple(errors), (*warnings, *dict.fromkeys(found)), len(study.cases))
 
 
 def find_duplicates(cases: Iterable[Case], split: Split, num_channels: int) -> list[Fault]:

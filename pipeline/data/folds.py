@@ -29,7 +29,7 @@ def split_cases(cases: Sequence[Case], section: CasesSection) -> Split:
     several seeds are judged by the same cases.
 
     Raises:
-        ConfigError: If there is no such fold, or fewer patients than folds.
+        ConfigError: If there is no such fold or no other, or fewer patients than folds.
         InputError: If the manifest spreads a patient over several folds.
     """
     assert section.fold != "all", "each fold is split by itself"
@@ -42,10 +42,14 @@ def split_cases(cases: Sequence[Case], section: CasesSection) -> Split:
         origin = "the manifest gives" if is_given else f"num_folds {section.num_folds} makes"
         message = f"there is no fold {section.fold}; {origin} {', '.join(map(str, known))} (or use none)"
         raise ConfigError(Fault("data.fold", "unknown-fold", message))
-    return Split(
-        training=tuple(case for case in cases if folds[case.patient] != section.fold),
-        validation=tuple(case for case in cases if folds[case.patient] == section.fold),
-    )
+    training = tuple(case for case in cases if folds[case.patient] != section.fold)
+    if not training:
+        message = (
+            f"every case is in fold {section.fold}, so that none is left to train on; give the manifest "
+            "other folds or none, or set fold: none"
+        )
+        raise ConfigError(Fault("data.fold", "nothing-to-train", message))
+    return Split(training, tuple(case for case in cases if folds[case.patient] == section.fold))
 
 
 def list_folds(cases: Sequence[Case], section: CasesSection) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config import load_job
+from pipeline.config import Job, load_job
 from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
 from pipeline.data.folds import list_folds, split_cases
@@ -25,14 +25,22 @@ def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:
         FaultError: If the config or the manifest is so wrong that no file can be read.
     """
     job = load_job(config, overrides)
-    column = COLUMNS[job.task]
-    cases = column.read_cases(job)
+    cases = COLUMNS[job.task].read_cases(job)
+    find_start(job)
+    report = check_cases(job, cases)
+    return replace(report, warnings=(*report.warnings, *_header_warnings(str(job.data.manifest), cases)))
+
+
+def check_cases(job: Job, cases: Sequence[Case]) -> CheckReport:
+    """Reads every file of a job once, for all folds that it names.
+
+    Raises:
+        FaultError: If the folds are so wrong that no file need be read.
+    """
     folds = list_folds(cases, job.data) if job.data.fold == "all" else (job.data.fold,)
     splits = [split_cases(cases, job.data.model_copy(update={"fold": fold})) for fold in folds]
-    find_start(job)
     with progress_bar("Checking cases", len(cases)) as advance:
-        report = column.check(job, splits, advance)
-    return replace(report, warnings=(*report.warnings, *_header_warnings(str(job.data.manifest), cases)))
+        return COLUMNS[job.task].check(job, splits, advance)
 
 
 def _header_warnings(where: str, cases: Iterable[Case]) -> Iterator[Fault]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.config import Job, on_fold
 from pipeline.data.folds import list_folds
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.signals import StopSignals
 from pipeline.tracking import (
     Delivery,
@@ -21,11 +21,12 @@ from pipeline.tracking import (
     resume_record,
 )
 from pipeline.training.distributed import World, join_world
+from pipeline.workflows.checking import check_cases
 from pipeline.workflows.columns import Part
 from pipeline.workflows.needs import Needs
 from pipeline.workflows.recording import describe_job, describe_whole
 from pipeline.workflows.reporting import keep_report
-from pipeline.workflows.resuming import CONFIG, find_job
+from pipeline.workflows.resuming import CONFIG, check_fold, find_job
 from pipeline.workflows.starting import Start
 from pipeline.workflows.tasks import COLUMNS
 from pipeline.workflows.training import Place, TrainingResult, begin, ended_by_trouble, train
@@ -73,7 +74,11 @@ def _train_all(
     """A network for every fold, and what the first process makes of all of them."""
     column = COLUMNS[job.task]
     with world.first_alone():
-        folds = list_folds(column.read_cases(job), job.data)
+        cases = column.read_cases(job)
+        folds = list_folds(cases, job.data)
+        # Before the first fold is trained, not when it is the last one's turn.
+        if run is None and world.is_first and (errors := check_cases(job, cases).errors):
+            raise InputError(errors)
     if not world.is_first:
         whole = find_run(world.told_by_first(""))
         for number in folds:
@@ -120,7 +125,7 @@ def _train_fold(
     on_start: Callable[[Start], None],
 ) -> None:
     """Trains a fold, or goes on with it; one that is finished stays as it is."""
-    place = Place(whole, _part(fold))
+    place = Place(whole, _part(fold), check_fold)
     with world.first_alone():
         run = find_child(whole, place.name)
         is_finished = run is not None and read_status(run) == "FINISHED"

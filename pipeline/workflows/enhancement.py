@@ -58,7 +58,7 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
             errors += draft.errors
             warnings += draft.warnings
             on_case()
-        return CheckReport(tuple(errors), tuple(warnings), len(study.cases), {})
+        return CheckReport(tuple(errors), tuple(warnings), len(study.cases))
 
     def load_material(self, job: EnhancementJob, run: RunFolder | None = None) -> EnhancementMaterial:
         """See `Column`."""

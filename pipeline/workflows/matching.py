@@ -88,9 +88,14 @@ def answers_of(former: FittedJob, checkpoint: Checkpoint) -> Answers:
 def match_inputs(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int | None, ...]:
     """For each channel of ours the number of theirs that it starts from; None for none.
 
-    By name; where both have as many channels, those left over one after the other.
+    By name, of several alike one after the other; where both have as many channels, those left over one after
+    the other.
     """
-    matched = [theirs.index(name) if name in theirs else None for name in ours]
+    matched: list[int | None] = []
+    for number, name in enumerate(ours):
+        alike = [index for index, other in enumerate(theirs) if other == name]
+        turn = ours[:number].count(name)
+        matched.append(alike[min(turn, len(alike) - 1)] if alike else None)
     if len(ours) == len(theirs):
         left = iter([index for index in range(len(theirs)) if index not in matched])
         matched = [next(left) if index is None else index for index in matched]

@@ -125,7 +125,7 @@ def _read_beside(
             f"{case}: the {what} is not shown; {fault.message} [{fault.rule}]" for fault in error.faults
         ]
         return None
-    if not volume.grid.is_close(prediction.grid):
+    if not volume.grid.is_close_but_for_rounding(prediction.grid):
         remarks.append(f"{case}: the {what} lies on another grid than the mask, so it is not shown.")
         return None
     return volume

@@ -44,6 +44,10 @@ def load_state(run: RunFolder, material: AbstractMaterial, world: World) -> Mapp
         return None
     checkpoint = read_checkpoint(run.path / LAST, with_state=True)
     check_data(material, checkpoint, run)
+    _check_meaning(material, checkpoint, run)
+    for part, cases in (("training", material.split.training), ("validation", material.split.validation)):
+        if set(checkpoint.provenance[f"{part}_cases"]) != {case.id for case in cases}:
+            raise _changed(run, f"its {part} cases are not those it was started with")
     state = checkpoint.state
     assert isinstance(state, Mapping)
     num_processes = state.get("num_processes", 1)
@@ -58,8 +62,35 @@ def load_state(run: RunFolder, material: AbstractMaterial, world: World) -> Mapp
 def check_data(material: AbstractMaterial, checkpoint: Checkpoint, run: RunFolder) -> None:
     """Refuses to go on from a checkpoint that was trained on other files."""
     if checkpoint.provenance["data_hash"] != material.data_hash:
-        message = "the files of its cases are not those it was started with; start a new run"
-        raise IntegrityError(Fault(run.name, "data-changed", message))
+        raise _changed(run, "the files of its cases are not those it was started with")
+
+
+def check_fold(material: AbstractMaterial, checkpoint: Checkpoint, run: RunFolder) -> None:
+    """Refuses to train a fold with files whose roles or meaning have changed since another was trained.
+
+    Args:
+        material: Of the fold to train.
+        checkpoint: What the other one kept.
+        run: The other one's.
+    """
+    check_data(material, checkpoint, run)
+    _check_meaning(material, checkpoint, run)
+    held_out = {case.id for case in material.split.validation}
+    if not held_out.isdisjoint(checkpoint.provenance["validation_cases"]):
+        raise _changed(run, "the manifest's folds are not those that it was trained with")
+
+
+def _check_meaning(material: AbstractMaterial, checkpoint: Checkpoint, run: RunFolder) -> None:
+    now = material.labels, {name: tuple(values) for name, values in material.structures.items()}
+    then = checkpoint.labels, {name: tuple(values) for name, values in checkpoint.structures.items()}
+    if now != then:
+        raise _changed(run, "its labels or classes are not those it was started with")
+    if tuple(checkpoint.channels) != tuple(material.channels):
+        raise _changed(run, "its image channels are not those it was started with")
+
+
+def _changed(run: RunFolder, what: str) -> IntegrityError:
+    return IntegrityError(Fault(run.name, "data-changed", f"{what}; start a new run"))
 
 
 def _new_job(config: Path | None, overrides: Sequence[str]) -> Job:

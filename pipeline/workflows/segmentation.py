@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -11,6 +11,7 @@ from pipeline.checkpoint import read_checkpoint
 from pipeline.config import SegmentationJob
 from pipeline.data.cases import Case, Study, read_manifest
 from pipeline.data.checks import CheckReport, check_study
+from pipeline.data.fingerprint import no_foreground
 from pipeline.data.folds import Split
 from pipeline.data.patches import PatchSampler
 from pipeline.inference.components import Components, OutOfFold, decide_components
@@ -27,9 +28,10 @@ from pipeline.workflows.models import BEST
 from pipeline.workflows.recording import record_best_masks
 from pipeline.workflows.segmentation_material import (
     SegmentationMaterial,
-    check_labelled,
     check_structures,
+    labelled_faults,
     load_material,
+    slice_faults,
 )
 from pipeline.workflows.starting import Start
 
@@ -51,10 +53,18 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
         """See `Column`."""
         study = _read_study(job)
         report = check_study(study, on_case)
-        if not report.errors:
-            for split in splits:
-                check_labelled(study.contract, [report.labelled[case.id] for case in split.training])
-        return report
+        if report.errors:
+            return report
+        orientation = job.preprocessing.orientation
+        shapes = {case: found.grid.shape_along(orientation) for case, found in report.sound.items()}
+        faults = [*slice_faults(job, shapes)]
+        for split in splits:
+            training = [report.sound[case.id] for case in split.training]
+            faults += labelled_faults(study.contract, [found.labelled for found in training])
+            needs_foreground = job.preprocessing.normalisation == "dataset"
+            if needs_foreground and not any(found.has_foreground for found in training):
+                faults.append(no_foreground())
+        return replace(report, errors=tuple(dict.fromkeys(faults)))
 
     def load_material(self, job: SegmentationJob, run: RunFolder | None = None) -> SegmentationMaterial:
         """See `Column`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config import Job, SegmentationJob
@@ -92,13 +92,18 @@ class SegmentationMaterial(AbstractMaterial):
 
 
 def pin_labels(job: Job) -> Job:
-    """The job with the labels and regions that only its manifest names; a model must know them without it."""
+    """The job with the labels and regions that only its manifest names.
+
+    A model must know its regions without the manifest, and a run that goes on must mean what it meant.
+    """
     if not isinstance(job, SegmentationJob) or job.data.labels is not None or job.data.regions is not None:
         return job
     contract = read_manifest(job.data).contract
-    if contract.regions is None:
-        return job
-    named = {"labels": dict(contract.labels), "regions": dict(contract.regions)}
+    named = {
+        "labels": dict(contract.labels),
+        "regions": dict(contract.regions) if contract.regions is not None else None,
+        "ignore_value": contract.ignore_value,
+    }
     return job.model_copy(update={"data": job.data.model_copy(update=named)})
 
 
@@ -126,10 +131,12 @@ def load_material(job: SegmentationJob) -> SegmentationMaterial:
     settings = build_preprocessing(job.preprocessing, statistics)
     with progress_bar("Preparing cases", len(cases)) as advance:
         prepared = prepare_cases(cases, contract, num_channels, settings, job.data, advance)
-    _check_slices(job, prepared)
     num_training = len(split.training)
     training, validation = prepared[:num_training], prepared[num_training:]
-    check_labelled(contract, [case.labelled for case in training])
+    shapes = {case.case.id: case.label.shape[1:] for case in prepared}
+    labelled = labelled_faults(contract, [case.labelled for case in training])
+    if faults := [*slice_faults(job, shapes), *labelled]:
+        raise InputError(faults)
     data_hash = hash_data(prepared)
     if enhancer is not None:
         training = make_twins(training, enhancer, job, settings)
@@ -145,35 +152,34 @@ def load_material(job: SegmentationJob) -> SegmentationMaterial:
     )
 
 
-def _check_slices(job: SegmentationJob, prepared: Sequence[PreparedCase]) -> None:
-    """Raises an InputError if a two-dimensional job would cut cases of one slice across that slice."""
-    if job.network.dimensions == 3:
-        return
+def slice_faults(job: SegmentationJob, shapes: Mapping[str, Sequence[int]]) -> Iterator[Fault]:
+    """Faults of cases of one slice that a two-dimensional job would cut across that slice.
+
+    Args:
+        job: Of any number of dimensions.
+        shapes: Of each case, by its id, with axes as the network sees them.
+    """
     letters = job.preprocessing.orientation
-    faults = []
-    for case in prepared:
-        _, *within, num_slices = case.label.shape
-        if num_slices > 1 and 1 in within:
+    for case, (*within, num_slices) in shapes.items():
+        if job.network.dimensions == 2 and num_slices > 1 and 1 in within:
             thin = letters[within.index(1)]
             message = (
                 f"it is one voxel thick along {thin}, but slices are taken along the last axis; set "
                 f"preprocessing.orientation to {letters.replace(thin, '') + thin}"
             )
-            faults.append(Fault(case.case.id, "slice-axis", message))
-    if faults:
-        raise InputError(faults)
+            yield Fault(case, "slice-axis", message)
 
 
-def check_labelled(contract: LabelContract, labelled: Sequence[Collection[str] | None]) -> None:
-    """Raises an InputError if a structure is labelled in no training case: nothing would say where it is not.
+def labelled_faults(contract: LabelContract, labelled: Sequence[Collection[str] | None]) -> Iterator[Fault]:
+    """Faults of structures that are labelled in no training case: nothing would say where they are not.
 
     Args:
         contract: What the structures are.
         labelled: The structures that are labelled in each training case; None stands for all of them.
     """
-    if unlabelled := _unlabelled(contract, labelled):
-        message = "it is labelled in no training case, so it cannot be learned; take it out of the labels"
-        raise InputError(Fault(name, "never-labelled", message) for name in unlabelled)
+    message = "it is labelled in no training case, so it cannot be learned; take it out of the labels"
+    for name in _unlabelled(contract, labelled):
+        yield Fault(name, "never-labelled", message)
 
 
 def _unlabelled(contract: LabelContract, labelled: Sequence[Collection[str] | None]) -> tuple[str, ...]:

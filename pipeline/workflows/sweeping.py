@@ -35,7 +35,7 @@ from pipeline.workflows.columns import Column
 from pipeline.workflows.models import WINNER_TAG
 from pipeline.workflows.recording import ENDING, describe_job
 from pipeline.workflows.reporting import keep_report
-from pipeline.workflows.resuming import CONFIG, SWEEP, TRIALS
+from pipeline.workflows.resuming import CONFIG, SWEEP, TRIALS, check_data
 from pipeline.workflows.suggesting import Outcome, build_pruner, suggest
 from pipeline.workflows.sweep_course import Request, as_overrides, begin_sweep, resume_sweep
 from pipeline.workflows.tasks import COLUMNS
@@ -133,7 +133,7 @@ def sweep(
                     course.write(record.folder)
                 settings = course.suggested[number]
                 on_trial(number, total, settings)
-                place = Place(record.run, f"trial{number}")
+                place = Place(record.run, f"trial{number}", check_data)
                 if course.request.num_trials is not None:
                     place = replace(place, is_hopeless=build_pruner(space, settings, outcomes))
                 trials.append(_train(record, place, settings, column, signals))

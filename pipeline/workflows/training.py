@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.checkpoint import read_checkpoint
+from pipeline.checkpoint import Checkpoint, read_checkpoint
 from pipeline.config import Job, job_to_yaml
 from pipeline.errors import Stopped
 from pipeline.files import write_text
@@ -37,7 +37,7 @@ from pipeline.workflows.models import BEST
 from pipeline.workflows.needs import Needs, measure_needs, told_out_of_memory
 from pipeline.workflows.recording import describe_job, describe_material, record_ending
 from pipeline.workflows.reporting import keep_report
-from pipeline.workflows.resuming import CONFIG, check_data, load_state
+from pipeline.workflows.resuming import CONFIG, load_state
 from pipeline.workflows.starting import Start, find_start, write_start
 from pipeline.workflows.tasks import COLUMNS
 
@@ -49,11 +49,13 @@ class Place:
     Attributes:
         parent: The run that it is a part of.
         name: Such as `fold0` or `trial3`.
+        check: Refuses data that are not those of another part, given what that one kept.
         is_hopeless: Asked of each validation, with the task's metric and the epoch, whether to give up.
     """
 
     parent: RunFolder
     name: str
+    check: Callable[[AbstractMaterial, Checkpoint, RunFolder], None]
     is_hopeless: Callable[[float, int], bool] = lambda metric, epoch: False
 
 
@@ -116,9 +118,11 @@ def train(
             on_start(start)
         column = COLUMNS[job.task]
         material = column.load_material(job, run)
-        for other in read_children(place.parent) if place is not None else []:
-            if (other.path / BEST).is_file():
-                check_data(material, read_checkpoint(other.path / BEST), other)
+        if place is not None:
+            for other in read_children(place.parent):
+                is_itself = run is not None and other.name == run.name
+                if not is_itself and (other.path / BEST).is_file():
+                    place.check(material, read_checkpoint(other.path / BEST), other)
         state = load_state(run, material, world) if run is not None else None
     world.check_agreement(f"{job_to_yaml(job)} {material.data_hash} {run and run.name}")
     task = build_task(job, material, device, start, world)

@@ -12,7 +12,9 @@ from pipeline.config.segmentation import DataSection
 from pipeline.data.cases import Case, Study, read_manifest
 from pipeline.data.checks import check_study, read_checked_case
 from pipeline.errors import InputError
+from pipeline.inference.evaluation import evaluate_case
 from pipeline.labels import LabelContract
+from pipeline.volume import Volume
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 CONTRACT = LabelContract({"background": 0, "organ": 1, "lesion": 4})
@@ -130,7 +132,20 @@ def test_channels_must_agree(second, rule, folder):
 
 
 def test_rounding_of_a_header_is_no_mismatch(folder):
-    read_checked_case(make_case(folder, label=(label_array(), moved(0.04))), CONTRACT, 1)
+    """Neither before a training nor, when it has ended, where masks are compared with label maps."""
+    case = read_checked_case(make_case(folder, label=(label_array(), moved(0.04))), CONTRACT, 1)
+    mask = Volume(case.label.array, case.images[0].grid)
+    assert {row.values["dice"] for row in evaluate_case("a", mask, case.label, CONTRACT.structures)} == {1.0}
+
+
+def test_the_smaller_the_voxels_the_less_is_rounding(folder):
+    """0.04 mm are two voxels of a specimen in a micro-CT."""
+    affine = np.diag([0.02, 0.02, 0.02, 1])
+    shifted = affine.copy()
+    shifted[0, 3] = 0.04
+    case = make_case(folder, images=[(image_array(), affine)], label=(label_array(), shifted))
+    with pytest.raises(InputError, match=r"0\.04 mm from the image.*affine-mismatch"):
+        read_checked_case(case, CONTRACT, 1)
 
 
 def test_undeclared_values_are_told_with_their_voxels(folder):

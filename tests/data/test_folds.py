@@ -155,6 +155,11 @@ def test_a_fold_that_does_not_exist_names_those_that_do():
         split_cases(make_cases([1] * 9), section(5))
 
 
+def test_a_fold_that_holds_every_case_leaves_none_to_train_on():
+    with pytest.raises(ConfigError, match=r"every case is in fold 0.*nothing-to-train"):
+        split_cases(make_cases([1, 1], folds=[0, 0]), section(0))
+
+
 def test_a_cross_validation_has_every_fold_that_can_be_held_out():
     assert list_folds(make_cases([1] * 9), section("all", 4)) == (0, 1, 2, 3)
     assert list_folds(make_cases([2, 1, 1], folds=[3, 0, None]), section("all")) == (0, 3)

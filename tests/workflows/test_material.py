@@ -3,8 +3,11 @@
 import pytest
 
 from pipeline.config import SegmentationJob
+from pipeline.data.cases import read_manifest
+from pipeline.data.folds import split_cases
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import InputError
+from pipeline.workflows.segmentation import SegmentationColumn
 from pipeline.workflows.segmentation_material import load_material
 
 
@@ -22,5 +25,9 @@ def test_single_slices_are_not_cut_across(tmp_path):
     with pytest.raises(InputError, match=r"phantom_01: .*set preprocessing.orientation to ASR") as caught:
         load_material(SegmentationJob.model_validate(job))
     assert len(caught.value.faults) == 3
+    checked = SegmentationJob.model_validate(job)
+    split = split_cases(read_manifest(checked.data).cases, checked.data)
+    report = SegmentationColumn().check(checked, [split], lambda: None)
+    assert {*report.errors} == {*caught.value.faults}, "told without training as well"
     turned = load_material(SegmentationJob.model_validate(job | {"preprocessing": {"orientation": "ASR"}}))
     assert turned.training[0].label.shape == (1, 20, 24, 1)

@@ -4,7 +4,7 @@
 of all cases, and `summary` holds it.
 """
 
-from pipeline.data.fingerprint.intensities import measure_intensities
+from pipeline.data.fingerprint.intensities import measure_intensities, no_foreground
 from pipeline.data.fingerprint.summary import (
     CaseFingerprint,
     ChannelIntensities,
@@ -20,5 +20,6 @@ __all__ = [
     "StructureSize",
     "find_labels",
     "measure_intensities",
+    "no_foreground",
     "survey_study",
 ]

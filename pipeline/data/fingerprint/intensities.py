@@ -48,9 +48,14 @@ def measure_intensities(
     if faults:
         raise InputError(faults)
     if not sum(map(len, samples[0])):
-        message = "`normalisation: dataset` needs foreground voxels and no case has any; take `zscore`"
-        raise InputError(Fault("training cases", "no-foreground", message))
+        raise InputError(no_foreground())
     return tuple(_summarise(np.concatenate(channel)) for channel in samples)
+
+
+def no_foreground() -> Fault:
+    """The fault of training cases that have no foreground to measure."""
+    message = "`normalisation: dataset` needs foreground voxels and no case has any; take `zscore`"
+    return Fault("training cases", "no-foreground", message)
 
 
 def _is_foreground(label: Volume, ignore_value: int | None) -> NDArray[np.generic]:
