@@ -9,7 +9,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -81,6 +81,19 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         content: Mappings, lists, tuples and what JSON has.
     """
     write_text(path, json.dumps(_without_infinity(content), indent=1, ensure_ascii=False) + "\n")
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Removes those of the files that are there.
+
+    Raises:
+        ResourceError: If one cannot be removed.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise resource_error(path, error) from error
 
 
 def check_writable(folder: Path) -> None:

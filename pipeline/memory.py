@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -118,6 +119,12 @@ def parse_size(text: str) -> int:
 def format_size(num_bytes: int) -> str:
     """A size for people, in GiB or MiB."""
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"
+
+
+def format_need(num_bytes: int) -> str:
+    """As `format_size`, of what is needed, and so rounded up: who allows what is told has enough."""
+    step = 2**30 / 100 if num_bytes >= 2**30 else 2**20
+    return format_size(math.ceil(math.ceil(num_bytes / step) * step))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

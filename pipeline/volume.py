@@ -6,7 +6,7 @@ Axis order is `(i, j, k)` as stored; the affine maps voxel indices to world coor
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -20,6 +20,8 @@ Affine = NDArray[np.float64]
 
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 100.0
 MAX_ANISOTROPY = 100.0
+MAX_SIDE = 32767
+"""Voxels along an axis that NIfTI-1 can say, in which results are written."""
 MAX_COSINE = 1e-3
 """Largest cosine between two voxel axes; a right angle to within 0.06 degrees."""
 
@@ -132,10 +134,23 @@ def check_grid(where: str, grid: Grid) -> None:
     """Lets a grid through on which something can be measured, predicted and written in place.
 
     Raises:
-        InputError: With what is wrong with its affine, or if the header form in force places it elsewhere.
+        InputError: With what is wrong with its affine, or if the header form in force places it elsewhere, or
+            an axis is too long.
     """
-    if faults := [*affine_faults(where, grid.affine), *_form_faults(where, grid)]:
+    sizes = size_faults(where, grid.shape)
+    if faults := [*sizes, *affine_faults(where, grid.affine), *_form_faults(where, grid)]:
         raise InputError(faults)
+
+
+def size_faults(where: str, shape: Sequence[int]) -> list[Fault]:
+    """Faults of a shape whose results no file could hold."""
+    if max(shape) <= MAX_SIDE:
+        return []
+    told = " x ".join(map(str, shape))
+    message = (
+        f"{told} voxels; the files of results hold at most {MAX_SIDE} along an axis, crop or resample it"
+    )
+    return [Fault(where, "too-large", message)]
 
 
 def _form_faults(where: str, grid: Grid) -> Iterator[Fault]:

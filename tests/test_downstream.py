@@ -3,12 +3,16 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.checkpoint import read_checkpoint, write_checkpoint
+from pipeline.config import load_job
+from pipeline.errors import ConfigError, InputError
 from pipeline.inference.downstream import (
     ENHANCED,
     ORIGINAL,
@@ -19,7 +23,10 @@ from pipeline.inference.downstream import (
     tell_effect,
 )
 from pipeline.labels import MEAN
+from pipeline.tracking import start_record
 from pipeline.volume import Grid, Volume
+from pipeline.workflows.enhancement import EnhancementColumn
+from pipeline.workflows.run_reports import downstream_remarks
 
 STRUCTURES = {"core": (1,), "shell": (2,)}
 AFFINE = np.diag([1.0, 2.0, 1.5, 1.0])
@@ -59,6 +66,12 @@ def test_what_appears_and_disappears_is_listed_with_what_is_true():
         *measure("made up", label_map(shell=0), label_map(), label_map(shell=0)),
         *measure("as before", label_map(shell=0), label_map(shell=0)),
     ]
+    assert (
+        "In 1 case a structure"
+        in tell_effect(
+            find_effects(rows), find_turns(measure("both", label_map(), np.zeros((12, 8, 6), np.uint8)))
+        )[0]
+    )
     turns = find_turns(rows)
     assert [(turn.case, turn.structure, turn.what) for turn in turns] == [
         ("lost", "shell", "disappeared"),
@@ -146,6 +159,53 @@ def test_cases_that_lack_something_are_named_and_the_others_measured(clinseg, tr
     report = json.loads((enhanced / "downstream.json").read_text(), parse_constant=pytest.fail)
     assert report["num_cases"] == 1
     assert report["effects"]["mean"]["dice"]["change"]["low"] is None, "one case says nothing of others"
+
+
+def test_label_maps_are_looked_for_before_anything_is_segmented(clinseg, trained, enhanced):
+    (enhanced.parent / "labels/phantom_01.nii.gz").unlink()
+    answer = evaluate(clinseg, trained, enhanced, "--labels", enhanced.parent / "labels")
+    assert answer.code == 3 and "phantom_01: it has no label map" in answer.err
+    assert [path.name for path in (enhanced / "downstream/truth").iterdir()] == ["phantom_02.nii.gz"]
+    assert json.loads((enhanced / "downstream.json").read_text())["num_cases"] == 1
+    shutil.rmtree(enhanced / "downstream")
+    answer = evaluate(clinseg, trained, enhanced, "--labels", enhanced / "nowhere")
+    assert answer.code == 3 and "nowhere: expected a folder of label maps" in answer.err
+    assert not (enhanced / "downstream").exists()
+
+
+def write_two_channel_model(trained, path):
+    """The trained segmentation with a second channel, which nothing gets to see."""
+    checkpoint = read_checkpoint(trained.model)
+    write_checkpoint(path, replace(checkpoint, channels=(*checkpoint.channels, "second")))
+    return path
+
+
+def test_a_model_of_other_channels_is_refused_once_and_takes_nothing_away(clinseg, trained, enhanced):
+    model = write_two_channel_model(trained, enhanced.parent / "two.safetensors")
+    (enhanced / "downstream.json").write_text("of an earlier evaluation")
+    answer = clinseg("evaluate", enhanced, enhanced.parent / "truth", "--downstream", model)
+    assert answer.code == 2 and answer.err.count("num-channels") == 1
+    assert (enhanced / "downstream.json").read_text() == "of an earlier evaluation"
+
+
+def test_a_job_whose_measuring_model_has_other_channels_is_not_trained(trained, tmp_path):
+    model = write_two_channel_model(trained, tmp_path / "two.safetensors")
+    config = Path(__file__).parents[1] / "configs/smoke/enhancement.yaml"
+    images = trained.manifest.parent / "imagesTr"
+    job = load_job(config, [f"data.manifest={images}", f"inference.downstream={model}"])
+    with pytest.raises(ConfigError, match="num-channels"):
+        EnhancementColumn().load_material(job)
+
+
+def test_a_report_says_what_could_not_be_measured_but_not_where_it_lies(quick_databases, tmp_path):
+    record = start_record("a", None, "enhancement", tmp_path)
+    path = record.folder / "validation/enhanced/downstream.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        json.dumps({"told": None, "faults": ["p1: /home/Miller_Ann/p1.nii.gz is cut [truncated]"]})
+    )
+    assert downstream_remarks([record.run]) == ["Not measured: p1: p1.nii.gz is cut [truncated]"]
+    record.close("FINISHED", 0.0)
 
 
 def test_options_that_do_not_go_together_are_refused(clinseg, trained, enhanced):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,9 @@ from pipeline.errors import InputError
 from pipeline.image_metrics import psnr, ssim
 from pipeline.inference.image_evaluation import compare_images
 from pipeline.networks import build_generator
+from pipeline.tracking import start_record
 from pipeline.volume import Grid, Volume
+from pipeline.workflows.cards import describe
 
 SHAPE = (14, 12, 10)
 AFFINE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0, 0.2) * [-1.0, 1.2, 2.0], (30, -20, 5))
@@ -148,6 +151,22 @@ def test_several_channels_and_an_ensemble_read_back_as_an_input(clinseg, model, 
     assert clinseg("enhance", path, out, "-o", tmp_path / "again").code == 0
 
 
+def test_nothing_of_an_earlier_enhancement_stays_beside_a_new_one_or_of_a_refused_case(
+    clinseg, model, tmp_path
+):
+    path, out = write_image(tmp_path / "in/case.nii.gz"), tmp_path / "out"
+    assert clinseg("enhance", model(num_members=2), path, "-o", out).code == 0
+    assert (out / "uncertainty/case.nii.gz").is_file()
+    assert clinseg("enhance", model(), path, "-o", out).code == 0
+    assert {p.relative_to(out) for p in out.rglob("*.nii.gz")} == {
+        Path("case.nii.gz"),
+        Path("changes/case.nii.gz"),
+    }
+    path.write_bytes(path.read_bytes()[:200])
+    assert clinseg("enhance", model(), path, "-o", out).code == 3
+    assert not list(out.rglob("*.nii.gz")) and path.is_file()
+
+
 def test_backwards_the_same_case_gets_the_same_noise_and_the_other_weights(clinseg, model, tmp_path):
     path = write_image(tmp_path / "in/case.nii.gz", np.float32)
     made = model(noise_channels=2, inference={"intensities": "target"})
@@ -253,6 +272,23 @@ def test_resume_keeps_what_is_finished_and_was_made_in_the_same_way(clinseg, mod
     assert all(image.stat().st_mtime_ns > old for image, old in zip(images, compared, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [({"files": ["x"]}, 2), ({"figures": "x"}, 2), ({"truth_hashes": 3}, 2), ({"files": None}, 0)],
+)
+def test_a_damaged_report_is_refused_and_a_case_without_files_made_again(
+    clinseg, model, tmp_path, damage, code
+):
+    command = ["enhance", model(), write_image(tmp_path / "in/a.nii.gz"), "-o", tmp_path / "out"]
+    assert clinseg(*command).code == 0
+    content = report_of(tmp_path / "out")
+    content["cases"][0] |= damage
+    (tmp_path / "out/report.json").write_text(json.dumps(content))
+    answer = clinseg(*command, "--resume")
+    assert answer.code == code
+    assert "report-unreadable" in answer.err if code else report_of(tmp_path / "out")["cases"][0]["files"]
+
+
 def test_a_case_that_gives_no_numbers_fails_by_its_name_and_harms_no_other(clinseg, model, tmp_path):
     write_image(tmp_path / "in/fine.nii.gz")
     huge = voxels(tmp_path / "in/fine.nii.gz").astype(np.float32)
@@ -267,10 +303,35 @@ def test_a_case_that_gives_no_numbers_fails_by_its_name_and_harms_no_other(clins
     write_checkpoint(tmp_path / "model.safetensors", checkpoint)
     answer = clinseg("enhance", tmp_path / "model.safetensors", tmp_path / "in", "-o", tmp_path / "out")
     assert answer.code == 3
-    assert "error: huge: " in answer.err and "not numbers" in answer.err
+    assert "error: huge: " in answer.err and "[values-too-large]" in answer.err
+    assert "damaged" not in answer.err
     assert "warning: level: every voxel" in answer.err
     assert not (tmp_path / "out/huge.nii.gz").exists() and (tmp_path / "out/fine.nii.gz").exists()
     assert [c["status"] for c in report_of(tmp_path / "out")["cases"]] == ["enhanced", "refused", "enhanced"]
+
+
+def test_a_card_without_figures_says_why(quick_databases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = make_checkpoint()
+    assert "Nothing was held out" in describe(checkpoint)
+    held_out = replace(checkpoint, provenance={"run": "a", "validation_cases": ["p0", "p1"]})
+    told = describe(held_out)
+    assert "record is not on this disk" in told and "Nothing was held out" not in told
+    record = start_record("a", None, "enhancement")
+    record.close("FINISHED", 0.0)
+    told = describe(replace(held_out, provenance={**held_out.provenance, "run": record.name}))
+    assert "no truth of them is known" in told and "not on this disk" not in told
+
+
+def test_all_that_is_wrong_with_the_arguments_is_told_at_once(clinseg, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    answer = clinseg(
+        *("enhance", tmp_path / "no-model.safetensors", tmp_path / "no-image.nii.gz", "-o", tmp_path / "out"),
+        *("--truth", tmp_path / "no-truth", "--max-memory", "lots", "--device", "gpu"),
+    )
+    assert answer.code == 2
+    for told in "no-model", "no-image", "no-truth", "not-a-size", "unknown-device", "not-writable":
+        assert told in answer.err
 
 
 def test_a_model_of_the_wrong_kind_says_what_to_use_instead(clinseg, model, tmp_path):

@@ -257,6 +257,8 @@ def test_a_damaged_checkpoint_is_refused(clinseg, trained, study, tmp_path):
         (["predict", "{model}", "nowhere.nii.gz", "-o", "out"], 3, "nowhere.nii.gz"),
         (["predict", "{model}", "{study}/imagesTr", "-o", "{study}/imagesTr"], 2, "would-overwrite"),
         (["predict", "{model}", "{study}/imagesTr", "-o", "out", "--device", "cuda"], 2, "no-gpu"),
+        (["predict", "{model}", "{study}/imagesTr", "-o", "out", "--device", "CPU"], 2, "unknown-device"),
+        (["predict", "{model}", "{study}/imagesTr", "-o", "out", "--device", ""], 2, "unknown-device"),
         (["evaluate", "nowhere", "{study}/labelsTr"], 3, "nowhere"),
         (["predict", "{model}"], 2, ""),
         (["sync", "latest"], 2, "latest"),

@@ -9,6 +9,7 @@ import torch
 from pipeline.errors import ConfigError
 from pipeline.memory import (
     available_bytes,
+    format_need,
     format_size,
     freed_memory_kept,
     measure_peak,
@@ -62,3 +63,8 @@ def test_what_is_no_size_is_refused(text):
 def test_sizes_are_told():
     assert format_size(3 * 2**29) == "1.50 GiB"
     assert format_size(5 * MIB) == "5 MiB"
+
+
+@pytest.mark.parametrize("needed", [1, 5 * MIB, 5 * MIB + 1, 2**30 - 1, 2**30, 2**30 + 1, 7_777_777_777])
+def test_a_need_that_is_told_would_do(needed):
+    assert needed <= parse_size(format_need(needed)) < needed + 2**30 / 50

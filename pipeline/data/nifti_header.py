@@ -12,7 +12,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from pipeline.errors import Fault, InputError
-from pipeline.volume import Affine, Grid, affine_faults, corner_distance
+from pipeline.volume import Affine, Grid, affine_faults, corner_distance, size_faults
 
 FORM_TOLERANCE_MM = 0.1
 """How far apart sform and qform may place a corner of the image before a warning is given."""
@@ -144,6 +144,8 @@ def _dimension_faults(where: str, header: nib.Nifti1Header) -> Iterator[Fault]:
             "crop the image, or mend its header"
         )
         yield Fault(where, "too-large", message)
+    else:
+        yield from size_faults(where, dims[:3])
 
 
 def _geometry_faults(where: str, header: nib.Nifti1Header) -> list[Fault]:

@@ -26,7 +26,6 @@ from pipeline.volume import Affine, Grid, check_grid
 _COMMENT = 6  # NIfTI's code of a header extension in plain text
 _NAMES_WITHIN = 2**20  # bytes at the beginning of a file in which its label names are looked for
 _LARGEST_LABEL = 65535
-_LARGEST_DIM = 32767
 _UNREADABLE = (OSError, EOFError, zlib.error)
 _NOT_NIFTI = (ImageFileError, HeaderDataError, WrapStructError)
 
@@ -125,7 +124,7 @@ def read_label_names(path: Path) -> dict[str, int] | None:
 
 
 def _check(path: Path, array: NDArray[np.integer[Any]], grid: Grid, labels: Mapping[str, int]) -> None:
-    _check_form(path, grid)
+    _check_name(path)
     if array.shape != grid.shape or array.dtype.kind not in "ui":
         raise ValueError(
             f"a label map on this grid has whole numbers of shape {grid.shape}, "
@@ -147,7 +146,7 @@ def _check(path: Path, array: NDArray[np.integer[Any]], grid: Grid, labels: Mapp
 
 
 def _check_numbers(path: Path, values: NDArray[Any], grid: Grid, kinds: str) -> None:
-    _check_form(path, grid)
+    _check_name(path)
     if values.shape != grid.shape or values.dtype.kind not in kinds or not np.isfinite(values).all():
         raise ValueError(
             f"a map on this grid has finite numbers of shape {grid.shape}, "
@@ -155,11 +154,9 @@ def _check_numbers(path: Path, values: NDArray[Any], grid: Grid, kinds: str) -> 
         )
 
 
-def _check_form(path: Path, grid: Grid) -> None:
+def _check_name(path: Path) -> None:
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"a NIfTI file ends in .nii or .nii.gz, not {path.name}")
-    if max(grid.shape) > _LARGEST_DIM:
-        raise ValueError(f"NIfTI-1 holds at most {_LARGEST_DIM} voxels along an axis, not {grid.shape}")
 
 
 def build_header(

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from pipeline.errors import Fault, ResourceError
 from pipeline.inference.windows import Axes, Box, Windows
-from pipeline.memory import format_size
+from pipeline.memory import format_need, format_size
 
 _FLOAT_BYTES = 4
 DECIDING_BYTES = 48 * 2**20
@@ -153,7 +153,7 @@ def make_plan(work: Work, batch_size: int, num_lanes: int, memory: Memory | None
     least = memory.limit - free + buffer + memory.per_window + waiting
     message = (
         f"it cannot be predicted within {format_size(memory.limit)}; the least that would do is "
-        f"{format_size(least)} (of that {format_size(memory.used)} are taken before the first window)"
+        f"{format_need(least)} (of that {format_size(memory.used)} are taken before the first window)"
     )
     raise ResourceError(Fault("max-memory", "budget-too-small", message))
 

@@ -22,7 +22,7 @@ from pipeline.inference.exporting import Exports, export, probabilities_path
 from pipeline.inference.labelling import LabelMap
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.relay import Steps, relay
-from pipeline.memory import format_size, resident_bytes
+from pipeline.memory import format_need, format_size, resident_bytes
 from pipeline.volume import Grid, measure_volumes
 from transforms.preprocessing import Prepared
 
@@ -147,8 +147,8 @@ def check_preparing(case: Case, num_bytes: int, max_memory: int | None) -> None:
     needed = resident_bytes() + num_bytes
     if max_memory is not None and needed > max_memory:
         message = (
-            f"it cannot be prepared within {format_size(max_memory)}; the least that would do is "
-            f"{format_size(needed)}"
+            f"it cannot be prepared within {format_size(max_memory)}: that takes {format_need(needed)}, "
+            "and windows take theirs afterwards; allow more"
         )
         raise ResourceError(Fault(case.id, "budget-too-small", message))
 

@@ -177,8 +177,9 @@ def tell_effect(effects: Mapping[str, Mapping[str, Effect]], turns: Sequence[Tur
     dice = effects[MEAN]["dice"]
     means = f"{dice.images[ORIGINAL].mean:.3f} before, {dice.images[ENHANCED].mean:.3f} after"
     change = f"by {abs(dice.change.value):.3f}, 95 % {interval_text(dice.change, '+.3f')}"
-    wrong = [turn for turn in turns if (turn.what == "appeared") != (turn.reference_ml > 0)]
-    lost = f" In {len(wrong)} cases a structure wrongly appears or disappears." if wrong else ""
+    wrong = {turn.case for turn in turns if (turn.what == "appeared") != (turn.reference_ml > 0)}
+    cases = "1 case" if len(wrong) == 1 else f"{len(wrong)} cases"
+    lost = f" In {cases} a structure wrongly appears or disappears." if wrong else ""
     if dice.change.high < 0:
         told = f"Dice falls ({means}; {change}): do not measure enhanced images with this model."
     elif dice.change.low > 0:

@@ -18,7 +18,7 @@ from pipeline.inference.budget import Memory, Plan, Work, make_plan
 from pipeline.inference.sliding_window import sweep
 from pipeline.inference.window_runner import Network, WindowRunner
 from pipeline.inference.windows import Axes, Box, lay_windows, weigh_voxels
-from pipeline.memory import available_bytes, format_size, measure_peak, resident_bytes
+from pipeline.memory import available_bytes, format_need, format_size, measure_peak, resident_bytes
 from pipeline.precision import autocast, inference_dtype
 from transforms.laterality import Laterality
 
@@ -165,7 +165,7 @@ class Engine:
             max_memory = resident_bytes() + free
         needed = resident_bytes() + num_bytes
         if needed > max_memory:
-            message = f"{what} takes {format_size(needed)}, {format_size(max_memory)} are allowed; allow more"
+            message = f"{what} takes {format_need(needed)}, {format_size(max_memory)} are allowed; allow more"
             raise ResourceError(Fault("max-memory", "budget-too-small", message + advice))
 
     def _sweep_box(

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import EnhancementJob, enhancement_job, flipped_axes, job_from_mapping
-from pipeline.errors import ConfigError, Fault, IntegrityError
+from pipeline.errors import ConfigError, Fault, InputError, IntegrityError
+from pipeline.inference.answers import build_answer, relate_scales
 from pipeline.inference.budget import Plan
 from pipeline.inference.engine import Engine
 from pipeline.inference.grids import in_axes_of
 from pipeline.inference.predictor import build_preprocessing, count_voxels, preparing_bytes
-from pipeline.inference.window_runner import Network
 from pipeline.networks import build_generator
 from pipeline.volume import Grid, Volume
 from transforms.enhancement import Scale, Scaled, prepare_image, stack_neighbours
@@ -28,6 +28,12 @@ from transforms.restoring import ImageBuilder, measure_spread
 _BLURRING_BYTES = 8  # a voxel while a channel's scale is measured
 # What an image takes while it is written: stored, its change, the file's bytes and what is read back.
 _WRITING_BYTES = 20  # a voxel
+
+
+# Beyond, float32 overflows: in the squares of a normalisation, or when the input's scale is put back.
+_LARGEST_SEEN, _LARGEST_SCALE = 1e15, 1e30
+
+_BACKWARD = "backward."
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +89,10 @@ class Enhancer:
         self._num_neighbours, self._num_noise = job.network.neighbours, num_noise
         self._scales = tuple(scales[0]) if scales else ()
         self._deviates = job.inference.flips or len(networks) > 1
-        own = [_relative(of_one, self._scales, device) for of_one in scales] or [None] * len(networks)
+        own = [relate_scales(of_one, self._scales, device) for of_one in scales] or [None] * len(networks)
         middle = slice(self._num_neighbours * len(channels), (self._num_neighbours + 1) * len(channels))
         answers = [
-            _answer(network.to(device).eval(), relative, middle if self._deviates else None)
+            build_answer(network.to(device).eval(), relative, middle if self._deviates else None)
             for network, relative in zip(networks, own, strict=True)
         ]
         self._engine = Engine(
@@ -113,9 +119,13 @@ class Enhancer:
 
         Returns:
             `image` has neighbouring slices and random numbers as further channels; `scales` are its own.
+
+        Raises:
+            InputError: If its intensities are so large that nobody can compute with them.
         """
         arrays = [image.array for image in images]
         scaled = prepare_image(self._preprocessing, arrays, images[0].grid.affine)
+        _check_intensities(case, scaled)
         seen = stack_neighbours(scaled.image, self._num_neighbours)
         if self._num_noise:
             # Of the whole volume at once: a voxel's number does not depend on how windows lie.
@@ -169,6 +179,18 @@ class Enhancer:
         return Enhanced(builder.images, builder.deviations, grid, swept.plan, swept.num_skipped)
 
 
+def _check_intensities(case: str, scaled: Scaled) -> None:
+    """Refuses an image that is at fault itself if the result is not numbers, before the model is blamed."""
+    largest = max(abs(float(bound)) for bound in scaled.image.aminmax())
+    size = max(max(abs(scale.mean), scale.deviation) for scale in scaled.scales)
+    if not largest < _LARGEST_SEEN or not size < _LARGEST_SCALE:
+        message = (
+            f"its intensities are too large to compute with (of the order of {max(size, largest):.0e}); if "
+            "the background is filled with such a number, put its true value there and save the file again"
+        )
+        raise InputError(Fault(case, "values-too-large", message))
+
+
 def load_enhancer(
     checkpoint: Checkpoint, device: torch.device, max_memory: int | None = None, *, reverse: bool = False
 ) -> Enhancer:
@@ -185,7 +207,10 @@ def load_enhancer(
         IntegrityError: If the checkpoint lacks what is needed to undo the scale.
     """
     job = enhancement_job(job_from_mapping(checkpoint.job))
-    prefix = "backward." if reverse else "forward."
+    if reverse and not knows_way_back(checkpoint):
+        message = "this model was trained to go one way only; leave it out, or train with method cyclegan"
+        raise ConfigError(Fault("--reverse", "no-way-back", message))
+    prefix = _BACKWARD if reverse else "forward."
     num_noise = job.network.noise_channels if reverse else 0
     num = len(checkpoint.channels)
     networks, scales = [], []
@@ -195,15 +220,18 @@ def load_enhancer(
             for name, weight in member.weights.items()
             if name.startswith(prefix)
         }
-        if reverse and not weights:
-            message = "this model was trained to go one way only; leave it out, or train with method cyclegan"
-            raise ConfigError(Fault("--reverse", "no-way-back", message))
         network = build_generator(job.network, num, num_noise)
         network.load_state_dict(weights)
         networks.append(network)
         if job.inference.intensities == "target":
             scales.append(_learnt_scales(member.intensity, num, reverse=reverse))
     return Enhancer(job, checkpoint.channels, networks, scales, device, max_memory, num_noise=num_noise)
+
+
+def knows_way_back(checkpoint: Checkpoint) -> bool:
+    """Whether an enhancer can go from the target to the source."""
+    members = checkpoint.members or (checkpoint,)
+    return all(any(name.startswith(_BACKWARD) for name in member.weights) for member in members)
 
 
 def _learnt_scales(intensity: Mapping[str, Any] | None, num: int, *, reverse: bool) -> tuple[Scale, ...]:
@@ -215,33 +243,3 @@ def _learnt_scales(intensity: Mapping[str, Any] | None, num: int, *, reverse: bo
     except (LookupError, TypeError, ValueError) as error:
         message = "it does not say what intensities its targets have; do not trust its source"
         raise IntegrityError(Fault("model", "checkpoint-content", message)) from error
-
-
-def _relative(
-    own: Sequence[Scale], shared: Sequence[Scale], device: torch.device
-) -> tuple[Tensor, Tensor] | None:
-    """Factor and summand `(C,)` from what a network gives to the scale of the first one; None if the same."""
-    if tuple(own) == tuple(shared):
-        return None
-    factors = [a.deviation / b.deviation for a, b in zip(own, shared, strict=True)]
-    summands = [(a.mean - b.mean) / b.deviation for a, b in zip(own, shared, strict=True)]
-    return torch.tensor(factors, device=device), torch.tensor(summands, device=device)
-
-
-def _answer(network: nn.Module, relative: tuple[Tensor, Tensor] | None, middle: slice | None) -> Network:
-    """What is blended of a network: what it gives, and if it deviates what that changed, and its square.
-
-    Changes are small: the mean of their squares tells a spread that squared intensities would round away.
-    """
-
-    def answer(windows: Tensor) -> Tensor:
-        made: Tensor = network(windows)
-        if relative is not None:
-            factors, summands = (values.view(-1, *[1] * (made.ndim - 2)) for values in relative)
-            made = made * factors + summands
-        if middle is None:
-            return made
-        change = made - windows[:, middle]
-        return torch.cat((made, change, change.square()), dim=1)
-
-    return answer

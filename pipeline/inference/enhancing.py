@@ -14,7 +14,7 @@ from pipeline.data.case_images import read_case_images, read_case_with_warnings
 from pipeline.data.cases import Case
 from pipeline.errors import Fault, FaultError
 from pipeline.export.nifti import write_image, write_map
-from pipeline.files import sha256_of
+from pipeline.files import remove_files, sha256_of
 from pipeline.inference.budget import Plan
 from pipeline.inference.cohort import check_preparing, hash_inputs
 from pipeline.inference.enhancer import Enhanced, Enhancer
@@ -93,7 +93,9 @@ def enhance_cohort(
 ) -> list[EnhancementReport]:
     """Enhances every case and writes its images, what was changed, and where it is uncertain, to `folder`.
 
-    Under a memory budget a case is read only when the one before has left memory.
+    Under a memory budget a case is read only when the one before has left memory. What an earlier
+    enhancement left of a case is removed, also if the case is refused: a folder never shows maps of one image
+    beside another.
 
     Args:
         enhancer: Trained generators.
@@ -111,11 +113,16 @@ def enhance_cohort(
         ResourceError: If a file cannot be written; what was finished stays.
     """
     truths = truths or {}
+
+    def refuse(case: Case, faults: tuple[Fault, ...]) -> EnhancementReport:
+        _discard(folder, case.id, len(enhancer.channels))
+        return EnhancementReport(case.id, faults=faults)
+
     steps = Steps[_Loaded, _Made, EnhancementReport](
         load=lambda case: _load(enhancer, case),
         make=lambda loaded: _enhance(enhancer, loaded, on_plan),
         write=lambda made: _write(enhancer, made, folder, model, truths.get(made.report.case)),
-        refuse=lambda case, faults: EnhancementReport(case.id, faults=faults),
+        refuse=refuse,
     )
     return relay(steps, cases, on_case, is_sequential=enhancer.max_memory is not None)
 
@@ -157,6 +164,7 @@ def _write(
     enhancer: Enhancer, made: _Made, folder: Path, model: str, truth: Case | None
 ) -> EnhancementReport:
     start, case = time.monotonic(), made.report.case
+    _discard(folder, case, len(made.images))
     written = [
         _write_channel(made, index, folder, name, model, keeps_unit=enhancer.keeps_unit)
         for index, name in enumerate(_image_names(case, len(made.images)))
@@ -207,6 +215,11 @@ def _write_channel(
         float(change.max()),
         num_clipped,
     )
+
+
+def _discard(folder: Path, case: str, num_channels: int) -> None:
+    """Removes what an earlier enhancement left of a case."""
+    remove_files(folder / name for name in output_names(case, num_channels))
 
 
 def _image_names(case: str, num_channels: int) -> list[str]:

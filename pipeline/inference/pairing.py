@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,26 @@ def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[Fault
     excluded = {fault.where for fault in faults}
     cases = sorted(predicted.keys() - excluded)
     return [Pair(case, predicted[case][0], true[case][0]) for case in cases], faults
+
+
+def find_labels(cases: Iterable[str], labels: Path) -> tuple[dict[str, Path], list[Fault]]:
+    """The label map `<case>.nii.gz` or `<case>.nii` of each case.
+
+    Returns:
+        Files by case, and a fault for each case that has none, or two.
+
+    Raises:
+        InputError: If `labels` is no folder, or cannot be read, or holds no NIfTI file.
+    """
+    if not labels.is_dir():
+        message = "expected a folder of label maps named <case>.nii.gz or <case>.nii; check the path"
+        raise InputError(Fault(str(labels), "missing-folder", message))
+    found = _label_maps(labels)
+    wanted = {case: found.get(case, []) for case in cases}
+    message = f"it has no label map in {labels}; it was not measured"
+    faults = [Fault(case, "reference-missing", message) for case, paths in wanted.items() if not paths]
+    known = {case: paths[0] for case, paths in wanted.items() if len(paths) == 1}
+    return known, [*faults, *_doubled(wanted)]
 
 
 def _label_maps(folder: Path) -> dict[str, list[Path]]:

@@ -160,8 +160,11 @@ def select_device(name: str) -> torch.device:
     """The device called `name`; `auto` takes a GPU if there is one.
 
     Raises:
-        ConfigError: If a GPU is asked for and there is none.
+        ConfigError: If the name is none of `auto`, `cpu` and `cuda`, or a GPU is asked for and there is none.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        message = f"{name!r} is no device; take `auto`, `cpu` or `cuda` (CUDA_VISIBLE_DEVICES says which GPU)"
+        raise ConfigError(Fault("device", "unknown-device", message))
     if name == "cuda" and not torch.cuda.is_available():
         message = "no GPU can be used (see `clinseg doctor`); take `auto` or `cpu`"
         raise ConfigError(Fault("device", "no-gpu", message))

@@ -20,6 +20,7 @@ from pipeline.config import LoopSection
 from pipeline.data.batches import Batch, derive_seed
 from pipeline.signals import StopSignals
 from pipeline.training.distributed import ALONE, World
+from pipeline.training.divergence import check_finite
 from pipeline.training.task import AbstractTask
 
 
@@ -134,6 +135,9 @@ def fit(
 
     Returns:
         How it ended. An interrupted training has saved its last state.
+
+    Raises:
+        DivergedError: If an epoch ends with weights that are not numbers; they are kept nowhere.
     """
     position = Position()
     if state is not None:
@@ -217,6 +221,7 @@ def _end_epoch(
 ) -> None:
     position.epoch += 1
     metrics = {name: float(total) / position.epoch_steps for name, total in position.loss_sums.items()}
+    check_finite(task.weights(), metrics, position.epoch)  # before anything is judged or kept
     metrics["training/learning_rate"] = task.learning_rate
     metrics["training/epoch_seconds"] = position.epoch_s
     num_patches = position.epoch_steps * section.batch_size * world.size

@@ -172,15 +172,26 @@ def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
         return
     metrics = checkpoint.provenance.get("metrics") or {}
     if not metrics:
-        is_imported = "imported" in checkpoint.provenance
-        yield "Not judged here." if is_imported else "Nothing was held out, so nothing is known."
+        yield _unknown(checkpoint, run)
         return
+    why = "The run's record is not on this disk" if run is None else "The run has not judged its cases yet"
     yield (
-        "The run's record is not on this disk, so these are the figures of the moment when the network was "
-        "kept: on the network's grid, without intervals."
+        f"{why}, so these are the figures of the moment when the network was kept: on the network's grid, "
+        "without intervals."
     )
     yield ""
     yield from table(("figure", "value"), [(name, f"{value:.4g}") for name, value in metrics.items()])
+
+
+def _unknown(checkpoint: Checkpoint, run: RunFolder | None) -> str:
+    """Why there is no figure."""
+    if "imported" in checkpoint.provenance:
+        return "Not judged here."
+    if not checkpoint.provenance.get("validation_cases"):
+        return "Nothing was held out, so nothing is known."
+    if run is None:
+        return "The run's record is not on this disk; write the card beside it to have the figures here."
+    return "The run has no figures: it has not judged its held-out cases, or no truth of them is known."
 
 
 def _groups(run: RunFolder) -> Iterator[str]:
@@ -232,10 +243,10 @@ def _limits(checkpoint: Checkpoint) -> Iterator[str]:
     if "imported" in checkpoint.provenance:
         yield "- Nothing is known of how well it does on your images: judge it before you use it."
     else:
-        cases = "case" if num == 1 else "cases"
+        held_out = {0: "No case", 1: "Only 1 case"}.get(num, f"Only {num} cases")
         yield (
-            f"- Judged on {num} {cases} of the study that it was trained on: nothing is known of other "
-            "hospitals, scanners or populations."
+            f"- {held_out} of the study that it was trained on can tell how well it does: nothing is "
+            "known of other hospitals, scanners or populations."
         )
         if num < 30:
             yield "- Few cases were held out; the intervals are wide for a reason."

@@ -5,23 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
+from pydantic import TypeAdapter
 
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
-from pipeline.data.cases import Case
+from pipeline.data.cases import Case, exists
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import is_series
+from pipeline.data.medmnist import split_part
 from pipeline.environment import environment
-from pipeline.errors import ConfigError, Fault, FaultError
+from pipeline.errors import ConfigError, Fault, FaultError, InputError
 from pipeline.export.exporters import export_path
 from pipeline.export.prediction import Maker
-from pipeline.files import sha256_of
+from pipeline.files import check_writable, sha256_of
 from pipeline.inference.cohort import CaseReport, hash_inputs
+from pipeline.inference.predictor import select_device
+from pipeline.memory import parse_size
+from pipeline.workflows.models import load_model
 
 
 class Report(Protocol):
@@ -37,6 +42,62 @@ class Report(Protocol):
 
 
 _Report = TypeVar("_Report", bound=Report)
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """With what a model is applied.
+
+    Attributes:
+        checkpoint: The model.
+        device: Where to compute.
+        max_memory: Bytes that it may take; None for what is free.
+    """
+
+    checkpoint: Checkpoint
+    device: torch.device
+    max_memory: int | None
+
+
+def find_means(
+    model: str, device: str, max_memory: str | None, inputs: Iterable[Path], folder: Path
+) -> Means:
+    """Looks at all that is given by hand and does not depend on one another.
+
+    Args:
+        model: Any of its names.
+        device: `auto`, `cpu` or `cuda`.
+        max_memory: A size; None for what is free.
+        inputs: Files and folders that have to be there.
+        folder: Where results go; nothing is made yet.
+
+    Raises:
+        FaultError: With all that is wrong, of the kind of the first.
+    """
+    errors: list[FaultError] = []
+
+    def attempt(call: Callable[[], _Found]) -> _Found | None:
+        try:
+            return call()
+        except FaultError as error:
+            errors.append(error)
+            return None
+
+    limit = attempt(lambda: parse_size(max_memory) if max_memory is not None else None)
+    checkpoint = attempt(lambda: load_model(model))
+    place = attempt(lambda: select_device(device))
+    message = "no such file or folder; check the path"
+    missing = [
+        Fault(str(path), "missing-file", message) for path in inputs if not exists(split_part(path)[0])
+    ]
+    if missing:
+        errors.append(InputError(missing))
+    if exists(folder) and not folder.is_dir():
+        attempt(lambda: check_writable(folder))
+    if errors or checkpoint is None or place is None:
+        raise type(errors[0])(fault for error in errors for fault in error.faults)
+    return Means(checkpoint, place, limit)
 
 
 def describe_model(checkpoint: Checkpoint, device: torch.device) -> dict[str, object]:
@@ -111,9 +172,14 @@ def find_finished(
 
 
 def parse_report(kind: type[_Report], entry: Mapping[str, Any]) -> _Report:
-    """A report of the class `kind`, as `asdict` and JSON left it."""
+    """A report of the class `kind`, a dataclass without faults, as `asdict` and JSON left it.
+
+    Raises:
+        LookupError: If a field is missing.
+        ValueError: If one holds what it cannot.
+    """
     content = {field.name: entry[field.name] for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass, to the caller
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in content.items()})
+    return TypeAdapter(kind).validate_python(content)
 
 
 def refuse_unused_rules(cases: Iterable[Case], rules: Sequence[SeriesRule]) -> None:

@@ -186,8 +186,9 @@ def _shortened(code: str | None) -> str:
 
 def _no_cases(one: Contender) -> Fault:
     message = (
-        "it has no judged cases; it has not ended, or trained with `data.fold: none`. Let it end "
-        f"(`clinseg train --resume {one.name}`), or name another run"
+        "it has no judged cases. If it has not ended, let it end "
+        f"(`clinseg train --resume {one.name}`); if it held out nothing (`data.fold: none`), or nothing is "
+        "known of what is true of its cases, name another run"
     )
     return Fault(one.name, "no-cases", message)
 
@@ -204,8 +205,9 @@ def _differing(
         told = [f"{len(cases)} only {where} ({_listed(cases)})" for cases, where in sides if cases]
         message = (
             f"its validation cases are not those of {first.name}: {' and '.join(told)}, "
-            f"{len(truth.keys() & other_truth.keys())} in both. Compare runs of the same fold; folds that no "
-            f"manifest gives are dealt out by {SEED}, while `--fold all` validates every case with any seed"
+            f"{len(truth.keys() & other_truth.keys())} in both. Compare runs of the same fold of the "
+            "same patients, on whom alone folds that no manifest gives depend, or of `--fold all`, which "
+            "validates every case"
         )
         yield Fault(other.name, "cases-differ", message)
         return

@@ -29,7 +29,7 @@ from pipeline.inference.downstream import (
     write_measurements,
 )
 from pipeline.inference.enhancing import CHANGES
-from pipeline.inference.pairing import pair_truths, pair_up
+from pipeline.inference.pairing import find_labels, pair_truths
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.progress import progress_bar
 from pipeline.workflows.case_reports import describe_model
@@ -88,16 +88,26 @@ def evaluate_downstream(
         raise ConfigError(Fault(str(enhanced), "not-enhanced", message))
     check_writable(enhanced)
     cases = find_inputs([enhanced], len(checkpoint.channels))
+    if wrong := {len(case.images) for case in cases} - {len(checkpoint.channels)}:
+        raise ConfigError(_channel_fault("--downstream", checkpoint, max(wrong)))
     truths, faults = pair_truths(cases, truth, len(checkpoint.channels))
     known = [case for case in cases if case.id in truths]
     return measure_downstream(checkpoint, known, truths, enhanced, select_device(device), labels, faults)
 
 
-def find_segmenter(setting: str, model: str, uri: str | None = None) -> Checkpoint:
+def find_segmenter(
+    setting: str, model: str, uri: str | None = None, num_channels: int | None = None
+) -> Checkpoint:
     """The segmentation model that `setting` names.
 
+    Args:
+        setting: The option or setting.
+        model: Any of its names.
+        uri: Of the MLflow server; None for the one that is set.
+        num_channels: Of the images that it is for, if that is known.
+
     Raises:
-        ConfigError: If there is no such model, or it does something else.
+        ConfigError: If there is no such model, or it does something else, or with other channels.
         IntegrityError: If its file is damaged.
         ServiceError: If a registered model cannot be fetched.
     """
@@ -105,7 +115,18 @@ def find_segmenter(setting: str, model: str, uri: str | None = None) -> Checkpoi
     if checkpoint.job.get("task", "segmentation") != "segmentation":
         message = f"{model} is no segmentation model; name one that measures what matters in these images"
         raise ConfigError(Fault(setting, "other-task", message))
+    if num_channels is not None and len(checkpoint.channels) != num_channels:
+        raise ConfigError(_channel_fault(setting, checkpoint, num_channels))
     return checkpoint
+
+
+def _channel_fault(setting: str, checkpoint: Checkpoint, num_channels: int) -> Fault:
+    told = ", ".join(checkpoint.channels)
+    message = (
+        f"the model segments images of {len(checkpoint.channels)} channels ({told}), and these have "
+        f"{num_channels}; name one that was trained on such images"
+    )
+    return Fault(setting, "num-channels", message)
 
 
 def measure_downstream(
@@ -127,10 +148,16 @@ def measure_downstream(
         device: Where to compute.
         labels: Folder of label maps, if there are.
         faults: Why other cases are missing.
+
+    Raises:
+        InputError: If there is no such folder of label maps.
     """
+    # Before anything is segmented: that takes long.
+    known, unpaired = find_labels((case.id for case in cases), labels) if labels is not None else (None, [])
     predictor = load_predictor(segmenter, device)
-    masks, unread = _segment(predictor, cases, truths, enhanced)
-    references, unpaired = _find_references(enhanced / FOLDER, masks, labels)
+    pending = [case for case in cases if known is None or case.id in known]
+    masks, unread = _segment(predictor, pending, truths, enhanced)
+    references = {case: found[TRUTH] if known is None else known[case] for case, found in masks.items()}
     result = _measure(predictor, masks, references)
     result = replace(result, faults=[*faults, *unread, *unpaired, *result.faults])
     _write(enhanced, result, describe_model(segmenter, device), has_labels=labels is not None)
@@ -162,20 +189,6 @@ def _segment(
                 if report.mask is not None:
                     masks.setdefault(report.case, {})[image] = folder / image / report.mask
     return {case: found for case, found in masks.items() if len(found) == len(groups)}, faults
-
-
-def _find_references(
-    folder: Path, masks: Mapping[str, Mapping[str, Path]], labels: Path | None
-) -> tuple[dict[str, Path], list[Fault]]:
-    """What the masks of each case should be: label maps, or else the mask of the true image."""
-    if labels is None:
-        return {case: found[TRUTH] for case, found in masks.items()}, []
-    if not masks:
-        return {}, []
-    pairs, faults = pair_up(folder / ENHANCED, labels)
-    return {pair.case: pair.reference for pair in pairs if pair.case in masks}, [
-        fault for fault in faults if fault.where in masks
-    ]
 
 
 def _measure(

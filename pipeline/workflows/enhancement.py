@@ -63,7 +63,9 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
     def load_material(self, job: EnhancementJob, run: RunFolder | None = None) -> EnhancementMaterial:
         """See `Column`."""
         if job.inference.downstream is not None:  # known before the training, not found missing behind it
-            find_segmenter("inference.downstream", str(job.inference.downstream), job.tracking.uri)
+            num_channels = len(read_enhancement_study(job.data).channels)
+            name, uri = str(job.inference.downstream), job.tracking.uri
+            find_segmenter("inference.downstream", name, uri, num_channels)
         return load_enhancement_material(job)
 
     def build_task(

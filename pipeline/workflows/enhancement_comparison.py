@@ -21,6 +21,8 @@ from pipeline.workflows.enhancement_judging import TABLE
 
 _CHANGED = "ssim"
 _NUM_CHANGES = 12
+_BEFORE, _AFTER = ([f"{metric}_{when}" for metric in IMAGE_METRICS] for when in ("before", "after"))
+"""Columns of the tables."""
 _TEST = (
     "Wilcoxon's signed-rank test of the paired values of all cases, two-sided, with the bootstrap interval "
     "of the mean difference."
@@ -34,7 +36,7 @@ class EnhancementAnswers(AbstractAnswers):
     Attributes:
         cases: Ids, sorted.
         values: Per run, metric by metric one value a case.
-        truths: What the images were like before.
+        truths: What the images were like before; nothing where a run, which gives another unit, cannot tell.
     """
 
     cases: tuple[str, ...]
@@ -74,20 +76,21 @@ class EnhancementAnswers(AbstractAnswers):
 
 
 def read_enhancements(contenders: Sequence[Contender]) -> EnhancementAnswers:
-    """Reads the tables of the runs' validation cases; a run without known truths has none.
+    """Reads the tables of the runs' validation cases; those whose truth is not known are left out.
 
     Raises:
         InputError: If a table is damaged, or an image equals its truth, so that its PSNR has no value.
     """
     tables = {one.name: _read(one) for one in contenders}
+    has_before = all(name in row for table in tables.values() for row in table.values() for name in _BEFORE)
     truths = {
-        run: {case: tuple(row[f"{metric}_before"] for metric in IMAGE_METRICS) for case, row in table.items()}
+        run: {case: tuple(row[name] for name in _BEFORE if has_before) for case, row in table.items()}
         for run, table in tables.items()
     }
     values = {
         run: {
-            metric: np.array([float(table[case][f"{metric}_after"]) for case in sorted(table)])
-            for metric in IMAGE_METRICS
+            metric: np.array([float(table[case][name]) for case in sorted(table)])
+            for metric, name in zip(IMAGE_METRICS, _AFTER, strict=True)
         }
         for run, table in tables.items()
     }
@@ -97,15 +100,15 @@ def read_enhancements(contenders: Sequence[Contender]) -> EnhancementAnswers:
 def _read(one: Contender) -> dict[str, dict[str, str]]:
     """Lines by case, of all folds of a cross-validation."""
     lines: dict[str, dict[str, str]] = {}
-    columns = [f"{metric}_{when}" for metric in IMAGE_METRICS for when in ("before", "after")]
     for path in (part.path / TABLE for part in one.parts):
         if not path.is_file():
             continue
         with path.open(encoding="utf-8", newline="") as file:
             for number, line in enumerate(csv.DictReader(file), start=2):
-                if columns[0] not in line:  # nothing was known of what is true
-                    break
-                if not all(_is_finite(line.get(name)) for name in columns):
+                given = [name for name in _BEFORE if name in line] + list(_AFTER)
+                if not any(line.get(name) for name in given):  # nothing is known of what is true
+                    continue
+                if not all(_is_finite(line.get(name)) for name in given):
                     message = (
                         "PSNR or SSIM is no finite number here; an image that equals its truth has no PSNR"
                     )

@@ -18,19 +18,18 @@ from pipeline.inference.cohort import hash_inputs
 from pipeline.inference.enhancer import load_enhancer
 from pipeline.inference.enhancing import EnhancementReport, enhance_cohort, output_names
 from pipeline.inference.pairing import pair_truths
-from pipeline.inference.predictor import select_device
-from pipeline.memory import freed_memory_kept, parse_size
+from pipeline.memory import freed_memory_kept
 from pipeline.progress import progress_bar
 from pipeline.statistics import Summary, summarise
 from pipeline.workflows.auditing import AuditLog
 from pipeline.workflows.case_reports import (
     describe_model,
     find_finished,
+    find_means,
     parse_report,
     refuse_overwriting,
     refuse_unused_rules,
 )
-from pipeline.workflows.models import load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +79,12 @@ def enhance(
     Raises:
         FaultError: If nothing can be enhanced at all: no such model or input, or no place to write.
     """
-    limit = parse_size(max_memory) if max_memory is not None else None
-    checkpoint = load_model(model)
+    means = find_means(model, device, max_memory, [*inputs, *([truth] if truth is not None else [])], folder)
+    checkpoint = means.checkpoint
     if checkpoint.job.get("task") != "enhancement":
         message = "this model does not enhance images; use `clinseg predict`"
         raise ConfigError(Fault("model", "other-task", message))
-    enhancer = load_enhancer(checkpoint, select_device(device), limit, reverse=reverse)
+    enhancer = load_enhancer(checkpoint, means.device, means.max_memory, reverse=reverse)
     num_channels = len(enhancer.channels)
     cases = find_inputs(inputs, num_channels, rules)
     truths, faults = pair_truths(cases, truth, num_channels, rules) if truth is not None else ({}, [])
@@ -106,7 +105,7 @@ def enhance(
         "truth": None if truth is None else str(truth),
     }
     log = AuditLog(folder, about)
-    memory = freed_memory_kept() if limit is None else nullcontext()
+    memory = freed_memory_kept() if means.max_memory is None else nullcontext()
     with memory, progress_bar("Enhancing cases", len(pending)) as advance:
 
         def keep(report: EnhancementReport) -> None:
@@ -172,7 +171,7 @@ def _find_finished(
 
 def _parse(entry: Mapping[str, Any]) -> EnhancementReport | None:
     # One that could not be compared is made again.
-    is_finished = entry["status"] == "enhanced" and not entry["faults"]
+    is_finished = entry["status"] == "enhanced" and entry["files"] is not None and not entry["faults"]
     return parse_report(EnhancementReport, entry) if is_finished else None
 
 

@@ -20,14 +20,15 @@ from pipeline.inference.classifier import ClassReport
 from pipeline.inference.cohort import CaseReport, predict_cohort
 from pipeline.inference.explain import Method
 from pipeline.inference.exporting import Exports, probabilities_path
-from pipeline.inference.predictor import Predictor, load_predictor, select_device
-from pipeline.memory import freed_memory_kept, parse_size
+from pipeline.inference.predictor import Predictor, load_predictor
+from pipeline.memory import freed_memory_kept
 from pipeline.progress import progress_bar
 from pipeline.workflows.auditing import AuditLog
 from pipeline.workflows.case_reports import (
     describe_maker,
     describe_model,
     find_finished,
+    find_means,
     mask_hashes,
     parse_report,
     refuse_overwriting,
@@ -35,7 +36,6 @@ from pipeline.workflows.case_reports import (
     refuse_without_series,
 )
 from pipeline.workflows.class_prediction import classify
-from pipeline.workflows.models import load_model
 
 
 def predict(
@@ -82,8 +82,8 @@ def predict(
     Raises:
         FaultError: If nothing can be predicted at all: no such model or input, or no place to write.
     """
-    limit = parse_size(max_memory) if max_memory is not None else None
-    checkpoint = load_model(model)
+    means = find_means(model, device, max_memory, inputs, folder)
+    checkpoint, limit = means.checkpoint, means.max_memory
     asked = {
         "--max-memory": limit is not None,
         "--resume": resume,
@@ -94,9 +94,9 @@ def predict(
     _refuse_task(checkpoint, asked, method)
     if checkpoint.job.get("task") == "classification":
         maker = describe_maker(checkpoint, "classifier") if also else None
-        return classify(checkpoint, inputs, folder, select_device(device), method, rules, maker)
+        return classify(checkpoint, inputs, folder, means.device, method, rules, maker)
     exports = _choose_exports(also, checkpoint, with_probabilities=with_probabilities)
-    predictor = load_predictor(checkpoint, select_device(device), limit, compiles=compiles)
+    predictor = load_predictor(checkpoint, means.device, limit, compiles=compiles)
     cases = find_inputs(inputs, predictor.num_channels, rules)
     refuse_unused_rules(cases, rules)
     if exports is not None:
@@ -167,7 +167,8 @@ def _describe(report: CaseReport) -> dict[str, object]:
 
 
 def _parse(entry: Mapping[str, Any]) -> CaseReport | None:
-    return parse_report(CaseReport, entry) if entry["status"] == "predicted" else None
+    is_finished = entry["status"] == "predicted" and entry["mask"] is not None
+    return parse_report(CaseReport, entry) if is_finished else None
 
 
 def _choose_exports(

@@ -111,7 +111,7 @@ def entries_of(content: Mapping[str, Any]) -> dict[str, Entry]:
 
 
 def case_remarks(entries: Mapping[str, Entry]) -> list[str]:
-    """Faults and warnings of cases, the refused ones first; of paths only the last part is told."""
+    """Faults and warnings of cases, the refused ones first."""
     told = [
         (kind, case, text)
         for kind in ("faults", "warnings")
@@ -119,9 +119,14 @@ def case_remarks(entries: Mapping[str, Entry]) -> list[str]:
         for text in map(str, entry[kind])
     ]
     return [
-        f"{case}, {'refused' if kind == 'faults' else 'warning'}: {_FOLDERS.sub('', text)}"
+        f"{case}, {'refused' if kind == 'faults' else 'warning'}: {without_folders(text)}"
         for kind, case, text in told
     ]
+
+
+def without_folders(text: str) -> str:
+    """What is told of a case, with only the last part of paths: pages travel, and folders may be names."""
+    return _FOLDERS.sub("", text)
 
 
 def work_facts(entries: Mapping[str, Entry]) -> dict[str, str]:

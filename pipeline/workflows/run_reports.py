@@ -40,6 +40,7 @@ from pipeline.workflows.report_material import (
     entries_of,
     existing_masks,
     read_prediction_report,
+    without_folders,
 )
 from pipeline.workflows.resuming import CONFIG
 from pipeline.workflows.run_facts import run_charts, run_facts
@@ -85,7 +86,7 @@ def read_run(run: RunFolder) -> ReportMaterial:
 
 
 def downstream_remarks(parts: Sequence[RunFolder]) -> list[str]:
-    """Whether what an enhancer makes can be measured, where a segmentation was asked."""
+    """What a segmentation finds in what an enhancer makes, where it was asked, and what was not measured."""
     told = []
     for part in parts:
         path = part.path / ENHANCED / REPORT
@@ -94,7 +95,8 @@ def downstream_remarks(parts: Sequence[RunFolder]) -> list[str]:
             if said.get("told"):
                 mark = "Warning: " if said["warning"] else ""
                 told.append(f"{mark}What a segmentation finds in enhanced images: {said['told']}")
-        except (OSError, ValueError, LookupError, AttributeError):
+            told += [f"Not measured: {without_folders(str(fault))}" for fault in said.get("faults", ())]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             told.append(f"{path.name} of {part.name} cannot be read.")
     return told
 

@@ -30,6 +30,7 @@ from pipeline.tracking import (
     summarise_run,
 )
 from pipeline.training.distributed import ALONE, join_world
+from pipeline.training.divergence import DivergedError
 from pipeline.workflows.columns import Column
 from pipeline.workflows.models import WINNER_TAG
 from pipeline.workflows.recording import ENDING, describe_job
@@ -171,7 +172,7 @@ def _train(
     column: Column[Any, Any, Any],
     signals: StopSignals,
 ) -> Trial:
-    """Trains, or goes on with a trial; one that is finished stays as it is, one without memory has failed."""
+    """Trains, or goes on with a trial; a finished one stays, one that lacks memory or diverges has failed."""
     run, trouble = find_child(record.run, place.name), None
     if run is None or read_status(run) != "FINISHED":
         is_begun = run is not None and (run.path / CONFIG).is_file()
@@ -182,7 +183,7 @@ def _train(
         try:
             job = load_job(record.folder / CONFIG, as_overrides(settings))
             train(job, run if is_begun else None, signals, ALONE, _silent, _silent, place)
-        except ResourceError as error:
+        except (ResourceError, DivergedError) as error:
             trouble = str(error)
         run = find_child(record.run, place.name)
     if run is None:

@@ -10,7 +10,7 @@ from pipeline.data.case_images import read_case_images
 from pipeline.data.cases import Case
 from pipeline.data.prepared_cases import PreparedCase, add_twins
 from pipeline.errors import ConfigError, Fault
-from pipeline.inference.enhancer import load_enhancer
+from pipeline.inference.enhancer import knows_way_back, load_enhancer
 from pipeline.inference.grids import on_grid
 from pipeline.inference.predictor import select_device
 from pipeline.progress import progress_bar
@@ -47,6 +47,9 @@ def find_twin_maker(job: SegmentationJob, num_channels: int) -> Checkpoint | Non
     if len(checkpoint.channels) != num_channels:
         message = f"{model} works on {len(checkpoint.channels)} channels, and the images have {num_channels}"
         raise ConfigError(Fault(_SETTING, "num-channels", message))
+    if job.augmentation.enhancer_reverse and not knows_way_back(checkpoint):
+        message = f"{model} goes one way only; set it to false, or name a model of method cyclegan"
+        raise ConfigError(Fault("augmentation.enhancer_reverse", "no-way-back", message))
     return checkpoint
 
 

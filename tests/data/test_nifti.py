@@ -107,6 +107,10 @@ REFUSED = {
     "gz named nii": ("not-nifti", lambda d: changed(d / NII, gzip.compress)),
     "header of a pair": ("not-nifti", lambda d: patched(d / NII, magic=b"ni1")),
     "huge": ("too-large", lambda d: patched(d / NII, dim=dims(30000, 30000, 30000))),
+    "longer than a result can be": (
+        "too-large",
+        lambda d: nib.save(nib.Nifti2Image(np.zeros((32768, 2, 2), np.uint8), AFFINE), d / NII) or d / NII,
+    ),
     "larger than the file": ("truncated", lambda d: patched(d / NII, dim=dims(500, 500, 500))),
     "no axes": ("dimensions", lambda d: patched(d / NII, dim=[0] * 8)),
     "one axis": ("dimensions", lambda d: patched(d / NII, dim=dims(120))),

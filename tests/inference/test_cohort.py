@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from pipeline.checkpoint import read_checkpoint
 from pipeline.data.cases import Case
-from pipeline.inference.cohort import predict_cohort
+from pipeline.inference.cohort import CaseReport, predict_cohort
 from pipeline.inference.predictor import load_predictor, select_device
 from transforms.preprocessing import Prepared
 
@@ -130,8 +131,13 @@ def test_resume_with_another_model_begins_anew(clinseg, trained, images, tmp_pat
     assert before and all(mask.stat().st_mtime_ns > written for mask, written in before.items())
 
 
-def test_a_report_that_is_none_is_refused(clinseg, trained, images, tmp_path):
-    (tmp_path / "report.json").write_text("{}")
+@pytest.mark.parametrize(
+    "entry", [{}, {"mask": 1}, {"mask_hash": ["a"]}, {"exports": "dicom-seg"}, {"input_hashes": None}]
+)
+def test_a_report_that_is_none_is_refused(clinseg, trained, images, tmp_path, entry):
+    case = {**asdict(CaseReport("phantom_00", "phantom_00.nii.gz")), "status": "predicted", **entry}
+    known = {"model_sha256": read_checkpoint(trained.model).content_hash, "cases": [case]}
+    (tmp_path / "report.json").write_text(json.dumps(known if entry else entry))
     answer = clinseg("predict", trained.model, images, "-o", tmp_path, "--resume")
     assert answer.code == 2
     assert "nothing can be resumed" in answer.err
@@ -168,7 +174,7 @@ def test_the_plan_is_shown_and_a_budget_changes_no_voxel(clinseg, trained, image
     assert free == kept
     answer = clinseg("predict", trained.model, path, "-o", tmp_path / "none", "--max-memory", "50MiB")
     assert answer.code == 3
-    assert "the least that would do is" in answer.err
+    assert "it cannot be prepared within 50 MiB: that takes" in answer.err and "allow more" in answer.err
     assert clinseg("predict", trained.model, path, "-o", tmp_path, "--max-memory", "lots").code == 2
 
 

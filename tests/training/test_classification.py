@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.training.class_losses import ClassLoss, balance_weights
 from pipeline.training.classification import ClassificationTask
 from pipeline.training.distributed import World
+from pipeline.training.divergence import DivergedError
 from pipeline.training.loop import fit
 from transforms.keys import CLASS, IMAGE
 
@@ -100,6 +101,14 @@ def test_stopped_anywhere_it_ends_with_the_same_bits(is_balanced):
     resumed = train(stopped.state)
     torch.testing.assert_close(resumed.state["task"], straight.state["task"], rtol=0, atol=0)
     assert resumed.metrics == straight.metrics[1:]
+
+
+def test_a_training_that_diverges_is_stopped_and_keeps_nothing():
+    job = build_job(learning_rate=1e30)
+    surroundings, (task, sampler) = Surroundings(), build(job)
+    with pytest.raises(DivergedError, match=r"training\.learning_rate: .*epoch 1 .*loss.* was nan"):
+        fit(task, sampler, job.training, surroundings)
+    assert surroundings.state is None and not surroundings.metrics
 
 
 def test_a_rehearsal_changes_nothing():

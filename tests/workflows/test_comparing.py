@@ -152,7 +152,7 @@ def test_a_page_shows_any_name_as_text_and_asks_nothing(runs, tmp_path):
         (
             {"cases": [f"case {n}" for n in range(24)]},
             "cases-differ",
-            "1 only in one .* 1 only here .*case 0",
+            "1 only in one .* 1 only here .*case 0.*same patients, on whom alone folds",
         ),
         ({"reference": 2.5}, "references-differ", "24 cases .* and 19 more"),
         ({"data_hash": "f" * 64}, "data-differ", "files of its cases are not those of one"),

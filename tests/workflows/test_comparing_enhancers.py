@@ -62,6 +62,30 @@ def test_enhancers_of_other_images_are_not_compared():
         compare(["one", "other"])
 
 
+def test_cases_without_a_truth_are_left_out():
+    for name, values in (("one", GOOD), ("other", POOR)):
+        add_run(name, values)
+        table = Path(f"mlruns/runs/{name}/cases.csv")
+        lines = table.read_text().splitlines()
+        lines[3:5] = ["c02,,,,,1,2", "c03,,,,,1,2"]
+        table.write_text("\n".join(lines) + "\n")
+    found = compare(["one", "other"]).outcome.findings[0]
+    assert found.difference.value == pytest.approx(np.mean(np.delete(POOR - GOOD, [2, 3])), abs=1e-4)
+    table.write_text("case,mean_change,largest_change\nc00,1,2\n")
+    with pytest.raises(ConfigError, match="nothing is known of what is true"):
+        compare(["one", "other"])
+
+
+def test_images_in_the_unit_of_the_targets_are_compared_by_what_they_are_like_after():
+    for name, values in (("one", GOOD), ("other", POOR)):
+        add_run(name, values)
+    table = Path("mlruns/runs/other/cases.csv")
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    table.write_text("".join(",".join([row[0], *row[3:]]) + "\n" for row in rows))
+    found = compare(["one", "other"]).outcome.findings[0]
+    assert found.difference.value == pytest.approx(np.mean(POOR - GOOD), abs=1e-4)
+
+
 def test_a_damaged_table_is_told_with_its_line():
     add_run("one", GOOD)
     add_run("other", np.where(np.arange(NUM) == 3, np.nan, POOR))

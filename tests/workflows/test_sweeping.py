@@ -101,6 +101,15 @@ def test_what_no_setting_takes_is_told_before_anything_is_trained(clinseg, setti
 
 
 @pytest.mark.slow
+def test_a_trial_that_diverges_has_failed_and_the_others_go_on(settings):
+    result = sweep(CONFIG, Request(choices=("training.learning_rate=1e+30,0.02",)), settings)
+    diverged, fine = result.trials
+    assert diverged.score is None and "diverged" in diverged.ending
+    assert fine.score is not None and result.winner == fine
+    assert not list((find_run(diverged.run).path / "checkpoints").glob("*"))
+
+
+@pytest.mark.slow
 def test_interrupted_between_trials_it_ends_as_without(settings):
     def stop(number, total, tried):
         if number == 2:

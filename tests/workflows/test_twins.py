@@ -114,6 +114,12 @@ def test_models_that_do_not_fit_are_refused(job, tmp_path):
     two = write_enhancer(tmp_path / "two.safetensors", num_channels=2)
     with pytest.raises(ConfigError, match="2 channels"):
         load_material(job(augmentation__from_enhancer=two))
+    forth = read_checkpoint(tmp_path / "enhancer.safetensors")
+    weights = {name: weight for name, weight in forth.weights.items() if name.startswith("forward.")}
+    write_checkpoint(tmp_path / "forth.safetensors", replace(forth, weights=weights))
+    one_way = {"augmentation__from_enhancer": tmp_path / "forth.safetensors"}
+    with pytest.raises(ConfigError, match=r"augmentation\.enhancer_reverse: .* one way only"):
+        load_material(job(**one_way, augmentation__enhancer_reverse="true"))
 
 
 @pytest.mark.slow
