@@ -237,6 +237,7 @@ def write_gates() -> None:
         "`python benchmarks/accuracy.py hippocampus gates-hippocampus gates-openkbp`: all else equal, the",
         "same budget. Dice and its difference, on minus off, paired by case: mean (bootstrap 95 % interval",
         "over cases). Where there are several seeds, a case counts once, with the mean of its trainings.",
+        "What gates cost in parameters and time stands in [training.md](training.md#attention-gates).",
         "",
         "| job | trainings of each | cases | structure | on | off | difference |",
         "|---|---|---|---|---|---|---|",
