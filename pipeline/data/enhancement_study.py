@@ -94,10 +94,11 @@ def split_enhancement(
     split = split_cases(study.cases, section)
     is_paired = training.method == "supervised"
     if section.corruption is None:
-        given = set(study.sources)
-        sources = [case for case in split.training if case in given]
-        targets = [case for case in split.training if case not in given]
-        held_out = [case for case in split.validation if case in given]
+        # By patient: an image that both manifests name is a case of both.
+        left_out = {case.patient for case in split.validation}
+        sources = [case for case in study.sources if case.patient not in left_out]
+        targets = [case for case in study.targets if case.patient not in left_out]
+        held_out = [case for case in study.sources if case.patient in left_out]
         if is_paired:
             sources, targets = _pair(sources, targets)
     elif is_paired:
