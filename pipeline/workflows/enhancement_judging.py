@@ -111,14 +111,17 @@ def _judge_downstream(
 
 
 def gather_figures(runs: Sequence[RunFolder]) -> dict[str, Estimate]:
-    """Means over all cases that runs judged, each by those that it was not trained on."""
+    """Means over all cases that runs judged, each by those that it was not trained on.
+
+    A run that knew no truth has no such columns, whichever it is.
+    """
     rows: list[dict[str, str]] = []
     for run in runs:
         if (run.path / TABLE).is_file():
             with (run.path / TABLE).open(encoding="utf-8", newline="") as file:
                 rows += csv.DictReader(file)
-    names = [name for name in (rows[0] if rows else {}) if name.startswith(IMAGE_METRICS)]
-    found = {name: [float(row[name]) for row in rows if row[name]] for name in names}
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith(IMAGE_METRICS))
+    found = {name: [float(row[name]) for row in rows if row.get(name)] for name in names}
     return {name: summarise(values).estimate for name, values in found.items() if values}
 
 
