@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -47,6 +48,11 @@ class EnhancementImage:
     truth: Tensor | None
     scales: tuple[Scale, ...]
     affine: Affine
+
+    @cached_property
+    def can_judge(self) -> bool:
+        """Whether the truth is known and not constant: what is all one value judges nothing."""
+        return self.truth is not None and all(bool(channel.min() < channel.max()) for channel in self.truth)
 
 
 def prepare_chain(job: EnhancementJob) -> Preprocessing:

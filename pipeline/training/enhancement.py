@@ -39,11 +39,11 @@ def generator_bytes(generator: nn.Module, stepper: Stepper, shape: Sequence[int]
 def validate_enhancement(
     generator: nn.Module, job: EnhancementJob, validation: Sequence[EnhancementImage], device: torch.device
 ) -> dict[str, float]:
-    """Means of PSNR and SSIM over the cases whose truth is known, on the network's grid; none if none is.
+    """Means of PSNR and SSIM over the cases whose truth can judge, on the network's grid; none if none can.
 
     Without flips, which cost eight times as much and say the same about the course of a training.
     """
-    known = [image for image in validation if image.truth is not None]
+    known = [image for image in validation if image.can_judge]
     if not known:
         return {}
     job = job.model_copy(update={"inference": job.inference.model_copy(update={"flips": False})})

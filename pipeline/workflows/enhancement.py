@@ -23,7 +23,7 @@ from pipeline.training.distributed import World
 from pipeline.training.supervised import SupervisedEnhancementTask
 from pipeline.workflows.columns import Column, Judgement, Part
 from pipeline.workflows.downstream import find_segmenter
-from pipeline.workflows.enhancement_judging import gather_figures, judge_enhancer
+from pipeline.workflows.enhancement_judging import gather_figures, gather_remarks, judge_enhancer
 from pipeline.workflows.enhancement_material import EnhancementMaterial, load_enhancement_material
 from pipeline.workflows.joining import write_ensemble
 from pipeline.workflows.models import BEST
@@ -112,7 +112,8 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
         self, record: Record, job: EnhancementJob, material: EnhancementMaterial, device: torch.device
     ) -> Judgement:
         """See `Column`."""
-        return Judgement(figures=judge_enhancer(record, job, material, device))
+        figures = judge_enhancer(record, job, material, device)
+        return Judgement(figures=figures, remarks=gather_remarks([record.run]))
 
     def summarise_fold(self, part: Part) -> dict[str, float]:
         """See `Column`."""
@@ -123,9 +124,10 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
         """One model of all folds; its figures are what each said of the cases that it had not seen."""
         checkpoints = [read_checkpoint(part.run.path / BEST) for part in parts]
         write_ensemble(record, job, checkpoints)
-        figures = gather_figures([part.run for part in parts])
+        runs = [part.run for part in parts]
+        figures = gather_figures(runs)
         record_best(record, figures, len(parts))
-        return Judgement(figures=figures)
+        return Judgement(figures=figures, remarks=gather_remarks(runs))
 
 
 def _build_sampler(job: EnhancementJob, material: EnhancementMaterial, batch_size: int) -> PairSampler:

@@ -77,12 +77,12 @@ class EnhancementMaterial(AbstractMaterial):
     @property
     def validation_share(self) -> float:
         """By voxels."""
-        sizes = [image.image[0].numel() for image in self.validation if image.truth is not None]
+        sizes = [image.image[0].numel() for image in self.validation if image.can_judge]
         return sizes[0] / sum(sizes) if sizes else 0.0
 
     def with_one_validation(self) -> EnhancementMaterial:
-        """The same with the first validation case alone whose truth is known."""
-        known = [image for image in self.validation if image.truth is not None]
+        """The same with the first validation case alone whose truth can judge."""
+        known = [image for image in self.validation if image.can_judge]
         return replace(self, validation=known[:1])
 
 

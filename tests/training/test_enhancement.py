@@ -139,6 +139,19 @@ def test_flips_cost_nothing_while_it_trains():
     assert told == [1, 2]
 
 
+def test_a_constant_truth_judges_nothing():
+    job = make_job(inference__window_size="[16, 16, 16]")
+    image = torch.rand(1, 16, 16, 16)
+
+    def case(truth):
+        return EnhancementImage(Case("a", "a", ()), image, truth, (Scale(0.0, 1.0),), np.eye(4))
+
+    known, level, unknown = case(image.flip(1)), case(torch.full_like(image, 7)), case(None)
+    alone = validate_enhancement(torch.nn.Identity(), job, [known], CPU)
+    assert alone == validate_enhancement(torch.nn.Identity(), job, [level, unknown, known], CPU)
+    assert validate_enhancement(torch.nn.Identity(), job, [level, unknown], CPU) == {}
+
+
 def test_regression_comes_closer_to_the_truth():
     job = make_job(training__learning_rate="0.01")
     task = SupervisedEnhancementTask(job, 1, [], CPU)
