@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +27,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         ResourceError: If the folder cannot be written or the disk is full; `path` is then as it was before.
     """
-    temporary = path.with_name(f".{os.getpid()}-partial-{path.name}")
+    # Cases prepared side by side may be the very same image, and so the same file.
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}-partial-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -84,3 +84,9 @@ def test_a_truth_lies_where_its_image_does_up_to_the_last_voxel(tmp_path, job):
         for spacing in (None, (2.0, 2.0, 3.0), (0.6, 1.0, 1.5)):
             (image,) = prepare_enhancement_images([(pair[0], pair[1])], 1, job(spacing=spacing))
             assert torch.allclose(image.truth, image.image, atol=1e-4)
+
+
+def test_cases_that_are_one_image_are_prepared_side_by_side(tmp_path, job):
+    pairs = [(save(tmp_path / f"in/{number}.nii.gz", ramp()), None) for number in range(12)]
+    found = prepare_enhancement_images(pairs, 1, job("cyclegan"))
+    assert all(torch.equal(image.image, found[0].image) for image in found)
