@@ -91,7 +91,20 @@ def split_enhancement(
         ConfigError: If there is no such fold, too few patients, or no truth where one is needed.
         InputError: If the manifest spreads a patient over several folds.
     """
-    split = split_cases(study.cases, section)
+    return assign_roles(study, split_cases(study.cases, section), section, training)
+
+
+def assign_roles(
+    study: EnhancementStudy,
+    split: Split,
+    section: EnhancementDataSection,
+    training: EnhancementTrainingSection,
+) -> EnhancementSplit:
+    """Who of those that train are sources and targets; see `split_enhancement`.
+
+    Raises:
+        ConfigError: If there are too few patients, or no truth where one is needed.
+    """
     is_paired = training.method == "supervised"
     if section.corruption is None:
         # By patient: an image that both manifests name is a case of both.

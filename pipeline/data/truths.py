@@ -42,8 +42,8 @@ def truth_fault(case: str, truth: Grid, image: Grid, network: Affine | None = No
         return None
     missing = max(voxels * truth.spacing[axis] for axis, voxels in zip(axes, beyond, strict=True))
     message = (
-        f"the image reaches {missing:.3g} mm beyond its truth, where nothing says how it should look; crop it "
-        "to what the truth shows, or give it another truth"
+        f"the image reaches {missing:.3g} mm beyond its truth, where nothing says how it should look; crop "
+        "it to what the truth shows, or give it another truth"
     )
     return Fault(case, "truth-grid", message)
 

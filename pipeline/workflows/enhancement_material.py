@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.config import EnhancementJob
+from pipeline.data.case_images import slice_fault
 from pipeline.data.enhancement_images import EnhancementImage, prepare_enhancement_images
 from pipeline.data.enhancement_study import (
     EnhancementStudy,
@@ -18,6 +19,7 @@ from pipeline.data.enhancement_study import (
 )
 from pipeline.data.folds import Split
 from pipeline.data.prepared_cases import hash_contents, hash_files
+from pipeline.errors import InputError
 from pipeline.progress import progress_bar
 from pipeline.workflows.columns import AbstractMaterial
 from transforms.enhancement import Scale
@@ -103,6 +105,7 @@ def load_enhancement_material(job: EnhancementJob) -> EnhancementMaterial:
     with progress_bar("Preparing cases", len(with_truth) + len(plain)) as advance:
         known = prepare_enhancement_images(with_truth, num_channels, job, job.data.corruption, advance)
         targets = prepare_enhancement_images(plain, num_channels, job, None, advance)
+    _check_slices(job, [*known, *targets])
     num_held_out = len(roles.validation)
     validation, sources = known[:num_held_out], known[num_held_out:]
     targets = sources if is_paired else targets
@@ -113,6 +116,15 @@ def load_enhancement_material(job: EnhancementJob) -> EnhancementMaterial:
     return EnhancementMaterial(
         study, as_split(roles), statistics, sources, targets, validation, hash_contents(lines)
     )
+
+
+def _check_slices(job: EnhancementJob, images: Sequence[EnhancementImage]) -> None:
+    """Raises an InputError if a two-dimensional job would cut images of one slice across that slice."""
+    if job.network.dimensions == 2:
+        letters = job.preprocessing.orientation
+        found = [slice_fault(image.case.id, image.image.shape[1:], letters) for image in images]
+        if faults := [fault for fault in found if fault is not None]:
+            raise InputError(dict.fromkeys(faults))
 
 
 def _median_scales(images: Sequence[EnhancementImage]) -> tuple[Scale, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config import Job, SegmentationJob
+from pipeline.data.case_images import slice_fault
 from pipeline.data.cases import Study, read_manifest
 from pipeline.data.fingerprint import measure_intensities
 from pipeline.data.folds import Split, split_cases
@@ -150,17 +151,8 @@ def _check_slices(job: SegmentationJob, prepared: Sequence[PreparedCase]) -> Non
     if job.network.dimensions == 3:
         return
     letters = job.preprocessing.orientation
-    faults = []
-    for case in prepared:
-        _, *within, num_slices = case.label.shape
-        if num_slices > 1 and 1 in within:
-            thin = letters[within.index(1)]
-            message = (
-                f"it is one voxel thick along {thin}, but slices are taken along the last axis; set "
-                f"preprocessing.orientation to {letters.replace(thin, '') + thin}"
-            )
-            faults.append(Fault(case.case.id, "slice-axis", message))
-    if faults:
+    found = [slice_fault(case.case.id, case.label.shape[1:], letters) for case in prepared]
+    if faults := [fault for fault in found if fault is not None]:
         raise InputError(faults)
 
 
