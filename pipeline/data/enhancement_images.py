@@ -41,6 +41,7 @@ class EnhancementImage:
             if it cannot be held against the whole image.
         scales: Of each channel.
         affine: 4x4, voxel of `image` → world, RAS millimetres.
+        made_scales: Of each channel of what is made of it; None if they are its own.
     """
 
     case: Case
@@ -48,6 +49,7 @@ class EnhancementImage:
     truth: Tensor | None
     scales: tuple[Scale, ...]
     affine: Affine
+    made_scales: tuple[Scale, ...] | None = None
 
     @cached_property
     def can_judge(self) -> bool:

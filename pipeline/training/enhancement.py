@@ -57,9 +57,10 @@ def validate_enhancement(
         seen = Scaled(stack_neighbours(image.image, job.network.neighbours), image.affine, scaled_already)
         made = enhancer.enhance(seen, Grid((height, width, depth), image.affine)).images
         # In the unit of the images, which SSIM is about: it compares means as well.
+        scales = zip(image.made_scales or image.scales, image.scales, strict=True)
         pairs = [
-            (one * scale.deviation + scale.mean, truth * scale.deviation + scale.mean)
-            for one, truth, scale in zip(made, image.truth.numpy(), image.scales, strict=True)
+            (one * own.deviation + own.mean, truth * scale.deviation + scale.mean)
+            for one, truth, (own, scale) in zip(made, image.truth.numpy(), scales, strict=True)
         ]
         figures = [[metric(one, truth, data_range(truth)) for one, truth in pairs] for metric in (psnr, ssim)]
         found.append(np.mean(figures, axis=1))

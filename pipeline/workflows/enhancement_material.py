@@ -110,6 +110,8 @@ def load_enhancement_material(job: EnhancementJob) -> EnhancementMaterial:
     validation, sources = known[:num_held_out], known[num_held_out:]
     targets = sources if is_paired else targets
     statistics = (*_median_scales(sources), *_median_scales(targets))
+    if job.inference.intensities == "target":
+        validation = [replace(image, made_scales=statistics[num_channels:]) for image in validation]
     # Of all cases, whatever a fold makes of them: folds of one study have one hash.
     lines = [f"source {case.id} {hash_files(case)}" for case in study.sources]
     lines += [f"target {case.id} {hash_files(case)}" for case in study.targets]

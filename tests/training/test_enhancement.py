@@ -120,6 +120,11 @@ def test_rician_noise_needs_to_know_where_nothing_is():
         make_job(preprocessing__normalisation="zscore")
 
 
+def test_what_is_learnt_from_pairs_is_in_the_unit_of_the_truth_already():
+    with pytest.raises(ConfigError, match=r"truth's own unit already; set it to input"):
+        make_job(training__method="supervised", inference__intensities="target")
+
+
 def test_flips_cost_nothing_while_it_trains():
     job = make_job(inference__window_size="[16, 16, 16]")
     seen = []
