@@ -227,6 +227,22 @@ def test_a_case_without_its_truth_is_enhanced_and_named(clinseg, model, tmp_path
     assert one.code == 0
 
 
+def test_no_truth_is_replaced(clinseg, model, tmp_path):
+    """It is read after the images are written, and would then be the image that it judges."""
+    for name in "ab":
+        write_image(tmp_path / f"in/{name}.nii.gz")
+        write_image(tmp_path / f"true/{name}.nii.gz", seed=1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
+    command = ["enhance", model(), tmp_path / "in", "-o", tmp_path / "true", "--truth"]
+    answer = clinseg(*command, tmp_path / "true")
+    assert answer.code == 2 and answer.err.count("would-overwrite") == 2
+    assert f"its truth {tmp_path / 'true/a.nii.gz'}" in answer.err
+    command[2] = tmp_path / "in/a.nii.gz"
+    answer = clinseg(*command, tmp_path / "true/a.nii.gz")
+    assert answer.code == 2 and "would-overwrite" in answer.err
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
+
+
 def test_the_truth_is_compared_on_its_own_grid_where_the_images_reach():
     """A ramp is exact under linear resampling, beyond the outermost voxels it is not."""
     coarse, fine = np.diag([1.0, 1, 3, 1]), np.diag([1.0, 1, 1, 1])

@@ -71,6 +71,40 @@ def test_a_cross_validation_joins_its_folds(clinseg, images, tmp_path, monkeypat
 
 
 @pytest.mark.slow
+def test_truths_that_cannot_judge_leave_a_training_its_other_cases(clinseg, images, tmp_path, monkeypatch):
+    """They are told of at its end, when the model is there, and keep nothing from being judged."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"p{number},{images}/p{number}.nii.gz,{number // 3}\n" for number in range(6)]
+    Path("sources.csv").write_text("case,image,fold\n" + "".join(rows))
+    fine = nib.load(images / "p0.nii.gz")
+    level, turned = np.full(fine.shape, 7, np.int16), nib.eulerangles.euler2mat(0.2)
+    nib.save(nib.Nifti1Image(level, fine.affine), "level.nii.gz")
+    nib.save(
+        nib.Nifti1Image(fine.get_fdata(), nib.affines.from_matvec(turned) @ fine.affine), "turned.nii.gz"
+    )
+    truths = {"p0": images / "p9.nii.gz", "p1": "level.nii.gz", "p2": "turned.nii.gz"}
+    truths |= {f"q{number}": images / f"p{number}.nii.gz" for number in range(6, 9)}
+    rows = [f"{case},{path},{int(case > 'q')}\n" for case, path in truths.items()]
+    Path("targets.csv").write_text("case,image,fold\n" + "".join(rows))
+    settings = {
+        "data.manifest": "sources.csv",
+        "data.target": "targets.csv",
+        "data.corruption": "null",
+        "training.epochs": 1,
+        "training.steps_per_epoch": 1,
+    }
+    answer = clinseg("train", CONFIG, *(f"--set={name}={value}" for name, value in settings.items()))
+    assert answer.code == 0, answer.err
+    assert "warning: p1: all of the truth's voxels" in answer.err and "truth-constant" in answer.err
+    assert "warning: p2: the truth's axes are turned" in answer.err
+    (run,) = Path("mlruns/runs").iterdir()
+    told = read_figures(run)
+    assert [case for case in told if told[case]["psnr_after"]] == ["p0"]
+    assert [case for case in told if told[case]["remark"]] == ["p1", "p2"]
+    assert "axes are turned" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_thick_slices_become_thin_where_they_were(clinseg, images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     answer = clinseg("train", FINER, "--set", f"data.manifest={images}")

@@ -87,6 +87,7 @@ def train(
     )
     if result is None:  # one of several processes, of which the first tells
         return
+    show_faults("warning", result.judgement.remarks)
     show_judgement(result.judgement)
     OUT.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
     OUT.print(f"Apply it:   clinseg {result.command} {result.run} INPUT -o results")

@@ -188,7 +188,7 @@ class EnhancementInferenceSection(SlidingSection):
     order and direction of axes, as super-resolution needs."""
     intensities: Literal["input", "target"] = "input"
     """The scale of the result: the input's own, or the median of the training targets, where another contrast
-    is made."""
+    is made of unpaired images; what is learnt from pairs is in the targets' unit anyway."""
     downstream: ModelField | None = None
     """A segmentation model, by any of its names: at the end of a training it is applied to the validation
     cases before and after, and to their truth; the report warns if Dice falls. See `docs/enhancement.md`."""
@@ -231,6 +231,11 @@ class EnhancementJob(Section):
         if is_rician and self.preprocessing.normalisation != "magnitude":
             raise ValueError(
                 "network.noise: rician needs to know where 0 is; set preprocessing.normalisation to magnitude"
+            )
+        if not has_way_back and self.inference.intensities == "target":
+            raise ValueError(
+                "inference.intensities: what supervised learns is the truth in the scale of its source, and "
+                "undoing that gives the truth's own unit already; set it to input"
             )
         smallest = self.network.smallest_judged
         if has_way_back and min(self.training.patch_size) < smallest:

@@ -129,6 +129,25 @@ def grid_faults(case: Case, what: str, prefix: str, grid: Grid, reference: Grid)
         yield Fault(case.id, f"{prefix}affine-mismatch", message)
 
 
+def slice_fault(case: str, shape: Sequence[int], orientation: str) -> Fault | None:
+    """Why a network of two dimensions cannot take slices of a volume: they would be lines of one voxel.
+
+    Args:
+        case: Its id.
+        shape: `(H, W, D)` in the order of `orientation`.
+        orientation: Anatomical direction of the axes, such as `RAS`; slices are taken along the last.
+    """
+    *within, num_slices = shape
+    if num_slices == 1 or 1 not in within:
+        return None
+    thin = orientation[within.index(1)]
+    message = (
+        f"it is one voxel thick along {thin}, but slices are taken along the last axis; set "
+        f"preprocessing.orientation to {orientation.replace(thin, '') + thin}"
+    )
+    return Fault(case, "slice-axis", message)
+
+
 def _constant_images(case: Case, images: Iterable[Volume]) -> Iterator[Fault]:
     for index, image in enumerate(images):
         if (value := image.array.min()) == image.array.max():

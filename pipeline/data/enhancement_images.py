@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,15 +17,16 @@ from pipeline.data.case_images import read_case_images
 from pipeline.data.cases import Case
 from pipeline.data.corrupting import corrupt
 from pipeline.data.prepared_cases import hash_files, prepare_all
-from pipeline.volume import Affine, Volume
+from pipeline.data.truths import bring_truth, truth_fault
+from pipeline.errors import InputError
+from pipeline.volume import Affine
 from transforms.cropping import crop
 from transforms.enhancement import Scale, prepare_image, stack_neighbours
 from transforms.keys import IMAGE, SOURCE, TARGET
-from transforms.preprocessing import Preprocessing, preprocess
-from transforms.resampling import resample_within
+from transforms.preprocessing import Preprocessing
 
 # Changes whenever the same files and settings would give other voxels than before.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _TRUTH = "truth"
 
 
@@ -35,9 +37,11 @@ class EnhancementImage:
     Attributes:
         case: Ids and paths.
         image: `(C, H, W, D)` float32, scaled.
-        truth: What it should look like, on the same grid and scaled by the same numbers; None if unknown.
+        truth: What it should look like, on the same grid and scaled by the same numbers; None if unknown, or
+            if it cannot be held against the whole image.
         scales: Of each channel.
         affine: 4x4, voxel of `image` → world, RAS millimetres.
+        made_scales: Of each channel of what is made of it; None if they are its own.
     """
 
     case: Case
@@ -45,6 +49,12 @@ class EnhancementImage:
     truth: Tensor | None
     scales: tuple[Scale, ...]
     affine: Affine
+    made_scales: tuple[Scale, ...] | None = None
+
+    @cached_property
+    def can_judge(self) -> bool:
+        """Whether the truth is known and not constant: what is all one value judges nothing."""
+        return self.truth is not None and all(bool(channel.min() < channel.max()) for channel in self.truth)
 
 
 def prepare_chain(job: EnhancementJob) -> Preprocessing:
@@ -61,6 +71,9 @@ def prepare_enhancement_images(
     on_case: Callable[[], None] = lambda: None,
 ) -> list[EnhancementImage]:
     """Reads, prepares and caches images.
+
+    A supervised training learns from truths: one that does not show all of its image is a fault. Else it
+    would only judge, and counts as unknown.
 
     Args:
         cases: Each with the case that shows its truth, if there is one.
@@ -190,13 +203,14 @@ def _prepare(
     corruption: CorruptionSection | None,
 ) -> EnhancementImage:
     chain = prepare_chain(job)
+    needs_truth = truth is not None and job.training.method == "supervised"
 
     def build() -> dict[str, Tensor]:
-        return _prepare_tensors(case, truth, num_channels, chain, corruption)
+        return _prepare_tensors(case, truth, num_channels, chain, corruption, needs_truth=needs_truth)
 
     hashed = [hash_files(each) for each in (case, truth) if each is not None]
     damage = None if corruption is None else [corruption.model_dump(), case.id]
-    key = ["enhancement image", _CACHE_VERSION, hashed, asdict(chain), damage, truth is not None]
+    key = ["enhancement image", _CACHE_VERSION, hashed, asdict(chain), damage, truth is not None, needs_truth]
     tensors = cached(job.data.cache_dir, key, build)
     scales = tuple(Scale(*map(float, scale)) for scale in tensors["scales"])
     return EnhancementImage(case, tensors[IMAGE], tensors.get(_TRUTH), scales, tensors["affine"].numpy())
@@ -208,6 +222,8 @@ def _prepare_tensors(
     num_channels: int,
     chain: Preprocessing,
     corruption: CorruptionSection | None,
+    *,
+    needs_truth: bool,
 ) -> dict[str, Tensor]:
     good = read_case_images(case, num_channels)
     volumes = good if corruption is None else corrupt(good, corruption, case.id)
@@ -219,22 +235,11 @@ def _prepare_tensors(
     }
     if truth is not None:
         shown = good if truth is case else read_case_images(truth, num_channels)
-        tensors[_TRUTH] = _bring_truth(shown, chain, scaled.image, scaled.affine, scaled.scales)
+        fault = truth_fault(case.id, shown[0].grid, volumes[0].grid, scaled.affine)
+        if fault is not None and needs_truth:
+            raise InputError(fault)
+        if fault is None:
+            tensors[_TRUTH] = bring_truth(
+                shown, chain.orientation, scaled.image, scaled.affine, scaled.scales
+            )
     return tensors
-
-
-def _bring_truth(
-    volumes: Sequence[Volume], chain: Preprocessing, image: Tensor, affine: Affine, scales: Sequence[Scale]
-) -> Tensor:
-    """A truth on the grid of `image`, scaled as it is; beyond its own edge the last voxel counts."""
-    own = Preprocessing(chain.orientation, normalisation="none")
-    prepared = preprocess(own, [volume.array for volume in volumes], volumes[0].grid.affine)
-    height, width, depth = image.shape[1:]
-    channels = [
-        resample_within(channel, prepared.affine, (height, width, depth), affine)
-        for channel in prepared.image
-    ]
-    scaled = [
-        (channel - scale.mean) / scale.deviation for channel, scale in zip(channels, scales, strict=True)
-    ]
-    return torch.stack(scaled)

@@ -91,13 +91,27 @@ def split_enhancement(
         ConfigError: If there is no such fold, too few patients, or no truth where one is needed.
         InputError: If the manifest spreads a patient over several folds.
     """
-    split = split_cases(study.cases, section)
+    return assign_roles(study, split_cases(study.cases, section), section, training)
+
+
+def assign_roles(
+    study: EnhancementStudy,
+    split: Split,
+    section: EnhancementDataSection,
+    training: EnhancementTrainingSection,
+) -> EnhancementSplit:
+    """Who of those that train are sources and targets; see `split_enhancement`.
+
+    Raises:
+        ConfigError: If there are too few patients, or no truth where one is needed.
+    """
     is_paired = training.method == "supervised"
     if section.corruption is None:
-        given = set(study.sources)
-        sources = [case for case in split.training if case in given]
-        targets = [case for case in split.training if case not in given]
-        held_out = [case for case in split.validation if case in given]
+        # By patient: an image that both manifests name is a case of both.
+        left_out = {case.patient for case in split.validation}
+        sources = [case for case in study.sources if case.patient not in left_out]
+        targets = [case for case in study.targets if case.patient not in left_out]
+        held_out = [case for case in study.sources if case.patient in left_out]
         if is_paired:
             sources, targets = _pair(sources, targets)
     elif is_paired:
@@ -110,7 +124,9 @@ def split_enhancement(
         held_out = list(split.validation)
     if not sources or not targets:
         message = (
-            f"{len(sources)} sources and {len(targets)} targets are left to train on; give more patients"
+            f"{len(sources)} sources and {len(targets)} targets are left to train on, as the fold holds out "
+            f"{len(split.validation)} of {len(study.cases)} cases, whichever they are; give more patients, "
+            "set another data.num_folds, or say in a column `fold` of both manifests who is held out"
         )
         raise ConfigError(Fault("data", "too-few-patients", message))
     return EnhancementSplit(tuple(sources), tuple(targets), tuple(held_out))

@@ -39,11 +39,11 @@ def generator_bytes(generator: nn.Module, stepper: Stepper, shape: Sequence[int]
 def validate_enhancement(
     generator: nn.Module, job: EnhancementJob, validation: Sequence[EnhancementImage], device: torch.device
 ) -> dict[str, float]:
-    """Means of PSNR and SSIM over the cases whose truth is known, on the network's grid; none if none is.
+    """Means of PSNR and SSIM over the cases whose truth can judge, on the network's grid; none if none can.
 
     Without flips, which cost eight times as much and say the same about the course of a training.
     """
-    known = [image for image in validation if image.truth is not None]
+    known = [image for image in validation if image.can_judge]
     if not known:
         return {}
     job = job.model_copy(update={"inference": job.inference.model_copy(update={"flips": False})})
@@ -57,9 +57,10 @@ def validate_enhancement(
         seen = Scaled(stack_neighbours(image.image, job.network.neighbours), image.affine, scaled_already)
         made = enhancer.enhance(seen, Grid((height, width, depth), image.affine)).images
         # In the unit of the images, which SSIM is about: it compares means as well.
+        scales = zip(image.made_scales or image.scales, image.scales, strict=True)
         pairs = [
-            (one * scale.deviation + scale.mean, truth * scale.deviation + scale.mean)
-            for one, truth, scale in zip(made, image.truth.numpy(), image.scales, strict=True)
+            (one * own.deviation + own.mean, truth * scale.deviation + scale.mean)
+            for one, truth, (own, scale) in zip(made, image.truth.numpy(), scales, strict=True)
         ]
         figures = [[metric(one, truth, data_range(truth)) for one, truth in pairs] for metric in (psnr, ssim)]
         found.append(np.mean(figures, axis=1))

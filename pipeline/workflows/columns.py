@@ -97,12 +97,14 @@ class Judgement:
         figures: Figures of a classifier over all cases.
         components: Where a cross-validation decided to keep largest components; else None.
         unjudged: Structures that are labelled in no validation case.
+        remarks: Why cases are missing from the figures.
     """
 
     rows: list[CaseMetrics] = field(default_factory=list)
     figures: Mapping[str, Estimate] = field(default_factory=dict)
     components: Components | None = None
     unjudged: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ import torch
 
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import EnhancementJob
-from pipeline.data.case_images import draft_images
 from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
 from pipeline.data.enhancement_images import PairSampler
@@ -23,7 +22,8 @@ from pipeline.training.distributed import World
 from pipeline.training.supervised import SupervisedEnhancementTask
 from pipeline.workflows.columns import Column, Judgement, Part
 from pipeline.workflows.downstream import find_segmenter
-from pipeline.workflows.enhancement_judging import gather_figures, judge_enhancer
+from pipeline.workflows.enhancement_checks import check_enhancement
+from pipeline.workflows.enhancement_judging import gather_figures, gather_remarks, judge_enhancer
 from pipeline.workflows.enhancement_material import EnhancementMaterial, load_enhancement_material
 from pipeline.workflows.joining import write_ensemble
 from pipeline.workflows.models import BEST
@@ -50,15 +50,7 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
 
     def check(self, job: EnhancementJob, splits: Sequence[Split], on_case: Callable[[], None]) -> CheckReport:
         """See `Column`."""
-        study = read_enhancement_study(job.data)
-        errors: list[Fault] = []
-        warnings: list[Fault] = []
-        for case in study.cases:
-            draft = draft_images(case, len(study.channels))
-            errors += draft.errors
-            warnings += draft.warnings
-            on_case()
-        return CheckReport(tuple(errors), tuple(warnings), len(study.cases))
+        return check_enhancement(job, splits, on_case)
 
     def load_material(self, job: EnhancementJob, run: RunFolder | None = None) -> EnhancementMaterial:
         """See `Column`."""
@@ -114,7 +106,8 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
         self, record: Record, job: EnhancementJob, material: EnhancementMaterial, device: torch.device
     ) -> Judgement:
         """See `Column`."""
-        return Judgement(figures=judge_enhancer(record, job, material, device))
+        figures = judge_enhancer(record, job, material, device)
+        return Judgement(figures=figures, remarks=gather_remarks([record.run]))
 
     def summarise_fold(self, part: Part) -> dict[str, float]:
         """See `Column`."""
@@ -125,9 +118,10 @@ class EnhancementColumn(Column[EnhancementJob, EnhancementMaterial, EnhancementT
         """One model of all folds; its figures are what each said of the cases that it had not seen."""
         checkpoints = [read_checkpoint(part.run.path / BEST) for part in parts]
         write_ensemble(record, job, checkpoints)
-        figures = gather_figures([part.run for part in parts])
+        runs = [part.run for part in parts]
+        figures = gather_figures(runs)
         record_best(record, figures, len(parts))
-        return Judgement(figures=figures)
+        return Judgement(figures=figures, remarks=gather_remarks(runs))
 
 
 def _build_sampler(job: EnhancementJob, material: EnhancementMaterial, batch_size: int) -> PairSampler:

@@ -50,7 +50,8 @@ def judge_enhancer(
 ) -> dict[str, Estimate]:
     """Enhances, compares, draws and records the validation cases with the kept checkpoint.
 
-    This is the path of `clinseg enhance --truth`, so its numbers are that one's.
+    This is the path of `clinseg enhance --truth`, so its numbers are that one's; what cannot be compared is
+    left out of them and stands in the table with the reason.
 
     Returns:
         Means of PSNR and SSIM, before and after, over the cases whose truth is known, and of the Dice of what
@@ -75,7 +76,7 @@ def judge_enhancer(
             truths=truths,
             on_case=lambda report: advance(),
         )
-    if faults := [fault for report in reports for fault in report.faults]:
+    if faults := [fault for report in reports if report.files is None for fault in report.faults]:
         raise InputError(faults)
     figures = _write_table(folder / TABLE, reports)
     record.log_artifact(folder / TABLE)
@@ -111,15 +112,28 @@ def _judge_downstream(
 
 
 def gather_figures(runs: Sequence[RunFolder]) -> dict[str, Estimate]:
-    """Means over all cases that runs judged, each by those that it was not trained on."""
+    """Means over all cases that runs judged, each by those that it was not trained on.
+
+    A run that knew no truth has no such columns, whichever it is.
+    """
+    rows = _read_rows(runs)
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith(IMAGE_METRICS))
+    found = {name: [float(row[name]) for row in rows if row.get(name)] for name in names}
+    return {name: summarise(values).estimate for name, values in found.items() if values}
+
+
+def gather_remarks(runs: Sequence[RunFolder]) -> tuple[str, ...]:
+    """Why validation cases of runs are missing from their figures."""
+    return tuple(row["remark"] for row in _read_rows(runs) if row.get("remark"))
+
+
+def _read_rows(runs: Sequence[RunFolder]) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for run in runs:
         if (run.path / TABLE).is_file():
             with (run.path / TABLE).open(encoding="utf-8", newline="") as file:
                 rows += csv.DictReader(file)
-    names = [name for name in (rows[0] if rows else {}) if name.startswith(IMAGE_METRICS)]
-    found = {name: [float(row[name]) for row in rows if row[name]] for name in names}
-    return {name: summarise(values).estimate for name, values in found.items() if values}
+    return rows
 
 
 def _write_source(case: Case, job: EnhancementJob, material: EnhancementMaterial, folder: Path) -> Case:
@@ -135,16 +149,16 @@ def _write_source(case: Case, job: EnhancementJob, material: EnhancementMaterial
 
 
 def _write_table(path: Path, reports: Sequence[EnhancementReport]) -> dict[str, Estimate]:
-    """A line per case; empty where an image equals its truth, whose PSNR is infinite."""
+    """A line per case; empty where an image equals its truth, whose PSNR is infinite, or has no figures."""
     names = list(next((report.figures for report in reports if report.figures), {}))
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["case", *names, "mean_change", "largest_change"])
+        writer.writerow(["case", *names, "mean_change", "largest_change", "remark"])
         for report in reports:
             known = report.figures or {}
             shown = [*(known.get(name) for name in names), report.mean_change, report.largest_change]
             texts = ["" if value is None else f"{value:.6g}" for value in shown]
-            writer.writerow([report.case, *texts])
+            writer.writerow([report.case, *texts, "; ".join(map(str, report.faults))])
     found = {
         name: [value for report in reports if (value := (report.figures or {}).get(name)) is not None]
         for name in names
@@ -159,15 +173,22 @@ def _draw_cases(
     reports: Sequence[EnhancementReport],
     truths: dict[str, Case],
 ) -> None:
-    """Cases from worst to best SSIM at even steps: with three, the worst, the median and the best."""
-    order = np.argsort([(report.figures or {}).get("ssim_after") or 0.0 for report in reports], kind="stable")
+    """Cases from worst to best SSIM at even steps: with three, the worst, the median and the best.
+
+    What no truth judges is drawn only if none is judged.
+    """
+    found = [(report.figures or {}).get("ssim_after") for report in reports]
+    judged = [place for place, value in enumerate(found) if value is not None] or range(len(reports))
+    order = sorted(judged, key=lambda place: found[place] or 0.0)
     picked = sorted({round(p) for p in np.linspace(0, len(order) - 1, num)}) if num else []
     if not picked:
         return
-    rows = [_slices(cases[order[place]], record.folder, truths) for place in picked]
+    known = {report.case: truths[report.case] for report in reports if report.figures}
+    rows = [_slices(cases[order[place]], record.folder, known) for place in picked]
     path = record.folder / "overlays" / "enhanced.png"
     named = ", ".join(cases[order[place]].id for place in picked)
-    note = f"From worst to best SSIM: {named}. The middle axial slice. Change: red is brighter, blue darker."
+    told = "From worst to best SSIM" if known else "Not judged"
+    note = f"{told}: {named}. The middle axial slice. Change: red is brighter, blue darker."
     draw_sheet(path, rows, record.name, note)
     record.log_artifact(path, "overlays")
 

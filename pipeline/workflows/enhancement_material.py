@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.config import EnhancementJob
+from pipeline.data.case_images import slice_fault
 from pipeline.data.enhancement_images import EnhancementImage, prepare_enhancement_images
 from pipeline.data.enhancement_study import (
     EnhancementStudy,
@@ -18,6 +19,7 @@ from pipeline.data.enhancement_study import (
 )
 from pipeline.data.folds import Split
 from pipeline.data.prepared_cases import hash_contents, hash_files
+from pipeline.errors import InputError
 from pipeline.progress import progress_bar
 from pipeline.workflows.columns import AbstractMaterial
 from transforms.enhancement import Scale
@@ -77,12 +79,12 @@ class EnhancementMaterial(AbstractMaterial):
     @property
     def validation_share(self) -> float:
         """By voxels."""
-        sizes = [image.image[0].numel() for image in self.validation if image.truth is not None]
+        sizes = [image.image[0].numel() for image in self.validation if image.can_judge]
         return sizes[0] / sum(sizes) if sizes else 0.0
 
     def with_one_validation(self) -> EnhancementMaterial:
-        """The same with the first validation case alone whose truth is known."""
-        known = [image for image in self.validation if image.truth is not None]
+        """The same with the first validation case alone whose truth can judge."""
+        known = [image for image in self.validation if image.can_judge]
         return replace(self, validation=known[:1])
 
 
@@ -103,16 +105,28 @@ def load_enhancement_material(job: EnhancementJob) -> EnhancementMaterial:
     with progress_bar("Preparing cases", len(with_truth) + len(plain)) as advance:
         known = prepare_enhancement_images(with_truth, num_channels, job, job.data.corruption, advance)
         targets = prepare_enhancement_images(plain, num_channels, job, None, advance)
+    _check_slices(job, [*known, *targets])
     num_held_out = len(roles.validation)
     validation, sources = known[:num_held_out], known[num_held_out:]
     targets = sources if is_paired else targets
     statistics = (*_median_scales(sources), *_median_scales(targets))
+    if job.inference.intensities == "target":
+        validation = [replace(image, made_scales=statistics[num_channels:]) for image in validation]
     # Of all cases, whatever a fold makes of them: folds of one study have one hash.
     lines = [f"source {case.id} {hash_files(case)}" for case in study.sources]
     lines += [f"target {case.id} {hash_files(case)}" for case in study.targets]
     return EnhancementMaterial(
         study, as_split(roles), statistics, sources, targets, validation, hash_contents(lines)
     )
+
+
+def _check_slices(job: EnhancementJob, images: Sequence[EnhancementImage]) -> None:
+    """Raises an InputError if a two-dimensional job would cut images of one slice across that slice."""
+    if job.network.dimensions == 2:
+        letters = job.preprocessing.orientation
+        found = [slice_fault(image.case.id, image.image.shape[1:], letters) for image in images]
+        if faults := [fault for fault in found if fault is not None]:
+            raise InputError(dict.fromkeys(faults))
 
 
 def _median_scales(images: Sequence[EnhancementImage]) -> tuple[Scale, ...]:

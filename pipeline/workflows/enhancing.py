@@ -27,7 +27,6 @@ from pipeline.workflows.case_reports import (
     find_finished,
     find_means,
     parse_report,
-    refuse_overwriting,
     refuse_unused_rules,
 )
 
@@ -89,9 +88,8 @@ def enhance(
     cases = find_inputs(inputs, num_channels, rules)
     truths, faults = pair_truths(cases, truth, num_channels, rules) if truth is not None else ({}, [])
     refuse_unused_rules(cases, rules)
-    refuse_overwriting(
-        cases, lambda case: [folder / name for name in output_names(case.id, num_channels)], "enhanced image"
-    )
+    outputs = [folder / name for case in cases for name in output_names(case.id, num_channels)]
+    _refuse_overwriting(cases, truths, outputs)
     check_writable(folder)
     path = folder / "report.json"
     made_by = {"model_sha256": checkpoint.content_hash, "reverse": reverse}
@@ -128,6 +126,27 @@ def enhance(
     return Enhancement(
         ordered, _summarise(ordered), [*(f for report in ordered for f in report.faults), *faults]
     )
+
+
+def _refuse_overwriting(cases: Sequence[Case], truths: Mapping[str, Case], outputs: Sequence[Path]) -> None:
+    """Nothing takes the place of what is read, of whichever case; truths are read after images are written.
+
+    Raises:
+        ConfigError: With the cases whose files would be lost.
+    """
+    written = {path.resolve() for path in outputs}
+    read = [*((case, "image") for case in cases), *((case, "truth") for case in truths.values())]
+    faults = [
+        Fault(
+            case.id,
+            "would-overwrite",
+            f"what is written would replace its {what} {path}; choose another folder with -o",
+        )
+        for case, what in read
+        if (path := next((path for path in case.images if path.resolve() in written), None)) is not None
+    ]
+    if faults:
+        raise ConfigError(faults)
 
 
 def _summarise(reports: Sequence[EnhancementReport]) -> dict[str, Summary]:

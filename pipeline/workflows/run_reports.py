@@ -27,7 +27,7 @@ from pipeline.tracking import (
     summarise_run,
 )
 from pipeline.workflows.downstream import REPORT
-from pipeline.workflows.enhancement_judging import ENHANCED
+from pipeline.workflows.enhancement_judging import ENHANCED, gather_remarks
 from pipeline.workflows.judging import CONFUSION, MASKS, TABLE
 from pipeline.workflows.models import BEST
 from pipeline.workflows.recording import read_estimates
@@ -81,7 +81,7 @@ def read_run(run: RunFolder) -> ReportMaterial:
         charts=run_charts(run, parts),
         pictures=() if is_segmentation else _pictures(parts),
         facts=run_facts(run, settings, summary, checkpoint, entries),
-        remarks=[*downstream_remarks(parts), *case_remarks(entries), *remarks],
+        remarks=[*downstream_remarks(parts), *_unjudged(run, parts), *case_remarks(entries), *remarks],
     )
 
 
@@ -99,6 +99,11 @@ def downstream_remarks(parts: Sequence[RunFolder]) -> list[str]:
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             told.append(f"{path.name} of {part.name} cannot be read.")
     return told
+
+
+def _unjudged(run: RunFolder, parts: Sequence[RunFolder]) -> tuple[str, ...]:
+    """Validation cases that no truth could judge."""
+    return gather_remarks(parts) if run.task == "enhancement" else ()
 
 
 def _lead(run: RunFolder, settings: Mapping[str, str], summary: RunSummary) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config import Job, SegmentationJob
+from pipeline.data.case_images import slice_fault
 from pipeline.data.cases import Study, read_manifest
 from pipeline.data.fingerprint import measure_intensities
 from pipeline.data.folds import Split, split_cases
@@ -160,14 +161,9 @@ def slice_faults(job: SegmentationJob, shapes: Mapping[str, Sequence[int]]) -> I
         shapes: Of each case, by its id, with axes as the network sees them.
     """
     letters = job.preprocessing.orientation
-    for case, (*within, num_slices) in shapes.items():
-        if job.network.dimensions == 2 and num_slices > 1 and 1 in within:
-            thin = letters[within.index(1)]
-            message = (
-                f"it is one voxel thick along {thin}, but slices are taken along the last axis; set "
-                f"preprocessing.orientation to {letters.replace(thin, '') + thin}"
-            )
-            yield Fault(case, "slice-axis", message)
+    for case, shape in shapes.items():
+        if job.network.dimensions == 2 and (fault := slice_fault(case, shape, letters)) is not None:
+            yield fault
 
 
 def labelled_faults(contract: LabelContract, labelled: Sequence[Collection[str] | None]) -> Iterator[Fault]:

@@ -71,6 +71,35 @@ def test_two_folders_keep_a_patient_on_one_side(tmp_path, folder):
     assert set(find_truths(study, data)) == {f"p{k}" for k in range(10, 20)}
 
 
+def test_an_image_that_both_manifests_name_is_one_of_each(tmp_path, folder):
+    for name, cases in ("sources", range(8)), ("targets", range(6, 14)):
+        rows = "".join(f"p{k},good/p{k}.nii.gz\n" for k in cases)
+        (tmp_path / f"{name}.csv").write_text(f"case,image\n{rows}")
+    data = section(tmp_path / "sources.csv", target=tmp_path / "targets.csv")
+    study = read_enhancement_study(data)
+    held_out = []
+    for fold in range(4):
+        split = split_enhancement(study, data.model_copy(update={"fold": fold}), UNPAIRED)
+        left = ids(split.validation)
+        held_out += [case.id for case in split.validation]
+        assert ids(split.sources) == ids(study.sources) - left
+        assert not left & ids(split.targets)
+    assert sorted(held_out) == [f"p{k}" for k in range(8)]
+    whole = data.model_copy(update={"fold": "none"})
+    assert ids(split_enhancement(study, whole, UNPAIRED).targets) == ids(study.targets)
+
+
+def test_a_fold_that_takes_all_of_one_side_says_so(tmp_path, folder):
+    """Folds are dealt whichever a case is, and a manifest can say otherwise."""
+    for name, cases, fold in ("sources", range(3), 0), ("targets", range(3, 8), 1):
+        rows = "".join(f"p{k},good/p{k}.nii.gz,{fold}\n" for k in cases)
+        (tmp_path / f"{name}.csv").write_text(f"case,image,fold\n{rows}")
+    data = section(tmp_path / "sources.csv", target=tmp_path / "targets.csv")
+    message = "0 sources and 5 targets are left to train on, as the fold holds out 3 of 8 cases"
+    with pytest.raises(ConfigError, match=message):
+        split_enhancement(read_enhancement_study(data), data, UNPAIRED)
+
+
 def test_pairs_from_two_folders_need_a_truth_for_every_source(tmp_path, folder):
     other = write_images(tmp_path / "other", [f"p{k}" for k in range(19)])
     data = section(folder, target=other)

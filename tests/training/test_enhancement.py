@@ -120,6 +120,11 @@ def test_rician_noise_needs_to_know_where_nothing_is():
         make_job(preprocessing__normalisation="zscore")
 
 
+def test_what_is_learnt_from_pairs_is_in_the_unit_of_the_truth_already():
+    with pytest.raises(ConfigError, match=r"truth's own unit already; set it to input"):
+        make_job(training__method="supervised", inference__intensities="target")
+
+
 def test_flips_cost_nothing_while_it_trains():
     job = make_job(inference__window_size="[16, 16, 16]")
     seen = []
@@ -137,6 +142,19 @@ def test_flips_cost_nothing_while_it_trains():
         validate_enhancement(Counted(), job.model_copy(update={"inference": section}), [case], CPU)
         told.append(sum(seen))
     assert told == [1, 2]
+
+
+def test_a_constant_truth_judges_nothing():
+    job = make_job(inference__window_size="[16, 16, 16]")
+    image = torch.rand(1, 16, 16, 16)
+
+    def case(truth):
+        return EnhancementImage(Case("a", "a", ()), image, truth, (Scale(0.0, 1.0),), np.eye(4))
+
+    known, level, unknown = case(image.flip(1)), case(torch.full_like(image, 7)), case(None)
+    alone = validate_enhancement(torch.nn.Identity(), job, [known], CPU)
+    assert alone == validate_enhancement(torch.nn.Identity(), job, [level, unknown, known], CPU)
+    assert validate_enhancement(torch.nn.Identity(), job, [level, unknown], CPU) == {}
 
 
 def test_regression_comes_closer_to_the_truth():
