@@ -91,7 +91,10 @@ def enhance(
     truths, faults = pair_truths(cases, truth, num_channels, rules) if truth is not None else ({}, [])
     refuse_unused_rules(cases, rules)
     refuse_overwriting(
-        cases, lambda case: [folder / name for name in output_names(case.id, num_channels)], "enhanced image"
+        cases,
+        lambda case: [folder / name for name in output_names(case.id, num_channels)],
+        "enhanced image",
+        folder,
     )
     check_writable(folder)
     path = folder / "report.json"
