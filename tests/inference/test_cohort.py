@@ -171,6 +171,21 @@ def test_resume_makes_the_probabilities_that_are_missing(clinseg, trained, image
     assert len(list((out / "probabilities").iterdir())) == 2
 
 
+def test_probabilities_are_those_of_the_mask_beside_them(clinseg, trained, images, tmp_path):
+    path, out, last = (
+        images / "phantom_01.nii.gz",
+        tmp_path / "out",
+        trained.run / "checkpoints/last.safetensors",
+    )
+    probabilities = out / "probabilities/phantom_01.nii"
+    assert clinseg("predict", trained.model, path, "-o", out, "--probabilities").code == 0
+    assert clinseg("predict", last, path, "-o", out).code == 0
+    assert not probabilities.exists()
+    assert clinseg("predict", last, path, "-o", out, "--resume", "--probabilities").code == 0
+    assert clinseg("predict", last, path, "-o", tmp_path / "anew", "--probabilities").code == 0
+    assert probabilities.read_bytes() == (tmp_path / "anew/probabilities/phantom_01.nii").read_bytes()
+
+
 def test_resume_with_another_model_begins_anew(clinseg, trained, images, tmp_path):
     out, last = tmp_path / "out", trained.run / "checkpoints/last.safetensors"
     assert clinseg("predict", trained.model, images, "-o", out).code == 0
