@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+
 from pipeline.cli import app
+from pipeline.cli.showing import OUT, show_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,3 +63,16 @@ def test_runs_in_an_empty_folder_says_how_to_begin(clinseg, tmp_path, monkeypatc
 
 def test_the_committed_schema_is_the_one_that_is_printed(clinseg):
     assert json.loads(clinseg("schema").out) == json.loads((ROOT / "configs/schema.json").read_text())
+
+
+def test_names_are_shown_as_they_are_whatever_brackets_they_have(clinseg, tmp_path, capsys):
+    name = "x [/b] [final] :a:"
+    for folder in ("masks", "references"):
+        (tmp_path / folder).mkdir()
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), tmp_path / folder / "a.nii.gz")
+    (tmp_path / "masks/report.json").write_text(json.dumps({"labels": {name: 1}}))
+    answer = clinseg("evaluate", tmp_path / "masks", tmp_path / "references")
+    assert answer.code == 0 and name in answer.out
+    OUT.print(f"It lies in {name}")
+    show_table(name, [name], [[name]])
+    assert capsys.readouterr().out.count(name) == 4

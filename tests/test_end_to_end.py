@@ -14,7 +14,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from pipeline.data.images import read_label_map
 from pipeline.data.synthetic.series import write_series
-from pipeline.export.nifti import read_label_names
+from pipeline.export.signature import read_label_names
 from pipeline.files import sha256_of
 from pipeline.terminology import PALETTE, UNKNOWN
 from pipeline.volume import Grid, Volume
@@ -286,6 +286,10 @@ def test_a_card_tells_what_is_known_and_asks_for_the_rest(clinseg, trained, tmp_
         dice = [float(row["dice"]) for row in csv.DictReader(file) if row["label"] == "shell"]
     assert f"| dice, shell | {np.mean(dice):.4g} |" in text
     assert text.count("**To be filled in by a person:**") >= 5
+    (tmp_path / "card.md").write_text("filled in")
+    again = clinseg("card", "latest", "-o", tmp_path / "card.md")
+    assert again.code == 2 and "filled in by hand" in again.err
+    assert (tmp_path / "card.md").read_text() == "filled in"
     monkeypatch.chdir(tmp_path)
     elsewhere = clinseg("card", trained.model)
     assert elsewhere.code == 0 and "validation/dice/shell" in elsewhere.out

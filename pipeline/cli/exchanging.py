@@ -53,7 +53,7 @@ def pacs_pull(
     pulled = pull(source, Query(study, patient, accession), output, series or [], aet, receive_at)
     for one in pulled.studies:
         what = f"{one.num_series} series, {one.num_instances} instances"
-        OUT.print(f"{one.folder}: {what}{'' if one.is_new else ', there already'}", markup=False)
+        OUT.print(f"{one.folder}: {what}{'' if one.is_new else ', there already'}")
     if pulled.faults:
         raise InputError(pulled.faults)
 
@@ -121,7 +121,7 @@ def pacs_status(
 
 def _tell_now(text: str) -> None:
     """A line of a log: what happens, and when."""
-    OUT.print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}", markup=False)
+    OUT.print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}")
 
 
 def _show_standings(standings: Sequence[Standing]) -> None:
@@ -133,4 +133,4 @@ def _show_standings(standings: Sequence[Standing]) -> None:
     OUT.print(table)
     for one in standings:
         if one.reason:
-            OUT.print(f"{one.study} ({one.uid}): {one.state}, {one.reason}", markup=False)
+            OUT.print(f"{one.study} ({one.uid}): {one.state}, {one.reason}")

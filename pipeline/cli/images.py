@@ -41,7 +41,7 @@ def convert(
     show_faults("warning", doubts)
     shape = " x ".join(map(str, grid.shape))
     spacing = " x ".join(f"{mm:.4g}" for mm in grid.spacing)
-    OUT.print(f"{target}: {shape} voxels of {spacing} mm, {grid.orientation}", markup=False)
+    OUT.print(f"{target}: {shape} voxels of {spacing} mm, {grid.orientation}")
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -96,7 +96,7 @@ def report(
 
     wanted = [case.strip() for case in cases.split(",")] if cases is not None else []
     path = run_report(source, output, wanted, images or [], references)
-    OUT.print(f"{path} is written; any browser opens it.", markup=False)
+    OUT.print(f"{path} is written; any browser opens it.")
 
 
 def _evaluate_downstream(
@@ -113,10 +113,8 @@ def _evaluate_downstream(
     show_effects(result.effects)
     show_turns(result.turns)
     if result.told is not None:
-        (ERR if result.is_warning else OUT).print(
-            f"{'warning: ' if result.is_warning else ''}{result.told}", markup=False
-        )
-    OUT.print(f"Masks, the table and figures lie in {enhanced}; see {REPORT}", markup=False)
+        (ERR if result.is_warning else OUT).print(f"{'warning: ' if result.is_warning else ''}{result.told}")
+    OUT.print(f"Masks, the table and figures lie in {enhanced}; see {REPORT}")
     if result.faults:
         raise InputError(result.faults)
 

@@ -27,7 +27,7 @@ def main() -> NoReturn:
         show_faults("error", error.faults)
         sys.exit(error.exit_code)
     except Stopped as stopped:
-        ERR.print(f"stopped; {stopped}" if stopped.args else "stopped", markup=False)
+        ERR.print(f"stopped; {stopped}" if stopped.args else "stopped")
         sys.exit(ExitCode.STOPPED)
     except MemoryError:
         show_faults("error", [Fault("memory", "out-of-memory", "it does not suffice; end other programs")])

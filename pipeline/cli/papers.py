@@ -26,9 +26,9 @@ def export(
     from pipeline.workflows.exporting import export as run_export
 
     result = run_export(model, form, output, on)
-    OUT.print(f"{result.path} is written. Its card: {result.card}", markup=False, soft_wrap=True)
+    OUT.print(f"{result.path} is written. Its card: {result.card}", soft_wrap=True)
     share = f"{result.num_differing} of {result.num_voxels} voxels of {result.on}"
-    OUT.print(f"{share} get another label than by `clinseg predict`.", markup=False, soft_wrap=True)
+    OUT.print(f"{share} get another label than by `clinseg predict`.", soft_wrap=True)
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -42,9 +42,9 @@ def import_bundle(
     result = run_import(bundle, output)
     marked = ", ".join(f"{name} ({value})" for name, value in result.labels.items() if value)
     whence = "the checkpoint that clinseg put into the bundle" if result.is_own else "the bundle's definition"
-    OUT.print(f"{output} is written, of {whence}. It marks {marked}.", markup=False, soft_wrap=True)
+    OUT.print(f"{output} is written, of {whence}. It marks {marked}.", soft_wrap=True)
     for told in result.differences:
-        OUT.print(f"warning: at borders of structures: {told}", markup=False, soft_wrap=True)
+        OUT.print(f"warning: at borders of structures: {told}", soft_wrap=True)
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -59,7 +59,7 @@ def card(
     if output is None:
         print(text, end="")
     else:
-        OUT.print(f"{output} is written; fill in what it asks for.", markup=False)
+        OUT.print(f"{output} is written; fill in what it asks for.")
 
 
 audit_app = typer.Typer(help="The log of what was predicted.", no_args_is_help=True)

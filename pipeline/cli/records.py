@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from pipeline.cli.app import app
@@ -42,7 +41,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on loopbac
     from pipeline.workflows.records import ui as run_ui
 
     def tell(address: str) -> None:
-        OUT.print(f"MLflow answers until you press Ctrl-C at\n{address}", markup=False, soft_wrap=True)
+        OUT.print(f"MLflow answers until you press Ctrl-C at\n{address}", soft_wrap=True)
 
     run_ui(port, tell)
 
@@ -71,11 +70,9 @@ def import_mlruns(
     known = f", {done.num_known} were here already" if done.num_known else ""
     OUT.print(f"{len(done.imported)} runs are imported{known}. Look at them with: clinseg ui")
     if done.models:
-        OUT.print(
-            f"Models came along ({', '.join(done.models)}); list them with: clinseg models", markup=False
-        )
+        OUT.print(f"Models came along ({', '.join(done.models)}); list them with: clinseg models")
     for reason in done.left:
-        ERR.print(f"warning: left behind: model {reason}", markup=False)
+        ERR.print(f"warning: left behind: model {reason}")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -91,12 +88,12 @@ def register(
 
     version, uri = run_register(run, name, alias)
     state = "is now" if version.is_new else "was already"
-    OUT.print(f"{version.run} {state} version {version.version} of {version.name}", markup=False)
+    OUT.print(f"{version.run} {state} version {version.version} of {version.name}")
     reference = f"models:/{version.name}" + (f"@{alias}" if alias else f"/{version.version}")
     command = "enhance" if version.task == "enhancement" else "predict"
-    OUT.print(f"Apply it: clinseg {command} {shlex.quote(reference)} INPUT -o results", markup=False)
+    OUT.print(f"Apply it: clinseg {command} {shlex.quote(reference)} INPUT -o results")
     serve = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow models serve --env-manager local -t 600"
-    OUT.print(f"Serve it: {serve} -p 5001 -m {shlex.quote(reference)}", markup=False)
+    OUT.print(f"Serve it: {serve} -p 5001 -m {shlex.quote(reference)}")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -107,5 +104,5 @@ def models() -> None:
     table = Table("name", "version", "aliases", "run", "task", "score", box=None)
     for version in list_models():
         cells = (", ".join(version.aliases), version.run, version.task, version.score)
-        table.add_row(*map(escape, (version.name, str(version.version), *cells)))
+        table.add_row(version.name, str(version.version), *cells)
     OUT.print(table if table.row_count else "No model is registered; `clinseg register RUN NAME` does it.")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -23,9 +22,11 @@ if TYPE_CHECKING:
     from pipeline.workflows.columns import Judgement
     from pipeline.workflows.sweeping import SweepResult
 
-# A pipe gets whole lines; a terminal its own width.
-OUT = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, width=None if sys.stderr.isatty() else 160, highlight=False, soft_wrap=True)
+# A pipe gets whole lines; a terminal its own width. Names of files, cases and labels are shown as they are,
+# also where they look like rich's markup ("[final]") or its emoji (":a:").
+_AS_IT_IS: Final[dict[str, Any]] = {"highlight": False, "markup": False, "emoji": False, "soft_wrap": True}
+OUT = Console(width=None if sys.stdout.isatty() else 160, **_AS_IT_IS)
+ERR = Console(stderr=True, width=None if sys.stderr.isatty() else 160, **_AS_IT_IS)
 
 
 def plan_shower(verbose: bool) -> Callable[[str, Plan], None]:
@@ -33,7 +34,7 @@ def plan_shower(verbose: bool) -> Callable[[str, Plan], None]:
 
     def show(case: str, plan: Plan) -> None:
         if verbose:
-            ERR.print(f"{case}: {plan}", markup=False)
+            ERR.print(f"{case}: {plan}")
 
     return show
 
@@ -41,7 +42,7 @@ def plan_shower(verbose: bool) -> Callable[[str, Plan], None]:
 def show_faults(kind: str, faults: Iterable[object]) -> None:
     """A line each, on the error output."""
     for fault in faults:
-        ERR.print(f"{kind}: {fault}", markup=False)
+        ERR.print(f"{kind}: {fault}")
 
 
 def show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
@@ -86,7 +87,7 @@ def show_confusions(found: Sequence[Confusion], structures: Collection[str]) -> 
 def show_trial(number: int, total: int, settings: Mapping[str, str]) -> None:
     """What is tried next, on the error output."""
     told = ", ".join(f"{key}={value}" for key, value in settings.items())
-    ERR.print(f"trial {number + 1} of {total}: {told}", markup=False)
+    ERR.print(f"trial {number + 1} of {total}: {told}")
 
 
 def show_sweep(result: SweepResult) -> None:
@@ -95,15 +96,15 @@ def show_sweep(result: SweepResult) -> None:
     table = Table(name, *result.winner.settings, "ending", "minutes", "run", box=None)
     for trial in sorted(result.trials, key=lambda trial: (trial.score is None, -(trial.score or 0.0))):
         score = "" if trial.score is None else f"{trial.score:.4f}"
-        values = [escape(value) for value in trial.settings.values()]
-        table.add_row(score, *values, escape(trial.ending), f"{trial.minutes:.1f}", trial.run)
+        values = trial.settings.values()
+        table.add_row(score, *values, trial.ending, f"{trial.minutes:.1f}", trial.run)
     OUT.print(table)
     OUT.print(
         "The best of many on the same validation cases looks better than it is; judge it on other cases."
     )
-    OUT.print(f"The sweep {result.run} lies in {result.folder}", markup=False)
-    OUT.print(f"Its best config: {result.config}", markup=False)
-    OUT.print(f"Apply it:        clinseg {result.command} {result.winner.run} INPUT -o results", markup=False)
+    OUT.print(f"The sweep {result.run} lies in {result.folder}")
+    OUT.print(f"Its best config: {result.config}")
+    OUT.print(f"Apply it:        clinseg {result.command} {result.winner.run} INPUT -o results")
     for delivery in result.deliveries:
         show_delivery(delivery)
 
@@ -158,7 +159,7 @@ def show_judgement(judgement: Judgement) -> None:
     show_metrics(judgement.rows, "Validation, on the patients' own grids")
     if judgement.unjudged:
         names = ", ".join(judgement.unjudged)
-        OUT.print(f"Not judged, as no validation case labels it: {names}", markup=False)
+        OUT.print(f"Not judged, as no validation case labels it: {names}")
     if judgement.components is not None:
         show_components(judgement.components)
     show_figures(judgement.figures, "Validation")
@@ -193,14 +194,14 @@ def show_comparison(comparison: Comparison) -> None:
     changes = (told.change_cells(change, comparison) for change in outcome.changes)
     show_table(f"Cases that changed most ({outcome.changed})", told.change_header(comparison), changes)
     for note in (f"{outcome.test} Holm's correction over all {len(findings)}.", *comparison.notes):
-        OUT.print(f"- {note}", markup=False)
+        OUT.print(f"- {note}")
 
 
 def show_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table of plain texts; none if it has no rows."""
     table = Table(*header, title=title, title_justify="left", box=None)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     if table.row_count:
         OUT.print(table)
         OUT.print()
@@ -221,7 +222,7 @@ def show_series(stacks: Sequence[Stack]) -> None:
         described = ", ".join(part for part in (stack.description, stack.distinction) if part)
         told = "; ".join(message for _, message in stack.problems)
         cells = (stack.id, stack.number, stack.modality, described)
-        table.add_row(*map(escape, (*cells, str(len(stack.frames)), size, spacing, told)))
+        table.add_row(*cells, str(len(stack.frames)), size, spacing, told)
     OUT.print(table)
 
 
@@ -234,17 +235,15 @@ def show_components(components: Components) -> None:
         OUT.print(
             f"The ensemble keeps only the largest component of {name}: Dice {before:.4f} as above, "
             f"{after:.4f} with it",
-            markup=False,
         )
 
 
 def show_delivery(delivery: Delivery) -> None:
     """Warns of what MLflow does not have."""
     for refused in delivery.refused:
-        ERR.print(f"warning: MLflow refused {refused}", markup=False)
+        ERR.print(f"warning: MLflow refused {refused}")
     if delivery.undelivered:
         ERR.print(
             f"warning: {delivery.undelivered} events are on this disk only ({delivery.problem}); "
             f"deliver them later with: clinseg sync {delivery.run}",
-            markup=False,
         )

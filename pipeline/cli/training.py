@@ -42,7 +42,7 @@ def plan(
 
     result = run_plan(data, output, minutes, None if labels is None else _parse_labels(labels))
     for line in (*result.study, *result.estimate.lines(), *result.advice):
-        OUT.print(line, markup=False)
+        OUT.print(line)
     OUT.print(f"{result.config} is written; what was measured lies in {result.fingerprint}")
     OUT.print(f"Read it, then: clinseg train {result.config}")
 
@@ -82,8 +82,8 @@ def train(
         config,
         settings,
         resume,
-        on_needs=lambda needs: ERR.print(f"training: {needs}", markup=False),
-        on_start=lambda start: ERR.print(f"starting {start}", markup=False),
+        on_needs=lambda needs: ERR.print(f"training: {needs}"),
+        on_start=lambda start: ERR.print(f"starting {start}"),
     )
     if result is None:  # one of several processes, of which the first tells
         return
@@ -91,7 +91,7 @@ def train(
     show_judgement(result.judgement)
     OUT.print(f"Run {result.run} {result.ending}. It lies in {result.folder}")
     OUT.print(f"Apply it:   clinseg {result.command} {result.run} INPUT -o results")
-    OUT.print(f"Look at it: {result.folder / 'report.html'}, or clinseg ui", markup=False)
+    OUT.print(f"Look at it: {result.folder / 'report.html'}, or clinseg ui")
     for delivery in result.deliveries:
         show_delivery(delivery)
 
@@ -151,7 +151,7 @@ def _estimate(config: Path | None, settings: Sequence[str], resume: str | None) 
     from pipeline.workflows.estimating import estimate
 
     for line in estimate(config, settings).lines():
-        OUT.print(line, markup=False)
+        OUT.print(line)
 
 
 def _parse_labels(text: str) -> dict[str, int]:

@@ -87,6 +87,21 @@ def read_head(path: Path) -> str:
         return _head(path, file)
 
 
+def logged_outputs(path: Path) -> dict[str, set[str]]:
+    """Every SHA-256 that each file ever had when it was written, by its path in the folder.
+
+    Args:
+        path: The log; none tells of no file. Lines that cannot be read tell nothing here.
+    """
+    found: dict[str, set[str]] = {}
+    if path.is_file():
+        for line in path.read_bytes().split(b"\n"):
+            outputs = (_parse(line) or {}).get("outputs")
+            for name, known in (outputs if isinstance(outputs, dict) else {}).items():
+                found.setdefault(name, set()).add(str(known))
+    return found
+
+
 def verify(path: Path, head: str | None = None) -> Audit:
     """Reads a log to its end and compares it with itself, with a known head and with the files beside it.
 

@@ -16,6 +16,7 @@ from pipeline.errors import Fault, IntegrityError, ResourceError
 from pipeline.export.dicom_source import clean_text, lps_affine
 from pipeline.export.prediction import Prediction
 from pipeline.export.seg_reading import LEVELS, Kind, is_placed, numbers, plane_of
+from pipeline.export.signature import MANUFACTURER
 from pipeline.files import atomic_path
 from pipeline.memory import available_bytes, format_size
 from pipeline.terminology import CATEGORIES, SIDES, Code, Term
@@ -111,7 +112,7 @@ def _build(prediction: Prediction, kind: Kind, stack: NDArray[Any] | None) -> Da
             series_number=_SERIES_NUMBERS[kind],
             sop_instance_uid=prediction.uid(kind),
             instance_number=1,
-            manufacturer="clinseg",
+            manufacturer=MANUFACTURER,
             manufacturer_model_name=clean_text(maker.name, 64),
             software_versions=clean_text(maker.version, 64),
             device_serial_number=maker.sha256[:16] or "unknown",

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
-import warnings
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from pipeline.errors import Fault, InputError, IntegrityError
+from pipeline.errors import Fault, IntegrityError
+from pipeline.export.signature import COMMENT, UNREADABLE, open_plain
 from pipeline.files import atomic_path
 from pipeline.volume import Affine, Grid, check_grid
 
-_COMMENT = 6  # NIfTI's code of a header extension in plain text
-_NAMES_WITHIN = 2**20  # bytes at the beginning of a file in which its label names are looked for
 _LARGEST_LABEL = 65535
-_UNREADABLE = (OSError, EOFError, zlib.error)
-_NOT_NIFTI = (ImageFileError, HeaderDataError, WrapStructError)
 
 
 def write_label_map(
@@ -99,30 +90,6 @@ def write_image(path: Path, values: NDArray[Any], grid: Grid, meaning: Mapping[s
     _write_verified(path, array, build_header(grid, array.dtype, {"image": dict(meaning)}))
 
 
-def read_label_names(path: Path) -> dict[str, int] | None:
-    """The label names that a file written by `write_label_map` carries; None if it carries none.
-
-    Reads no more than the file's first megabyte.
-
-    Raises:
-        InputError: If the file cannot be read.
-    """
-    try:
-        with _open(path) as file:
-            start = file.read(_NAMES_WITHIN)
-    except _UNREADABLE as error:
-        reason = (getattr(error, "strerror", None) or str(error)).lower()
-        message = f"the label map cannot be read ({reason}); check the path, or copy the file again"
-        raise InputError(Fault(str(path), "unreadable", message)) from error
-    try:
-        with warnings.catch_warnings(action="ignore"):  # nibabel warns of what it then refuses
-            extensions = nib.Nifti1Header.from_fileobj(io.BytesIO(start)).extensions
-    except _NOT_NIFTI:
-        return None
-    named = (_names(extension.content) for extension in extensions if extension.get_code() == _COMMENT)
-    return next((names for names in named if names is not None), None)
-
-
 def _check(path: Path, array: NDArray[np.integer[Any]], grid: Grid, labels: Mapping[str, int]) -> None:
     _check_name(path)
     if array.shape != grid.shape or array.dtype.kind not in "ui":
@@ -184,7 +151,7 @@ def build_header(
     if not Grid(grid.shape, header.get_best_affine()).is_close(grid):
         raise ValueError("the grid's sform and qform cannot express its affine")
     content = json.dumps({"clinseg": meaning}).encode()
-    header.extensions.append(nib.nifti1.Nifti1Extension(_COMMENT, content))
+    header.extensions.append(nib.nifti1.Nifti1Extension(COMMENT, content))
     return header
 
 
@@ -230,9 +197,9 @@ def _write(path: Path, content: bytes) -> None:
 def _is_written(path: Path, content: bytes, array: NDArray[Any], affine: Affine) -> bool:
     """Whether the file, read to its end with gzip's checksum, gives this content, array and affine."""
     try:
-        with _open(path) as file:
+        with open_plain(path) as file:
             found = file.read()
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     if found != content:
         return False
@@ -240,16 +207,3 @@ def _is_written(path: Path, content: bytes, array: NDArray[Any], affine: Affine)
     voxels = np.asanyarray(image.dataobj)
     is_same = voxels.dtype == array.dtype and np.array_equal(voxels, array)
     return is_same and np.array_equal(image.affine, affine)
-
-
-def _open(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
-
-
-def _names(content: bytes) -> dict[str, int] | None:
-    try:
-        labels = json.loads(content)["clinseg"]["labels"]
-    except (LookupError, TypeError, ValueError, RecursionError):
-        return None
-    is_contract = isinstance(labels, dict) and all(type(value) is int for value in labels.values())
-    return labels if is_contract else None

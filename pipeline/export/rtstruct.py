@@ -17,6 +17,7 @@ from pipeline.errors import Fault, IntegrityError
 from pipeline.export.contours import Polygon, fill, outline
 from pipeline.export.dicom_source import Slice, clean_text, lps_affine, refer
 from pipeline.export.prediction import Prediction
+from pipeline.export.signature import MANUFACTURER
 from pipeline.files import atomic_path
 from pipeline.terminology import CATEGORIES, SIDES, Code, Term
 
@@ -63,7 +64,7 @@ def _build(prediction: Prediction) -> Dataset:
     dataset.SeriesDescription = clean_text(f"Contours by {maker.name}", 64)
     dataset.OperatorsName = None
     dataset.InstanceNumber = 1
-    dataset.Manufacturer, dataset.ManufacturerModelName = "clinseg", clean_text(maker.name, 64)
+    dataset.Manufacturer, dataset.ManufacturerModelName = MANUFACTURER, clean_text(maker.name, 64)
     dataset.SoftwareVersions = clean_text(maker.version, 64)
     dataset.FrameOfReferenceUID = source.first.FrameOfReferenceUID
     dataset.PositionReferenceIndicator = source.first.get("PositionReferenceIndicator") or None

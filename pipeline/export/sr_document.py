@@ -14,6 +14,7 @@ from pipeline.errors import Fault, IntegrityError
 from pipeline.export.dicom_seg import concept
 from pipeline.export.dicom_source import Source, clean_text
 from pipeline.export.prediction import Maker
+from pipeline.export.signature import MANUFACTURER
 from pipeline.export.sr_reading import Group, is_same, read_groups
 from pipeline.files import atomic_path
 from pipeline.terminology import Code
@@ -76,7 +77,7 @@ def build_report(
         series_number=_SERIES_NUMBER,
         sop_instance_uid=uid("report"),
         instance_number=1,
-        manufacturer="clinseg",
+        manufacturer=MANUFACTURER,
         series_description=clean_text(f"Measurements by {maker.name}", 64),
         is_complete=True,
         is_final=False,

@@ -90,7 +90,8 @@ def predict_cohort(
         folder: Where masks go; made if it is not there.
         on_case: Is told each report as soon as its mask is on disk.
         on_plan: Is told each case's plan before its first window.
-        with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well.
+        with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well; otherwise it is
+            removed, for those that lie there are of the mask before.
         exports: Further forms of each mask, whose images have to be DICOM series then.
 
     Returns:
@@ -99,6 +100,12 @@ def predict_cohort(
     Raises:
         ResourceError: If a mask cannot be written; what was finished stays.
     """
+
+    def write(predicted: _Predicted) -> CaseReport:
+        if not with_probabilities:
+            probabilities_path(folder, predicted.report.case).unlink(missing_ok=True)
+        return _write(predictor, predicted, folder, exports)
+
     steps = Steps[_Loaded, _Predicted, CaseReport](
         load=lambda case: _load(predictor, case, has_source=exports is not None),
         make=lambda loaded: _label(
@@ -107,7 +114,7 @@ def predict_cohort(
             probabilities_path(folder, loaded.report.case) if with_probabilities else None,
             on_plan,
         ),
-        write=lambda predicted: _write(predictor, predicted, folder, exports),
+        write=write,
         refuse=lambda case, faults: CaseReport(case.id, faults=faults),
     )
     return relay(steps, cases, on_case, is_sequential=predictor.max_memory is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -73,6 +74,10 @@ def relay(
         except BaseException:
             # Who stops does not wait for a case that has not begun.
             reader.shutdown(wait=False, cancel_futures=True)
+            # What is written all the same is told, or a folder would hold what its log does not know.
+            with suppress(Exception):
+                while unfinished:
+                    finish(unfinished.popleft())
             raise
     return reports
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Fault
 from pipeline.files import write_text
 from pipeline.inference.evaluation import read_table, summarise_structures
 from pipeline.inference.predictor import load_contract
@@ -56,8 +56,11 @@ def card(model: str, output: Path | None = None) -> str:
         The card.
 
     Raises:
-        FaultError: If there is no such model, or the file cannot be written.
+        FaultError: If there is no such model, or the file cannot be written or is there already.
     """
+    if output is not None and output.exists():
+        message = "it is there already, perhaps filled in by hand; choose another name or remove it"
+        raise ConfigError(Fault(str(output), "file-exists", message))
     text = describe(load_model(model))
     if output is not None:
         write_text(output, text)

@@ -20,8 +20,10 @@ from pipeline.data.images import is_series
 from pipeline.data.medmnist import split_part
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault, FaultError, InputError
+from pipeline.export.audit import NAME, logged_outputs
 from pipeline.export.exporters import export_path
 from pipeline.export.prediction import Maker
+from pipeline.export.signature import is_ours
 from pipeline.files import check_writable, sha256_of
 from pipeline.inference.cohort import CaseReport, hash_inputs
 from pipeline.inference.predictor import select_device
@@ -195,26 +197,45 @@ def refuse_unused_rules(cases: Iterable[Case], rules: Sequence[SeriesRule]) -> N
 
 
 def refuse_overwriting(
-    cases: Iterable[Case], outputs_of: Callable[[Case], Collection[Path]], what: str
+    cases: Iterable[Case], outputs_of: Callable[[Case], Collection[Path]], what: str, folder: Path
 ) -> None:
-    """Nothing takes the place of what it was made from.
+    """Nothing takes the place of what it was made from, nor of what people drew or corrected by hand.
+
+    What an earlier command wrote there may be replaced: its log tells the hash, or, where it was killed
+    before it could tell, the file itself says whose it is.
 
     Args:
         cases: What is read.
         outputs_of: Files to be written for a case.
         what: They are, in words.
+        folder: That they and their log lie in.
 
     Raises:
         ConfigError: With the cases whose files would.
     """
-    message = f"the {what} would replace its own image; choose another folder with -o"
-    faults = [
-        Fault(case.id, "would-overwrite", message)
-        for case in cases
-        if {path.resolve() for path in outputs_of(case)} & {path.resolve() for path in case.images}
-    ]
+    logged = logged_outputs(folder / NAME)
+    faults = []
+    for case in cases:
+        outputs = outputs_of(case)
+        if {path.resolve() for path in outputs} & {path.resolve() for path in case.images}:
+            message = f"the {what} would replace its own image; choose another folder with -o"
+            faults.append(Fault(case.id, "would-overwrite", message))
+            continue
+        for path in outputs:
+            if path.exists() and not _is_replaceable(path, logged.get(str(path.relative_to(folder)))):
+                message = (
+                    f"{path} is there already and not as clinseg wrote it, perhaps drawn or corrected by "
+                    "hand; move it elsewhere, or choose another folder with -o"
+                )
+                faults.append(Fault(case.id, "would-overwrite", message))
     if faults:
         raise ConfigError(faults)
+
+
+def _is_replaceable(path: Path, known: Collection[str] | None) -> bool:
+    if not path.is_file():
+        return False
+    return is_ours(path) if known is None else sha256_of(path) in known
 
 
 def _is_finished(report: Report, files: Mapping[str, str], case: Case, folder: Path) -> bool:

@@ -27,6 +27,7 @@ from pipeline.workflows.case_reports import (
     find_finished,
     find_means,
     parse_report,
+    refuse_overwriting,
     refuse_unused_rules,
 )
 
@@ -89,7 +90,13 @@ def enhance(
     truths, faults = pair_truths(cases, truth, num_channels, rules) if truth is not None else ({}, [])
     refuse_unused_rules(cases, rules)
     outputs = [folder / name for case in cases for name in output_names(case.id, num_channels)]
-    _refuse_overwriting(cases, truths, outputs)
+    _refuse_replacing_inputs(cases, truths, outputs)
+    refuse_overwriting(
+        cases,
+        lambda case: [folder / name for name in output_names(case.id, num_channels)],
+        "enhanced image",
+        folder,
+    )
     check_writable(folder)
     path = folder / "report.json"
     made_by = {"model_sha256": checkpoint.content_hash, "reverse": reverse}
@@ -128,7 +135,9 @@ def enhance(
     )
 
 
-def _refuse_overwriting(cases: Sequence[Case], truths: Mapping[str, Case], outputs: Sequence[Path]) -> None:
+def _refuse_replacing_inputs(
+    cases: Sequence[Case], truths: Mapping[str, Case], outputs: Sequence[Path]
+) -> None:
     """Nothing takes the place of what is read, of whichever case; truths are read after images are written.
 
     Raises:

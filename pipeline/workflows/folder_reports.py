@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,8 @@ from pipeline.workflows.report_material import (
     work_facts,
 )
 
+_METRICS: Final = ["case", "label", "dice"]
+_CONFUSIONS: Final = ["case", "reference", "prediction"]
 _FIGURES: Final = ["figure", "value", "low", "high"]
 _MAX_PICTURES: Final = 24
 
@@ -44,7 +46,8 @@ def read_folder(folder: Path) -> ReportMaterial:
     report = folder / "report.json"
     content: dict[str, Any] = read_prediction_report(report) if report.is_file() else {"cases": []}
     entries = entries_of(content)
-    rows, confusions, estimates = _read_evaluations(folder)
+    masks = existing_masks(folder, entries)
+    rows, confusions, estimates = _read_evaluations(folder, _predicted_at(folder, masks.values()), remarks)
     table = _read_answers(folder, content, remarks)
     if not entries and not rows and not estimates and table is None:
         message = (
@@ -65,7 +68,7 @@ def read_folder(folder: Path) -> ReportMaterial:
         rows=rows,
         confusions=confusions,
         entries=entries if table is None else {},
-        masks=existing_masks(folder, entries),
+        masks=masks,
         figures=figures,
         table=table,
         pictures=[
@@ -83,10 +86,15 @@ def _lead(content: Mapping[str, Any], num_cases: int, *, is_judged: bool) -> str
     return f"Predictions{model} of {num_cases} cases{judged}."
 
 
+def _predicted_at(folder: Path, masks: Iterable[Path]) -> int:
+    """When the newest prediction was written, in nanoseconds; 0 if there is none."""
+    return max((path.stat().st_mtime_ns for path in (*masks, *folder.glob(TABLE))), default=0)
+
+
 def _read_evaluations(
-    folder: Path,
+    folder: Path, predicted_at: int, remarks: list[str]
 ) -> tuple[list[CaseMetrics], list[Confusion], dict[str, Estimate]]:
-    """The newest table of each kind."""
+    """The newest table of each kind, if it can be of these predictions."""
     rows: list[CaseMetrics] = []
     confusions: list[Confusion] = []
     estimates: dict[str, Estimate] = {}
@@ -96,9 +104,13 @@ def _read_evaluations(
             path.open(newline="", encoding="utf-8") as file,
         ):
             header, *lines = csv.reader(file)
-            if header[:3] == ["case", "label", "dice"]:
+            if header[:3] not in (_METRICS, _CONFUSIONS, _FIGURES[:3]):
+                continue
+            if path.stat().st_mtime_ns < predicted_at:
+                remarks.append(f"{path.name} is older than the predictions and left out; evaluate them again")
+            elif header[:3] == _METRICS:
                 rows = read_table(path)
-            elif header[:3] == ["case", "reference", "prediction"]:
+            elif header[:3] == _CONFUSIONS:
                 confusions = read_confusions(path)
             elif header == _FIGURES:
                 estimates = {name: Estimate(*map(float, numbers)) for name, *numbers in lines}

@@ -12,7 +12,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
-from pipeline.export.exporters import EXPORTERS, NEED_PROBABILITIES, REPORT
+from pipeline.export.exporters import EXPORTERS, NEED_PROBABILITIES, REPORT, export_path
 from pipeline.export.label_table import write_label_table
 from pipeline.files import check_writable, write_json
 from pipeline.inference.budget import Plan
@@ -101,11 +101,7 @@ def predict(
     refuse_unused_rules(cases, rules)
     if exports is not None:
         refuse_without_series(cases)
-    refuse_overwriting(
-        cases,
-        lambda case: (folder / f"{case.id}.nii.gz", probabilities_path(folder, case.id)),
-        "mask",
-    )
+    refuse_overwriting(cases, lambda case: _outputs(folder, case.id, exports), "mask", folder)
     check_writable(folder)
     write_label_table(folder / "labels.txt", predictor.contract)
     path = folder / "report.json"
@@ -164,6 +160,16 @@ def _describe(report: CaseReport) -> dict[str, object]:
     content["faults"] = [str(fault) for fault in report.faults]
     content["status"] = "refused" if report.faults else "predicted"
     return content
+
+
+def _outputs(folder: Path, case: str, exports: Exports | None) -> list[Path]:
+    """What is written for a case, and its probabilities, which go where another mask comes."""
+    forms = exports.forms if exports is not None else ()
+    return [
+        folder / f"{case}.nii.gz",
+        probabilities_path(folder, case),
+        *(export_path(folder, form, case) for form in forms),
+    ]
 
 
 def _parse(entry: Mapping[str, Any]) -> CaseReport | None:

@@ -11,6 +11,7 @@ from typing import Final
 from pipeline.data.cases import Case
 from pipeline.data.images import find_inputs
 from pipeline.data.nifti import is_nifti, nifti_stem
+from pipeline.errors import Fault, InputError
 from pipeline.progress import progress_bar
 from pipeline.report.case_tables import case_table, confusion_table, segmentation_figures, structure_strips
 from pipeline.report.content import Report, View
@@ -43,7 +44,8 @@ def report(
         output: Where to write; None takes `report.html` in the folder of the run or the predictions.
         cases: Ids of the cases to look at; empty takes the worst, the median and the best.
         images: Where the images are, as `clinseg predict` takes them; a run knows those of its own data.
-        references: Folder of reference label maps, with which a folder of predictions is compared.
+        references: Folder of reference label maps, with which a folder of predictions is compared; a run is
+            judged already, and only shown with them.
 
     Returns:
         The page.
@@ -52,13 +54,17 @@ def report(
         FaultError: If there is no such run, folder or case, or no place to write.
     """
     folder = Path(source)
-    if folder.is_dir() and not (folder / "run.json").is_file():
+    is_run = not folder.is_dir() or (folder / "run.json").is_file()
+    if not is_run:
         material, home = read_folder(folder), folder
     else:
         run = find_run(folder.name if folder.is_dir() else source, *_store_of(folder))
         material, home = _read(run), run.path
-    if images or references is not None:
-        material = _with_files(material, home, images, references)
+    if images:
+        material = _with_images(material, images)
+    if references is not None:
+        material = _with_references(material, references)
+        material = material if is_run else _compared(material, folder, references)
     path = output or home / NAME
     _write(path, material, cases)
     return path
@@ -115,30 +121,33 @@ def _write(path: Path, material: ReportMaterial, cases: Sequence[str], end: floa
     return page
 
 
-def _with_files(
-    material: ReportMaterial, folder: Path, images: Sequence[Path], references: Path | None
-) -> ReportMaterial:
-    """The same with the images and references that were named; a folder is compared with the latter."""
-    found = {case.id: case for case in find_inputs(images, 1)} if images else dict(material.cases)
-    if references is None:
-        return replace(material, cases=found)
+def _with_images(material: ReportMaterial, images: Sequence[Path]) -> ReportMaterial:
+    return replace(material, cases={case.id: case for case in find_inputs(images, 1)})
+
+
+def _with_references(material: ReportMaterial, references: Path) -> ReportMaterial:
+    """The same with label maps of that folder; those that are not there stay the ones that are known."""
+    if not references.is_dir():
+        message = "there is no such folder; name one with label maps called as the predictions are"
+        raise InputError(Fault(str(references), "missing-file", message))
     labels = {nifti_stem(path): path for path in sorted(references.glob("*")) if is_nifti(path)}
-    cases = {
-        case: replace(found.get(case, Case(case, case, ())), label=labels.get(case))
-        for case in material.masks
-    }
-    if material.rows:
-        return replace(material, cases=cases)
+    if not labels.keys() & material.masks.keys():
+        message = "it holds no label map that is called as one of the predictions is; check the folder"
+        raise InputError(Fault(str(references), "reference-missing", message))
+    known = {case: material.cases.get(case, Case(case, case, ())) for case in material.masks}
+    cases = {case: replace(found, label=labels.get(case, found.label)) for case, found in known.items()}
+    return replace(material, cases=cases)
+
+
+def _compared(material: ReportMaterial, folder: Path, references: Path) -> ReportMaterial:
+    """The same with figures of these very masks, whatever tables of the folder say."""
     evaluation = evaluate(folder, references)
     told = [str(fault) for fault in (*evaluation.faults, *evaluation.warnings)]
-    lead = material.lead.replace("not compared with any reference", "compared with references")
-    remarks = [*material.remarks, *told]
     return replace(
         material,
-        lead=lead,
-        cases=cases,
+        lead=material.lead.replace("not compared with any reference", "compared with references"),
         rows=evaluation.rows,
         confusions=evaluation.confusions,
         figures=(),
-        remarks=remarks,
+        remarks=[*material.remarks, *told],
     )

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from nibabel.nifti1 import Nifti1Extension
 
 from pipeline.errors import InputError, IntegrityError, ResourceError
-from pipeline.export.nifti import read_label_names, write_label_map, write_map
+from pipeline.export.nifti import write_label_map, write_map
+from pipeline.export.signature import read_label_names
 from pipeline.volume import Grid
 
 DATA = Path(__file__).parents[2] / "../shared/data"

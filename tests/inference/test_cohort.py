@@ -17,6 +17,7 @@ import torch
 
 from pipeline.checkpoint import read_checkpoint
 from pipeline.data.cases import Case
+from pipeline.errors import Stopped
 from pipeline.inference.cohort import CaseReport, predict_cohort
 from pipeline.inference.predictor import load_predictor, select_device
 from transforms.preprocessing import Prepared
@@ -59,7 +60,7 @@ def test_resume_keeps_what_is_finished_and_nothing_else(clinseg, trained, images
     contents = {mask.name: mask.read_bytes() for mask in masks}
     before = report_of(out)
     masks[0].unlink()
-    masks[1].write_bytes(b"not what was written")
+    masks[1].unlink()
     changed = sorted(images.iterdir())[2]
     shutil.copy(sorted(images.iterdir())[3], changed)  # the image is another one now
     kept = {mask: mask.stat().st_mtime_ns for mask in masks[2:]}
@@ -72,6 +73,55 @@ def test_resume_keeps_what_is_finished_and_nothing_else(clinseg, trained, images
     after = report_of(out)
     assert list(after) == list(before)
     assert all(after[name] == before[name] for name in list(before)[3:])
+
+
+def test_a_mask_that_was_drawn_or_corrected_by_hand_is_never_replaced(clinseg, trained, images, tmp_path):
+    out, paths = tmp_path / "out", sorted(images.iterdir())
+    for path in paths[2:]:
+        path.unlink()
+    drawn = nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4))
+    out.mkdir()
+    for path in paths[:2]:
+        nib.save(drawn, out / path.name)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    answer = clinseg("predict", trained.model, images, "-o", out)
+    assert answer.code == 2 and answer.err.count("would-overwrite") == 2
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    for path in before:
+        path.unlink()
+    assert clinseg("predict", trained.model, images, "-o", out).code == 0
+    mask = nib.load(out / paths[0].name)  # its header stays what it was, as of an editor that keeps it
+    nib.save(nib.Nifti1Image(np.zeros(mask.shape, np.uint8), None, mask.header), out / paths[0].name)
+    corrected = (out / paths[0].name).read_bytes()
+    for options in ([], ["--resume"]):
+        answer = clinseg("predict", trained.model, images, "-o", out, *options)
+        assert answer.code == 2 and answer.err.count("would-overwrite") == 1
+        assert (out / paths[0].name).read_bytes() == corrected
+
+
+def test_what_was_written_before_is_replaced_also_where_nothing_was_told_of_it(
+    clinseg, trained, images, tmp_path
+):
+    path, out = images / "phantom_01.nii.gz", tmp_path / "out"
+    for model in (trained.model, trained.run / "checkpoints/last.safetensors"):
+        assert clinseg("predict", model, path, "-o", out, "--probabilities").code == 0
+    for name in ("audit.jsonl", "report.json"):
+        (out / name).unlink()  # as after a kill
+    assert clinseg("predict", trained.model, path, "-o", out, "--resume").code == 0
+
+
+def test_what_was_written_when_a_cohort_is_stopped_is_told(trained, images, tmp_path):
+    predictor = load_predictor(read_checkpoint(trained.model), select_device("cpu"))
+    cases = [Case(path.name.split(".")[0], path.name, (path,)) for path in sorted(images.iterdir())]
+    told = []
+
+    def stop(case, plan):
+        if case == cases[2].id:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        predict_cohort(predictor, cases, tmp_path / "out", told.append, stop)
+    assert [report.mask for report in told] == sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
 def test_under_a_budget_one_case_at_a_time_is_in_memory(trained, images, tmp_path):
@@ -120,6 +170,21 @@ def test_resume_makes_the_probabilities_that_are_missing(clinseg, trained, image
     assert clinseg("predict", trained.model, images, "-o", out).code == 0
     assert clinseg("predict", trained.model, images, "-o", out, "--resume", "--probabilities").code == 0
     assert len(list((out / "probabilities").iterdir())) == 2
+
+
+def test_probabilities_are_those_of_the_mask_beside_them(clinseg, trained, images, tmp_path):
+    path, out, last = (
+        images / "phantom_01.nii.gz",
+        tmp_path / "out",
+        trained.run / "checkpoints/last.safetensors",
+    )
+    probabilities = out / "probabilities/phantom_01.nii"
+    assert clinseg("predict", trained.model, path, "-o", out, "--probabilities").code == 0
+    assert clinseg("predict", last, path, "-o", out).code == 0
+    assert not probabilities.exists()
+    assert clinseg("predict", last, path, "-o", out, "--resume", "--probabilities").code == 0
+    assert clinseg("predict", last, path, "-o", tmp_path / "anew", "--probabilities").code == 0
+    assert probabilities.read_bytes() == (tmp_path / "anew/probabilities/phantom_01.nii").read_bytes()
 
 
 def test_resume_with_another_model_begins_anew(clinseg, trained, images, tmp_path):

@@ -1,6 +1,7 @@
 """`clinseg report` tells of a run or of predictions, and never harms what it tells of."""
 
 import json
+import os
 import re
 import shutil
 
@@ -54,6 +55,39 @@ def test_a_folder_is_shown_with_what_is_named_beside_it(clinseg, trained, valida
     page = folder / "report.html"
     assert "compared with references" in page.read_text() and "Surface Dice" in page.read_text()
     assert "difference" in data_of(page)["views"][0]["layers"]
+
+
+def test_figures_are_those_of_the_masks_that_are_there(clinseg, trained, validation, tmp_path):
+    labels, folder = tmp_path / "labels", tmp_path / "out"
+    shutil.copytree(trained.run / "validation", folder)
+    labels.mkdir()
+    for case in validation:
+        shutil.copyfile(trained.manifest.parent / f"labelsTr/{case}.nii.gz", labels / f"{case}.nii.gz")
+    assert clinseg("evaluate", folder, labels, "-o", folder / "metrics.csv").code == 0
+    assert clinseg("report", folder).code == 0
+    assert "compared with references" in (folder / "report.html").read_text()
+    for case in validation:  # another model predicts, and perfectly
+        shutil.copyfile(labels / f"{case}.nii.gz", folder / f"{case}.nii.gz")
+    assert clinseg("report", folder, "--references", labels).code == 0
+    assert "Dice</dt><dd><b>1.0000</b>" in (folder / "report.html").read_text()
+    os.utime(folder / "metrics.csv", (0, 0))
+    assert clinseg("report", folder).code == 0
+    text = (folder / "report.html").read_text()
+    assert "metrics.csv is older than the predictions" in text and "Surface Dice" not in text
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_references_that_are_none_of_the_predictions_are_refused(
+    clinseg, trained, validation, tmp_path, is_run
+):
+    folder = tmp_path / "out"
+    shutil.copytree(trained.run / "validation", folder)
+    (tmp_path / "empty").mkdir()
+    for name, rule in (("typo", "missing-file"), ("empty", "reference-missing")):
+        page = tmp_path / "report.html"
+        what = trained.run if is_run else folder
+        answer = clinseg("report", what, "--references", tmp_path / name, "-o", page)
+        assert answer.code == 3 and rule in answer.err and not page.exists()
 
 
 def test_a_mask_is_never_shown_over_another_image_or_elsewhere(clinseg, trained, validation, tmp_path):
