@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from pipeline.data.cases import Case
 from pipeline.data.images import read_label_map
 from pipeline.data.synthetic.series import write_series
 from pipeline.export.signature import read_label_names
 from pipeline.files import sha256_of
 from pipeline.terminology import PALETTE, UNKNOWN
 from pipeline.volume import Grid, Volume
+from pipeline.workflows.case_reports import refuse_without_series
 
 
 @pytest.fixture
@@ -146,6 +148,8 @@ def test_dicom_objects_are_only_made_of_dicom_series(clinseg, trained, image, tm
     )
     assert (answer.code, "scan: --also makes DICOM objects" in answer.err) == (2, True)
     assert not (tmp_path / "out").exists()
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    refuse_without_series([Case("disc", "disc", (tmp_path / "DICOMDIR",))])
 
 
 def test_one_series_of_a_study_is_predicted_as_if_it_lay_alone(clinseg, trained, image, expected, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.data.dicom import list_dicom_files
+from pipeline.data.images import series_name
 from pipeline.data.nifti import is_nifti, nifti_stem
 from pipeline.data.pictures import is_picture
 from pipeline.errors import Fault, InputError
@@ -93,4 +94,4 @@ def name_images(images: Sequence[Path]) -> list[tuple[str, Path]]:
 def _stem(image: Path) -> str:
     if is_nifti(image):
         return nifti_stem(image)
-    return image.stem if is_picture(image) else image.resolve().name
+    return image.stem if is_picture(image) else series_name(image)

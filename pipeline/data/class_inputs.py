@@ -10,7 +10,7 @@ from pipeline.data.class_folders import find_images, is_image_file, name_images
 from pipeline.data.class_manifests import read_class_folder
 from pipeline.data.class_study import class_faults
 from pipeline.data.entries import Entry
-from pipeline.data.images import group_channels, id_faults
+from pipeline.data.images import group_channels, id_faults, is_series
 from pipeline.data.manifests import parse_csv
 from pipeline.data.medmnist import (
     IMAGES,
@@ -35,12 +35,12 @@ _REFERENCES = (
 def find_class_inputs(paths: Sequence[Path], num_channels: int) -> list[Case]:
     """Finds the cases behind paths given by hand.
 
-    A path is a NIfTI, PNG or JPEG file, the folder of a DICOM series, a folder of these (and one level of
-    sub-folders, such as one per class), a CSV with the columns `case`, `image` (or several `image_…`) and,
-    where a label map tells the region, `label`, or an `.npz`. Of the last, the rows of its only array of
-    images are taken, or those of `test_images`, or with `FILE.npz#val` those of `val_images`; their ids are
-    their numbers from 0. Ids not listed are the names of files; of those that are alike, the folder's name
-    goes before.
+    A path is a NIfTI, PNG or JPEG file, a DICOM series (its folder, DICOMDIR or single file), a folder of
+    these (and one level of sub-folders, such as one per class), a CSV with the columns `case`, `image` (or
+    several `image_…`) and, where a label map tells the region, `label`, or an `.npz`. Of the last, the rows
+    of its only array of images are taken, or those of `test_images`, or with `FILE.npz#val` those of
+    `val_images`; their ids are their numbers from 0. Ids not listed are the names of files; of those that are
+    alike, the folder's name goes before.
     With several channels, NIfTI files `<case>_0000.nii.gz`, `<case>_0001.nii.gz` … make a case.
 
     Raises:
@@ -109,9 +109,11 @@ def _search(path: Path) -> list[Path]:
     if is_image_file(path) and not path.is_dir():
         return [path]
     if not path.is_dir():
+        if is_series(path):
+            return [path]
         message = (
-            "an input is a .nii, .nii.gz, .png, .jpg, .csv or .npz file, or a folder of images or of a DICOM "
-            "series"
+            "an input is a .nii, .nii.gz, .png, .jpg, .csv or .npz file, a folder of images or of a DICOM "
+            "series, or a DICOMDIR"
         )
         raise InputError(Fault(where, "file-type", message))
     if found := find_images(path, 1):

@@ -133,7 +133,7 @@ def find_inputs(
             continue
         files += nifti
         if is_dicom_input and len(rules) == num_channels:
-            name = _series_name(path)
+            name = series_name(path)
             series = () if list(rules) == [_ONLY_SERIES] else tuple(rules)
             cases.append(Case(name, name, (path,) * num_channels, series=series))
         elif is_dicom_input:
@@ -185,7 +185,7 @@ def _file_type_fault(path: Path, kinds: str) -> Fault:
     return Fault(str(path), "file-type", message)
 
 
-def _series_name(path: Path) -> str:
+def series_name(path: Path) -> str:
     """The case id of a DICOM input: its own name, or that of the folder that a DICOMDIR lies in."""
     resolved = path.resolve()
     if path.is_dir():

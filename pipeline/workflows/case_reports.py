@@ -255,7 +255,8 @@ def refuse_without_series(cases: Sequence[Case]) -> None:
         ConfigError: With all cases that have none.
     """
     message = (
-        "--also makes DICOM objects, which refer to a DICOM series; name its folder, or leave --also out"
+        "--also makes DICOM objects, which refer to a DICOM series; name its folder or DICOMDIR, or leave "
+        "--also out"
     )
-    if faults := [Fault(case.id, "not-dicom", message) for case in cases if not case.images[0].is_dir()]:
+    if faults := [Fault(case.id, "not-dicom", message) for case in cases if not is_series(case.images[0])]:
         raise ConfigError(faults)

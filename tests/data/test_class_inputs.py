@@ -74,6 +74,12 @@ def test_files_folders_and_series_are_cases(tmp_path):
     assert ids([tmp_path / "in", single, tmp_path / "lone"]) == ["a", "b", "series", "d", "lone"]
 
 
+def test_a_dicomdir_and_a_file_of_dicom_are_cases(tmp_path):
+    medium, enhanced = touch(tmp_path, "medium/DICOMDIR", "enhanced.dcm")
+    medium.write_bytes(bytes(128) + b"DICM")
+    assert ids([medium, enhanced]) == ["medium", "enhanced"]
+
+
 def test_folders_in_a_folder_are_searched_one_level_deep(tmp_path):
     touch(tmp_path, "in/ill/a.png", "in/ill/scan/1.dcm", "in/sound/a.png", "in/sound/b.png", "in/top.png")
     assert ids([tmp_path / "in"]) == ["top", "ill-a", "scan", "sound-a", "b"]
