@@ -52,6 +52,9 @@ def evaluate(
         _evaluate_downstream(predictions, references, downstream, labels, others)
         return
     if predictions.suffix == ".csv":
+        if wrong := [name for name, value in {"--config": config, "--ignore": ignore}.items() if value]:
+            message = "does not go with classes, which a table tells as they are; leave it out"
+            raise ConfigError(Fault(option, "contradiction", message) for option in wrong)
         _evaluate_classes(predictions, references, output)
         return
     from pipeline.workflows.evaluation import evaluate as run_evaluation

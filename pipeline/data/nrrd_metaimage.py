@@ -8,6 +8,7 @@ in a process of its own with limits on memory and time, of which only plain arra
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -122,7 +123,9 @@ def _fields(header: bytes, mark: str) -> Mapping[str, str]:
 def _parse_nrrd(content: bytes) -> _Claim:
     if not content.startswith(b"NRRD000"):
         raise ValueError("no NRRD")
-    header, gap, _ = content.partition(b"\r\n\r\n" if b"\r\n\r\n" in content else b"\n\n")
+    # The first empty line, however lines end: voxels may look like one.
+    end = re.search(rb"\r?\n\r?\n", content)
+    header, gap = (content, b"") if end is None else (content[: end.start()], end[0])
     fields = _fields(header, ":")
     if {"data file", "datafile"} & set(fields):
         raise _RefusedError("detached", "its data lie in another file; save it as one .nrrd")

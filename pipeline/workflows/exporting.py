@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.config import job_from_mapping, segmentation_job
-from pipeline.data.images import read_image
+from pipeline.data.images import read_image, source_hash
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault
 from pipeline.export.bundle import NETWORK, OWN, check_bundle, write_bundle_configs
@@ -100,7 +100,7 @@ def export(model: str, form: str, output: Path, image: Path | None = None) -> Ex
     if len(volumes) != len(loaded.checkpoint.channels):
         message = f"the model needs {len(loaded.checkpoint.channels)} channels, it has {len(volumes)}"
         raise ConfigError(Fault(str(image), "num-channels", message))
-    on = "a made-up volume" if image is None else f"{image.name} (SHA-256 {sha256_of(image)[:16]}…)"
+    on = "a made-up volume" if image is None else f"{image.name} (SHA-256 {source_hash(image)[:16]}…)"
     example = torch.randn(2, len(loaded.checkpoint.channels), *loaded.window)
     if form == "bundle":
         return _export_bundle(loaded, output, example, volumes, on)

@@ -146,3 +146,10 @@ def test_a_reader_that_takes_too_much_is_stopped(tmp_path, monkeypatch):
     path = save(tmp_path / "image.nrrd", image()[1], packed=False)
     monkeypatch.setattr(nrrd_metaimage, "_SPARE", 2**20)
     assert refused(path) == "undecodable"
+
+
+def test_voxels_that_look_like_an_empty_line_do_not_end_the_header(tmp_path):
+    """Two neighbours of 2573, as a CT holds them, are the bytes of an empty line of Windows."""
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(nrrd(data=np.full(24, 0x0A0D, "<i2").tobytes()))
+    assert (read_foreign(path).volumes[0].array == 0x0A0D).all()
