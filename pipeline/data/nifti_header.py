@@ -149,7 +149,8 @@ def _dimension_faults(where: str, header: nib.Nifti1Header) -> Iterator[Fault]:
 
 
 def _geometry_faults(where: str, header: nib.Nifti1Header) -> list[Fault]:
-    pixdim = np.asarray(header["pixdim"], dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # of a signalling NaN, which a damaged header may hold
+        pixdim = np.asarray(header["pixdim"], dtype=np.float64)
     spatial = pixdim[1 : 1 + min(max(int(header["dim"][0]), 1), 3)]
     if not (np.isfinite(spatial).all() and (spatial > 0).all()):
         told = " x ".join(f"{mm:g}" for mm in spatial)
