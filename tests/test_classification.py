@@ -109,6 +109,9 @@ def test_train_predict_and_evaluate_tell_the_same(clinseg, archive, here):
 
     answer = clinseg("evaluate", here / "out/predictions.csv", f"{archive}#val", "-o", here / "figures.csv")
     assert answer.code == 0 and "marked for review" in answer.out
+    voxels = ("--config", here / "nowhere.yaml", "--ignore", 3)
+    refused = clinseg("evaluate", here / "out/predictions.csv", f"{archive}#val", *voxels)
+    assert refused.code == 2 and refused.err.count("contradiction") == 2
     rows = [line.split(",") for line in (here / "figures.csv").read_text().splitlines()[1:]]
     assert {name: pytest.approx(float(value), abs=1e-5) for name, value, *_ in rows} == {
         name.removeprefix("best/"): value for name, value in metrics.items() if name.startswith("best/")

@@ -52,9 +52,7 @@ def evaluate(
         _evaluate_downstream(predictions, references, downstream, labels, others)
         return
     if predictions.suffix == ".csv":
-        if wrong := [name for name, value in {"--config": config, "--ignore": ignore}.items() if value]:
-            message = "does not go with classes, which a table tells as they are; leave it out"
-            raise ConfigError(Fault(option, "contradiction", message) for option in wrong)
+        _refuse({"--config": config, "--ignore": ignore}, "classes, which have no voxels")
         _evaluate_classes(predictions, references, output)
         return
     from pipeline.workflows.evaluation import evaluate as run_evaluation
@@ -102,14 +100,19 @@ def report(
     OUT.print(f"{path} is written; any browser opens it.")
 
 
+def _refuse(options: Mapping[str, object], other: str) -> None:
+    if wrong := [option for option, value in options.items() if value is not None]:
+        raise ConfigError(
+            Fault(option, "contradiction", f"does not go with {other}; leave it out") for option in wrong
+        )
+
+
 def _evaluate_downstream(
     enhanced: Path, truth: Path, segmenter: str | None, labels: Path | None, others: Mapping[str, object]
 ) -> None:
     if segmenter is None:
         raise ConfigError(Fault("--labels", "contradiction", "it goes with --downstream; name a model there"))
-    if wrong := [option for option, value in others.items() if value is not None]:
-        message = "does not go with --downstream, which writes beside the enhanced images; leave it out"
-        raise ConfigError(Fault(option, "contradiction", message) for option in wrong)
+    _refuse(others, "--downstream, which writes beside the enhanced images")
     from pipeline.workflows.downstream import REPORT, evaluate_downstream
 
     result = evaluate_downstream(enhanced, truth, segmenter, labels)

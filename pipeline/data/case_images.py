@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -129,23 +129,22 @@ def grid_faults(case: Case, what: str, prefix: str, grid: Grid, reference: Grid)
         yield Fault(case.id, f"{prefix}affine-mismatch", message)
 
 
-def slice_fault(case: str, shape: Sequence[int], orientation: str) -> Fault | None:
-    """Why a network of two dimensions cannot take slices of a volume: they would be lines of one voxel.
+def slice_faults(dimensions: int, orientation: str, shapes: Mapping[str, Sequence[int]]) -> Iterator[Fault]:
+    """Faults of volumes that a network of two dimensions would cut into lines of one voxel.
 
     Args:
-        case: Its id.
-        shape: `(H, W, D)` in the order of `orientation`.
+        dimensions: Of the network; one of three takes any volume.
         orientation: Anatomical direction of the axes, such as `RAS`; slices are taken along the last.
+        shapes: `(H, W, D)` of each case, by its id, in the order of `orientation`.
     """
-    *within, num_slices = shape
-    if num_slices == 1 or 1 not in within:
-        return None
-    thin = orientation[within.index(1)]
-    message = (
-        f"it is one voxel thick along {thin}, but slices are taken along the last axis; set "
-        f"preprocessing.orientation to {orientation.replace(thin, '') + thin}"
-    )
-    return Fault(case, "slice-axis", message)
+    for case, (*within, num_slices) in shapes.items():
+        if dimensions == 2 and num_slices > 1 and 1 in within:
+            thin = orientation[within.index(1)]
+            message = (
+                f"it is one voxel thick along {thin}, but slices are taken along the last axis; set "
+                f"preprocessing.orientation to {orientation.replace(thin, '') + thin}"
+            )
+            yield Fault(case, "slice-axis", message)
 
 
 def _constant_images(case: Case, images: Iterable[Volume]) -> Iterator[Fault]:

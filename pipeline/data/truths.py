@@ -31,8 +31,7 @@ def truth_fault(case: str, truth: Grid, image: Grid, network: Affine | None = No
             the same small angle may be too large.
     """
     if not all(are_parallel(truth.affine, own) for own in (image.affine, network) if own is not None):
-        message = "the truth's axes are turned against the image's; resample it to the image's grid"
-        return Fault(case, "truth-grid", message)
+        return turned_fault(case)
     axes, positions = match_axes(truth.affine, image.shape, image.affine)
     beyond = [
         max(-0.5 - float(place.min()), float(place.max()) - (truth.shape[axis] - 0.5))
@@ -45,6 +44,12 @@ def truth_fault(case: str, truth: Grid, image: Grid, network: Affine | None = No
         f"the image reaches {missing:.3g} mm beyond its truth, where nothing says how it should look; crop "
         "it to what the truth shows, or give it another truth"
     )
+    return Fault(case, "truth-grid", message)
+
+
+def turned_fault(case: str) -> Fault:
+    """The fault of a truth on a grid that is turned against its image's."""
+    message = "the truth's axes are turned against the image's; resample it to the image's grid"
     return Fault(case, "truth-grid", message)
 
 

@@ -16,7 +16,7 @@ from pipeline.export.dicom_source import Source, read_source
 from pipeline.export.nifti import write_label_map
 from pipeline.export.prediction import Prediction
 from pipeline.export.probabilities import write_probabilities
-from pipeline.files import sha256_of
+from pipeline.files import remove_files, sha256_of
 from pipeline.inference.budget import Plan
 from pipeline.inference.exporting import Exports, export, probabilities_path
 from pipeline.inference.labelling import LabelMap
@@ -103,7 +103,7 @@ def predict_cohort(
 
     def write(predicted: _Predicted) -> CaseReport:
         if not with_probabilities:
-            probabilities_path(folder, predicted.report.case).unlink(missing_ok=True)
+            remove_files([probabilities_path(folder, predicted.report.case)])
         return _write(predictor, predicted, folder, exports)
 
     steps = Steps[_Loaded, _Predicted, CaseReport](

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pipeline.data.truths import turned_fault
 from pipeline.errors import Fault, InputError
 from pipeline.image_metrics import data_range, psnr, ssim
 from pipeline.inference.grids import on_grid
@@ -66,8 +67,7 @@ def common_place(case: str, grid: Grid, others: Sequence[Grid]) -> Slices:
     inside = [np.ones(size, dtype=bool) for size in grid.shape]
     for other in others:
         if not are_parallel(other.affine, grid.affine):
-            message = "the truth's axes are turned against the image's; resample it to the image's grid"
-            raise InputError(Fault(case, "truth-grid", message))
+            raise InputError(turned_fault(case))
         if other.is_close(grid):
             continue
         axes, positions = match_axes(other.affine, grid.shape, grid.affine)

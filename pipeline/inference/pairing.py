@@ -49,7 +49,7 @@ def pair_up(predictions: Path, references: Path) -> tuple[list[Pair], list[Fault
     return [Pair(case, predicted[case][0], true[case][0]) for case in cases], faults
 
 
-def find_labels(cases: Iterable[str], labels: Path) -> tuple[dict[str, Path], list[Fault]]:
+def find_label_maps(cases: Iterable[str], labels: Path) -> tuple[dict[str, Path], list[Fault]]:
     """The label map `<case>.nii.gz` or `<case>.nii` of each case.
 
     Returns:

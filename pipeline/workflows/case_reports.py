@@ -197,9 +197,13 @@ def refuse_unused_rules(cases: Iterable[Case], rules: Sequence[SeriesRule]) -> N
 
 
 def refuse_overwriting(
-    cases: Iterable[Case], outputs_of: Callable[[Case], Collection[Path]], what: str, folder: Path
+    cases: Sequence[Case],
+    outputs_of: Callable[[Case], Collection[Path]],
+    what: str,
+    folder: Path,
+    truths: Iterable[Case] = (),
 ) -> None:
-    """Nothing takes the place of what it was made from, nor of what people drew or corrected by hand.
+    """Nothing takes the place of what is read, nor of what people drew or corrected by hand.
 
     What an earlier command wrote there may be replaced: its log tells the hash, or, where it was killed
     before it could tell, the file itself says whose it is.
@@ -209,25 +213,29 @@ def refuse_overwriting(
         outputs_of: Files to be written for a case.
         what: They are, in words.
         folder: That they and their log lie in.
+        truths: What is read besides, after the outputs are written.
 
     Raises:
-        ConfigError: With the cases whose files would.
+        ConfigError: With the cases whose files would be lost.
     """
+    outputs = {path: case for case in cases for path in outputs_of(case)}
+    written = {path.resolve() for path in outputs}
+    faults, told = [], set()
+    for read, role in [*((case, "image") for case in cases), *((case, "truth") for case in truths)]:
+        if lost := [path for path in read.images if path.resolve() in written]:
+            message = f"the {what} would replace its {role} {lost[0]}; choose another folder with -o"
+            faults.append(Fault(read.id, "would-overwrite", message))
+            told |= {path.resolve() for path in lost}
     logged = logged_outputs(folder / NAME)
-    faults = []
-    for case in cases:
-        outputs = outputs_of(case)
-        if {path.resolve() for path in outputs} & {path.resolve() for path in case.images}:
-            message = f"the {what} would replace its own image; choose another folder with -o"
-            faults.append(Fault(case.id, "would-overwrite", message))
+    for path, case in outputs.items():
+        if path.resolve() in told or not path.exists():
             continue
-        for path in outputs:
-            if path.exists() and not _is_replaceable(path, logged.get(str(path.relative_to(folder)))):
-                message = (
-                    f"{path} is there already and not as clinseg wrote it, perhaps drawn or corrected by "
-                    "hand; move it elsewhere, or choose another folder with -o"
-                )
-                faults.append(Fault(case.id, "would-overwrite", message))
+        if not _is_replaceable(path, logged.get(str(path.relative_to(folder)))):
+            message = (
+                f"{path} is there already and not as clinseg wrote it, perhaps drawn or corrected by "
+                "hand; move it elsewhere, or choose another folder with -o"
+            )
+            faults.append(Fault(case.id, "would-overwrite", message))
     if faults:
         raise ConfigError(faults)
 

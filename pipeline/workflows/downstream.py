@@ -29,7 +29,7 @@ from pipeline.inference.downstream import (
     write_measurements,
 )
 from pipeline.inference.enhancing import CHANGES
-from pipeline.inference.pairing import find_labels, pair_truths
+from pipeline.inference.pairing import find_label_maps, pair_truths
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.progress import progress_bar
 from pipeline.workflows.case_reports import describe_model
@@ -153,7 +153,10 @@ def measure_downstream(
         InputError: If there is no such folder of label maps.
     """
     # Before anything is segmented: that takes long.
-    known, unpaired = find_labels((case.id for case in cases), labels) if labels is not None else (None, [])
+    known: dict[str, Path] | None = None
+    unpaired: list[Fault] = []
+    if labels is not None:
+        known, unpaired = find_label_maps((case.id for case in cases), labels)
     predictor = load_predictor(segmenter, device)
     pending = [case for case in cases if known is None or case.id in known]
     masks, unread = _segment(predictor, pending, truths, enhanced)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from pipeline.config import EnhancementJob
-from pipeline.data.case_images import Draft, draft_images, slice_fault
+from pipeline.data.case_images import Draft, draft_images, slice_faults
 from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
 from pipeline.data.corrupting import corrupt
@@ -82,7 +82,6 @@ def _check_usable(case: Case, draft: Draft, job: EnhancementJob, *, is_worsened:
             grid = corrupt(draft.images, job.data.corruption, case.id)[0].grid
         except FaultError as error:
             draft.errors += error.faults
-    if job.network.dimensions == 2:
-        orientation = job.preprocessing.orientation
-        fault = slice_fault(case.id, grid.shape_along(orientation), orientation)
-        draft.errors += [fault] if fault is not None else []
+    orientation = job.preprocessing.orientation
+    shapes = {case.id: grid.shape_along(orientation)}
+    draft.errors += slice_faults(job.network.dimensions, orientation, shapes)

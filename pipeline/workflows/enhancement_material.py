@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.config import EnhancementJob
-from pipeline.data.case_images import slice_fault
+from pipeline.data.case_images import slice_faults
 from pipeline.data.enhancement_images import EnhancementImage, prepare_enhancement_images
 from pipeline.data.enhancement_study import (
     EnhancementStudy,
@@ -105,7 +105,14 @@ def load_enhancement_material(job: EnhancementJob) -> EnhancementMaterial:
     with progress_bar("Preparing cases", len(with_truth) + len(plain)) as advance:
         known = prepare_enhancement_images(with_truth, num_channels, job, job.data.corruption, advance)
         targets = prepare_enhancement_images(plain, num_channels, job, None, advance)
-    _check_slices(job, [*known, *targets])
+    dimensions, orientation = job.network.dimensions, job.preprocessing.orientation
+    faults = [
+        fault
+        for images in (known, targets)  # of which a source and a target may have one name
+        for fault in slice_faults(dimensions, orientation, {i.case.id: i.image.shape[1:] for i in images})
+    ]
+    if faults:
+        raise InputError(dict.fromkeys(faults))
     num_held_out = len(roles.validation)
     validation, sources = known[:num_held_out], known[num_held_out:]
     targets = sources if is_paired else targets
@@ -118,15 +125,6 @@ def load_enhancement_material(job: EnhancementJob) -> EnhancementMaterial:
     return EnhancementMaterial(
         study, as_split(roles), statistics, sources, targets, validation, hash_contents(lines)
     )
-
-
-def _check_slices(job: EnhancementJob, images: Sequence[EnhancementImage]) -> None:
-    """Raises an InputError if a two-dimensional job would cut images of one slice across that slice."""
-    if job.network.dimensions == 2:
-        letters = job.preprocessing.orientation
-        found = [slice_fault(image.case.id, image.image.shape[1:], letters) for image in images]
-        if faults := [fault for fault in found if fault is not None]:
-            raise InputError(dict.fromkeys(faults))
 
 
 def _median_scales(images: Sequence[EnhancementImage]) -> tuple[Scale, ...]:

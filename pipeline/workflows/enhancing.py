@@ -89,13 +89,12 @@ def enhance(
     cases = find_inputs(inputs, num_channels, rules)
     truths, faults = pair_truths(cases, truth, num_channels, rules) if truth is not None else ({}, [])
     refuse_unused_rules(cases, rules)
-    outputs = [folder / name for case in cases for name in output_names(case.id, num_channels)]
-    _refuse_replacing_inputs(cases, truths, outputs)
     refuse_overwriting(
         cases,
         lambda case: [folder / name for name in output_names(case.id, num_channels)],
         "enhanced image",
         folder,
+        truths.values(),
     )
     check_writable(folder)
     path = folder / "report.json"
@@ -133,29 +132,6 @@ def enhance(
     return Enhancement(
         ordered, _summarise(ordered), [*(f for report in ordered for f in report.faults), *faults]
     )
-
-
-def _refuse_replacing_inputs(
-    cases: Sequence[Case], truths: Mapping[str, Case], outputs: Sequence[Path]
-) -> None:
-    """Nothing takes the place of what is read, of whichever case; truths are read after images are written.
-
-    Raises:
-        ConfigError: With the cases whose files would be lost.
-    """
-    written = {path.resolve() for path in outputs}
-    read = [*((case, "image") for case in cases), *((case, "truth") for case in truths.values())]
-    faults = [
-        Fault(
-            case.id,
-            "would-overwrite",
-            f"what is written would replace its {what} {path}; choose another folder with -o",
-        )
-        for case, what in read
-        if (path := next((path for path in case.images if path.resolve() in written), None)) is not None
-    ]
-    if faults:
-        raise ConfigError(faults)
 
 
 def _summarise(reports: Sequence[EnhancementReport]) -> dict[str, Summary]:

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.checkpoint import read_checkpoint
 from pipeline.config import SegmentationJob
+from pipeline.data.case_images import slice_faults
 from pipeline.data.cases import Case, Study, read_manifest
 from pipeline.data.checks import CheckReport, check_study
 from pipeline.data.fingerprint import no_foreground
@@ -31,7 +32,6 @@ from pipeline.workflows.segmentation_material import (
     check_structures,
     labelled_faults,
     load_material,
-    slice_faults,
 )
 from pipeline.workflows.starting import Start
 
@@ -57,7 +57,7 @@ class SegmentationColumn(Column[SegmentationJob, SegmentationMaterial, Segmentat
             return report
         orientation = job.preprocessing.orientation
         shapes = {case: found.grid.shape_along(orientation) for case, found in report.sound.items()}
-        faults = [*slice_faults(job, shapes)]
+        faults = [*slice_faults(job.network.dimensions, orientation, shapes)]
         for split in splits:
             training = [report.sound[case.id] for case in split.training]
             faults += labelled_faults(study.contract, [found.labelled for found in training])

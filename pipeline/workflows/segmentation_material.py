@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config import Job, SegmentationJob
-from pipeline.data.case_images import slice_fault
+from pipeline.data.case_images import slice_faults
 from pipeline.data.cases import Study, read_manifest
 from pipeline.data.fingerprint import measure_intensities
 from pipeline.data.folds import Split, split_cases
@@ -135,8 +135,8 @@ def load_material(job: SegmentationJob) -> SegmentationMaterial:
     num_training = len(split.training)
     training, validation = prepared[:num_training], prepared[num_training:]
     shapes = {case.case.id: case.label.shape[1:] for case in prepared}
-    labelled = labelled_faults(contract, [case.labelled for case in training])
-    if faults := [*slice_faults(job, shapes), *labelled]:
+    faults = [*slice_faults(job.network.dimensions, job.preprocessing.orientation, shapes)]
+    if faults := [*faults, *labelled_faults(contract, [case.labelled for case in training])]:
         raise InputError(faults)
     data_hash = hash_data(prepared)
     if enhancer is not None:
@@ -151,19 +151,6 @@ def load_material(job: SegmentationJob) -> SegmentationMaterial:
         data_hash=data_hash,
         enhancer_hash=enhancer.content_hash if enhancer is not None else None,
     )
-
-
-def slice_faults(job: SegmentationJob, shapes: Mapping[str, Sequence[int]]) -> Iterator[Fault]:
-    """Faults of cases of one slice that a two-dimensional job would cut across that slice.
-
-    Args:
-        job: Of any number of dimensions.
-        shapes: Of each case, by its id, with axes as the network sees them.
-    """
-    letters = job.preprocessing.orientation
-    for case, shape in shapes.items():
-        if job.network.dimensions == 2 and (fault := slice_fault(case, shape, letters)) is not None:
-            yield fault
 
 
 def labelled_faults(contract: LabelContract, labelled: Sequence[Collection[str] | None]) -> Iterator[Fault]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
 from PIL import Image
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
@@ -92,7 +93,6 @@ def test_every_voxel_lies_where_its_pixel_lies(name):
 
 @pytest.mark.parametrize("name", SERIES)
 def test_itk_reads_the_same_volume(name):
-    sitk = pytest.importorskip("SimpleITK")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(SHARED / name)))
     image = reader.Execute()
