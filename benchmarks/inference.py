@@ -103,10 +103,18 @@ class Setting:
 
 def build_labeller(setting: Setting) -> Labeller:
     contract = LabelContract({f"label {n}": n for n in range(setting.num_classes)})
-    section = InferenceSection(flips=setting.flips, overlap=OVERLAP, skip_empty=setting.skip_empty)
+    section = InferenceSection(overlap=OVERLAP, skip_empty=setting.skip_empty)
     # A stub is no AttentionUNet, but has all that is used of one.
     network: Any = setting.network
-    return Labeller([network], contract, section, setting.window, DEVICE, mixed_precision=True)
+    return Labeller(
+        [network],
+        contract,
+        section,
+        setting.window,
+        DEVICE,
+        mixed_precision=True,
+        flipped_axes=(0, 1, 2) if setting.flips else (),
+    )
 
 
 def predict(setting: Setting) -> LabelMap:
