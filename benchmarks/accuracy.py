@@ -79,6 +79,8 @@ SUITES: Mapping[str, Mapping[str, Arm]] = {
     },
     "plan": {"plan-openkbp-60": Arm("openkbp.yaml", 60, ("0",), plans=True)},
 }
+PEERS: Mapping[str, Arm] = {"nnunet-10": Arm("hippocampus.yaml", 10, ("0",))}
+"""What other programs made of the minutes of one of ours (`accuracy_nnunet.py`)."""
 GATES: Mapping[str, tuple[str, str]] = {
     "hippocampus": ("hippocampus-10", "gates-hippocampus-off"),
     "openkbp": ("gates-openkbp-on", "gates-openkbp-off"),
@@ -186,7 +188,7 @@ def write_accuracy() -> None:
         "|---|---|---|---|---|---|---|",
         *(
             line
-            for suite in SUITES.values()
+            for suite in (*SUITES.values(), PEERS)
             for arm, section in suite.items()
             for line in arm_lines(arm, section)
         ),

@@ -15,16 +15,13 @@ let threads wait for nobody then (`OMP_NUM_THREADS=1`).
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +32,7 @@ import torch
 from monai import transforms as monai_transforms
 from monai.data import CacheDataset, DataLoader
 from monai.losses import DeepSupervisionLoss, DiceCELoss
+from nnunet import CONFIGURATION, build_trainer, prepare_study
 from torch import Tensor, nn
 
 from pipeline.config import SegmentationJob, load_job, segmentation_job
@@ -204,20 +202,10 @@ class NnUnet:
     """nnU-Net's trainer: its data, workers, augmentation, loss and optimizer, with our network."""
 
     def __init__(self, job: SegmentationJob, folder: Path) -> None:
-        paths = {f"nnUNet_{name}": folder / name for name in ("raw", "preprocessed", "results")}
-        os.environ.update({name: str(path) for name, path in paths.items()})
-        write_nnunet_study(job, paths["nnUNet_raw"] / "Dataset004_Hippocampus")
-        api = import_module("nnunetv2.experiment_planning.plan_and_preprocess_api")
-        api.extract_fingerprints([4], num_processes=1)
-        api.plan_experiments([4])
-        api.preprocess([4], configurations=["3d_fullres"], num_processes=[1])
-        base = paths["nnUNet_preprocessed"] / "Dataset004_Hippocampus"
-        plans = json.loads((base / "nnUNetPlans.json").read_text()) | {"continue_training": False}
-        plans["configurations"]["3d_fullres"]["patch_size"] = list(job.training.patch_size)
-        plans["configurations"]["3d_fullres"]["batch_size"] = job.training.batch_size
-        kind: Any = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
-        dataset = json.loads((base / "dataset.json").read_text())
-        self.trainer = kind(plans, "3d_fullres", 0, dataset, DEVICE)
+        plans = prepare_study(load_cases(job), folder)
+        plans["configurations"][CONFIGURATION]["patch_size"] = list(job.training.patch_size)
+        plans["configurations"][CONFIGURATION]["batch_size"] = job.training.batch_size
+        self.trainer = build_trainer(plans, folder, DEVICE)
         network = DeepNetwork(build_network(job.network, 1, 3))
         self.trainer.build_network_architecture = lambda plans_manager, *_: network
         self.trainer.initialize()
@@ -233,25 +221,6 @@ class NnUnet:
         """Ends its workers."""
         for loader in self.batches, self.others:
             loader._finish()
-
-
-def write_nnunet_study(job: SegmentationJob, folder: Path) -> None:
-    cases = load_cases(job)
-    for case in cases:
-        assert case.label is not None
-        for source, target in (
-            (case.images[0], f"imagesTr/{case.id}_0000.nii.gz"),
-            (case.label, f"labelsTr/{case.id}.nii.gz"),
-        ):
-            (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, folder / target)
-    facts = {
-        "channel_names": {"0": "MRI"},
-        "labels": {"background": 0, "Anterior": 1, "Posterior": 2},
-        "numTraining": len(cases),
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(facts))
 
 
 def read_wall() -> float:
