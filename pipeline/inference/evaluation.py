@@ -86,17 +86,16 @@ def evaluate_case(
             "resample one to the other's grid with nearest-neighbour interpolation"
         )
         raise InputError(Fault(case, "grid-mismatch", message))
-    predicted = prediction.array
+    predicted, true = prediction.array, reference.array
     if ignore_value is not None:
-        predicted = np.where(reference.array == ignore_value, 0, predicted)
+        is_known = true != ignore_value
+        predicted, true = np.where(is_known, predicted, 0), np.where(is_known, true, 0)
     return [
         CaseMetrics(
             case,
             name,
             structure_metrics(
-                structure_mask(predicted, values),
-                structure_mask(reference.array, values),
-                reference.grid.spacing,
+                structure_mask(predicted, values), structure_mask(true, values), reference.grid.spacing
             ),
         )
         for name, values in structures.items()
@@ -122,7 +121,7 @@ def evaluate_folders(
         structures: What is compared. If None, the `structures` or `labels` in `report.json` beside the
             predictions; without that file every label value but 0 found in any map, named by its number.
         on_case: Is told each case when it is done, and the number of cases.
-        ignore_value: What references hold where nobody knows.
+        ignore_value: What references hold where nobody knows. A structure of this value alone is left out.
         labelled: Tells, of a case and the values that its reference holds, which structures are compared in
             it; None for all of them.
 
@@ -131,7 +130,8 @@ def evaluate_folders(
             `report.json` cannot be understood.
     """
     pairs, faults = pair_up(predictions, references)
-    structures = structures or _reported_structures(predictions) or _found_structures(pairs, ignore_value)
+    structures = structures or _reported_structures(predictions) or _found_structures(pairs)
+    structures = {name: values for name, values in structures.items() if set(values) != {ignore_value}}
     known = {value for values in structures.values() for value in values} | {0}
     ignored = set() if ignore_value is None else {ignore_value}
     rows: list[CaseMetrics] = []
@@ -239,12 +239,12 @@ def _reported_structures(predictions: Path) -> dict[str, tuple[int, ...]]:
         raise InputError(Fault(str(path), "report-unreadable", message)) from error
 
 
-def _found_structures(pairs: Iterable[Pair], ignore_value: int | None) -> dict[str, tuple[int, ...]]:
+def _found_structures(pairs: Iterable[Pair]) -> dict[str, tuple[int, ...]]:
     values: set[int] = set()
     for pair in pairs:
         with suppress(FaultError):  # said when the case is evaluated
             values |= set().union(*map(_label_values, _read(pair)))
-    return {str(value): (value,) for value in sorted(values - {ignore_value})}
+    return {str(value): (value,) for value in sorted(values)}
 
 
 def _label_values(label_map: Volume) -> set[int]:

@@ -144,6 +144,19 @@ def test_what_is_predicted_at_ignored_voxels_changes_nothing(folders):
     assert values_of(evaluation, "a", "2")["reference_volume_ml"] == pytest.approx(9 * 2 / 1000)
 
 
+def test_an_ignored_value_is_left_out_also_where_it_is_one_of_the_labels(folders):
+    predictions, references = folders
+    save(predictions / "a.nii.gz", label_map((1, 1, 4), (3, 5, 8)))
+    save(references / "a.nii.gz", label_map((1, 1, 4), (2, 5, 8)))
+    report = {"structures": {"all": [1, 2, 3], "lesion": [2], "core": [3]}}
+    (predictions / "report.json").write_text(json.dumps(report))
+    evaluation = evaluate_folders(predictions / "a.nii.gz", references / "a.nii.gz", ignore_value=2)
+    assert [row.structure for row in evaluation.rows] == ["all", "core"]
+    assert values_of(evaluation, "a", "all")["dice"] == values_of(evaluation, "a", "core")["dice"] == 1
+    assert values_of(evaluation, "a", "all")["reference_volume_ml"] == pytest.approx(27 * 2 / 1000)
+    assert not evaluation.confusions
+
+
 def test_a_case_has_no_row_for_what_is_not_labelled_in_it(folders):
     structures = {"head": (1,), "tail": (2,)}
     asked = {}
