@@ -22,9 +22,10 @@ from pipeline.inference.downstream import (
     measure_case,
     tell_effect,
 )
-from pipeline.labels import MEAN
+from pipeline.labels import MEAN, LabelContract
 from pipeline.tracking import start_record
 from pipeline.volume import Grid, Volume
+from pipeline.workflows.downstream import _measure
 from pipeline.workflows.enhancement import EnhancementColumn
 from pipeline.workflows.run_reports import downstream_remarks
 
@@ -103,6 +104,21 @@ def test_masks_on_a_parallel_grid_are_brought_to_that_of_the_reference_and_cut_t
     turned = volume(truth, nib.affines.from_matvec(nib.eulerangles.euler2mat(0.3)) @ AFFINE)
     with pytest.raises(InputError, match="truth-grid"):
         measure_case("a", {ORIGINAL: turned, ENHANCED: turned}, volume(truth), STRUCTURES)
+
+
+def test_what_is_found_at_voxels_to_ignore_changes_nothing(tmp_path):
+    unknown = np.where(label_map() == 0, 255, label_map()).astype(np.uint8)
+    maps = {ORIGINAL: label_map(), ENHANCED: np.maximum(label_map(), 1), "reference": unknown}
+    paths = {name: tmp_path / f"{name}.nii.gz" for name in maps}
+    for name, path in paths.items():
+        nib.save(nib.Nifti1Image(maps[name], AFFINE), path)
+    labels = {"background": 0, "core": 1, "shell": 2}
+    reference = paths.pop("reference")
+    for ignore_value, dice in ((255, 1.0), (None, 2 * 3 / (3 + 10))):
+        contract = LabelContract(labels, ignore_value=ignore_value)
+        (core, _) = _measure(contract, {"a": paths}, {"a": reference}).rows
+        assert core.figures[ORIGINAL]["dice"] == 1
+        assert core.figures[ENHANCED]["dice"] == pytest.approx(dice)
 
 
 @pytest.fixture

@@ -110,7 +110,11 @@ def restore_original(case: Case, changes: Path, folder: Path) -> Case:
 
 
 def measure_case(
-    case: str, masks: Mapping[str, Volume], reference: Volume, structures: Structures
+    case: str,
+    masks: Mapping[str, Volume],
+    reference: Volume,
+    structures: Structures,
+    ignore_value: int | None = None,
 ) -> list[Measured]:
     """Compares the masks of several images of one case with a reference, structure by structure.
 
@@ -122,6 +126,7 @@ def measure_case(
         masks: Label maps by the image that they were found in.
         reference: What they should be.
         structures: What is compared.
+        ignore_value: Where the reference holds it, a voxel belongs to no structure of any of the masks.
 
     Raises:
         InputError: If a mask cannot be brought to the reference's grid without turning it.
@@ -131,7 +136,9 @@ def measure_case(
     own = _cut(grid, place)
     there = Volume(reference.array[place], own)
     rows = {
-        name: evaluate_case(case, Volume(labels_on_grid(mask, grid)[place], own), there, structures)
+        name: evaluate_case(
+            case, Volume(labels_on_grid(mask, grid)[place], own), there, structures, ignore_value
+        )
         for name, mask in masks.items()
     }
     measured = []

@@ -31,6 +31,7 @@ from pipeline.inference.downstream import (
 from pipeline.inference.enhancing import CHANGES
 from pipeline.inference.pairing import find_label_maps, pair_truths
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
+from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
 from pipeline.workflows.case_reports import describe_model
 from pipeline.workflows.models import load_model
@@ -161,7 +162,7 @@ def measure_downstream(
     pending = [case for case in cases if known is None or case.id in known]
     masks, unread = _segment(predictor, pending, truths, enhanced)
     references = {case: found[TRUTH] if known is None else known[case] for case, found in masks.items()}
-    result = _measure(predictor, masks, references)
+    result = _measure(predictor.contract, masks, references)
     result = replace(result, faults=[*faults, *unread, *unpaired, *result.faults])
     _write(enhanced, result, describe_model(segmenter, device), has_labels=labels is not None)
     return result
@@ -195,7 +196,7 @@ def _segment(
 
 
 def _measure(
-    predictor: Predictor, masks: Mapping[str, Mapping[str, Path]], references: Mapping[str, Path]
+    contract: LabelContract, masks: Mapping[str, Mapping[str, Path]], references: Mapping[str, Path]
 ) -> Downstream:
     rows: list[Measured] = []
     faults: list[Fault] = []
@@ -205,7 +206,8 @@ def _measure(
         compared = {image: path for image, path in found.items() if path != reference}
         try:
             volumes = {image: read_label_map(path) for image, path in compared.items()}
-            rows += measure_case(case, volumes, read_label_map(reference), predictor.contract.structures)
+            true = read_label_map(reference)
+            rows += measure_case(case, volumes, true, contract.structures, contract.ignore_value)
         except FaultError as error:
             faults += [Fault(case, fault.rule, fault.message) for fault in error.faults]
     effects, turns = find_effects(rows), find_turns(rows)
