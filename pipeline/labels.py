@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pipeline.errors import Fault
 from pipeline.terminology import PALETTE, Term, fill_colours, term_of
 from transforms.laterality import Laterality
 
@@ -126,3 +127,23 @@ class LabelContract:
     def _partner_values(self, pairs: Sequence[tuple[str, str]]) -> dict[int, int]:
         values = [(self.labels[left], self.labels[right]) for left, right in pairs]
         return dict(values) | {right: left for left, right in values}
+
+
+def region_faults(regions: Mapping[str, Sequence[int]]) -> Iterator[Fault]:
+    """Faults of regions that no mask could tell, however well they are predicted.
+
+    Args:
+        regions: Label values by name, outer to inner.
+    """
+    for value in sorted({value for values in regions.values() for value in values}):
+        holding = [name for name, values in regions.items() if value in values]
+        written = regions[holding[-1]][0]
+        found = [name for name, values in regions.items() if written in values]
+        if found != holding:
+            message = (
+                f"a voxel of value {value} lies in {' and '.join(holding)} and would be written with "
+                f"{written}, the first value of {holding[-1]}, which lies in {' and '.join(found)}; name "
+                "regions from outer to inner, begin each with a value that no inner one has, and give what "
+                "overlaps a region of its own"
+            )
+            yield Fault(f"data.regions.{holding[-1]}", "regions", message)

@@ -13,7 +13,7 @@ from pipeline.data.entries import Entry
 from pipeline.data.manifests import parse_manifest
 from pipeline.data.subgroups import read_subgroups
 from pipeline.errors import ConfigError, Fault, InputError
-from pipeline.labels import MEAN, LabelContract
+from pipeline.labels import MEAN, LabelContract, region_faults
 
 _MAX_ID_LENGTH = 200
 
@@ -220,6 +220,7 @@ def _contract_faults(contract: LabelContract) -> Iterator[Fault]:
                 f"a region unites declared label values ({', '.join(map(str, sorted(declared)))}), not {odd}"
             )
             yield Fault(f"data.regions.{name}", "regions", message)
+    yield from region_faults(contract.regions or {})
     if contract.ignore_value in contract.labels.values():
         message = (
             f"{contract.ignore_value} is one of the labels; take it out of them, ignored voxels have none"

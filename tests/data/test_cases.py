@@ -3,12 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from pipeline.config.segmentation import DataSection
 from pipeline.data.cases import Case, Study, read_manifest
 from pipeline.data.dicom import SeriesRule
 from pipeline.errors import ConfigError, FaultError, InputError
+from pipeline.labels import LabelContract
+from pipeline.metrics import label_map_dice
+from transforms.postprocessing import Decision, label_map_on_grid
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
@@ -300,6 +305,33 @@ def test_names_in_a_table_may_have_blanks(tmp_path):
     path = table(tmp_path, "case,image,labelled\na,a.nii.gz,left lung; right lung\n")
     (case,) = read(path, labels=labels).cases
     assert case.labelled == ("left lung", "right lung")
+
+
+@pytest.mark.parametrize(
+    ("regions", "where"),
+    [
+        ({"core": [2], "whole": [1, 2]}, "whole"),  # inner to outer
+        ({"whole": [1, 2, 3], "core": [3, 1]}, "whole"),  # the whole begins with a value of the core
+        ({"left": [1, 3], "right": [2, 3]}, "right"),  # what both hold has no region of its own
+        ({"left": [1, 3], "right": [2, 3], "both": [3]}, None),
+        ({"whole": [2, 1, 3], "core": [1, 3], "enhancing": [3]}, None),
+    ],
+)
+def test_regions_that_no_mask_could_tell_are_refused(regions, where, tmp_path):
+    labels = LABELS | {"third": 3}
+    contract = LabelContract(labels, {name: tuple(values) for name, values in regions.items()})
+    truth = np.arange(4).reshape(4, 1, 1)  # a voxel of each value, predicted perfectly
+    scores = torch.tensor(np.array([np.isin(truth, values) - 0.5 for values in regions.values()]))
+    decision = Decision(contract.channel_values, is_regions=True)
+    mask = label_map_on_grid(scores, np.eye(4), truth.shape, np.eye(4), decision)
+    is_perfect = label_map_dice(mask, truth, contract.structures) == dict.fromkeys(regions, 1.0)
+    assert is_perfect == (where is None)
+    path = decathlon(tmp_path)
+    if is_perfect:
+        assert read(path, labels=labels, regions=regions).contract == contract
+    else:
+        with pytest.raises(ConfigError, match=rf"data\.regions\.{where}: a voxel of value"):
+            read(path, labels=labels, regions=regions)
 
 
 def test_with_regions_the_regions_are_what_is_labelled(tmp_path):
