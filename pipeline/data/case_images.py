@@ -147,6 +147,20 @@ def slice_faults(dimensions: int, orientation: str, shapes: Mapping[str, Sequenc
             yield Fault(case, "slice-axis", message)
 
 
+def check_slices(where: str, dimensions: int, orientation: str, shape: Sequence[int]) -> None:
+    """Refuses what a trained network of two dimensions would cut into lines; see `slice_faults`.
+
+    Raises:
+        InputError: If it would.
+    """
+    if any(slice_faults(dimensions, orientation, {where: shape})):
+        message = (
+            f"it is one voxel thick, but not along {orientation[-1]}, across which this model takes its "
+            "slices; use a model of such slices"
+        )
+        raise InputError(Fault(where, "slice-axis", message))
+
+
 def _constant_images(case: Case, images: Iterable[Volume]) -> Iterator[Fault]:
     for index, image in enumerate(images):
         if (value := image.array.min()) == image.array.max():

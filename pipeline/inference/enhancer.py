@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import EnhancementJob, enhancement_job, flipped_axes, job_from_mapping
+from pipeline.data.case_images import check_slices
 from pipeline.errors import ConfigError, Fault, InputError, IntegrityError
 from pipeline.inference.answers import build_answer, relate_scales
 from pipeline.inference.budget import Plan
@@ -85,6 +86,7 @@ class Enhancer:
         self.device = device
         self.max_memory = max_memory
         self._section = job.inference
+        self._dimensions = job.network.dimensions
         self._preprocessing = build_preprocessing(job.preprocessing, ())
         self._num_neighbours, self._num_noise = job.network.neighbours, num_noise
         self._scales = tuple(scales[0]) if scales else ()
@@ -121,10 +123,12 @@ class Enhancer:
             `image` has neighbouring slices and random numbers as further channels; `scales` are its own.
 
         Raises:
-            InputError: If its intensities are so large that nobody can compute with them.
+            InputError: If its intensities are so large that nobody can compute with them, or it is a slice
+                across another axis than those of a network of two dimensions.
         """
         arrays = [image.array for image in images]
         scaled = prepare_image(self._preprocessing, arrays, images[0].grid.affine)
+        check_slices(case, self._dimensions, self._preprocessing.orientation, scaled.image.shape[1:])
         _check_intensities(case, scaled)
         seen = stack_neighbours(scaled.image, self._num_neighbours)
         if self._num_noise:

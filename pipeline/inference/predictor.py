@@ -15,6 +15,7 @@ from pipeline.config import (
     job_from_mapping,
     segmentation_job,
 )
+from pipeline.data.case_images import check_slices
 from pipeline.errors import ConfigError, Fault
 from pipeline.inference.budget import Plan
 from pipeline.inference.labelling import Labeller, LabelMap
@@ -67,6 +68,7 @@ class Predictor:
         shares_image = len(set(statistics)) <= 1
         seen = statistics[:1] if shares_image else statistics
         self._num_seen = max(1, len(seen))
+        self._dimensions = job.network.dimensions
         self._preprocessing = build_preprocessing(job.preprocessing, [own for each in seen for own in each])
         self._labeller = Labeller(
             [network.to(device).eval() for network in networks],
@@ -87,9 +89,16 @@ class Predictor:
                 self._labeller.rehearse(self.num_channels * self._num_seen)
 
     def prepare(self, images: Sequence[Volume]) -> Prepared:
-        """Brings the images of a case, one volume per channel on one grid, to the network's grid."""
+        """Brings the images of a case, one volume per channel on one grid, to the network's grid.
+
+        Raises:
+            InputError: If it is a slice across another axis than those of a network of two dimensions.
+        """
         arrays = [image.array for image in images] * self._num_seen
-        return preprocess(self._preprocessing, arrays, images[0].grid.affine)
+        prepared = preprocess(self._preprocessing, arrays, images[0].grid.affine)
+        orientation, shape = self._preprocessing.orientation, prepared.image.shape[1:]
+        check_slices("prediction", self._dimensions, orientation, shape)
+        return prepared
 
     def preparing_bytes(self, grid: Grid) -> int:
         """Bytes that `prepare` takes at its peak for a case on `grid`."""

@@ -10,7 +10,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from torch import nn
 
 from pipeline.config import EnhancementJob
-from pipeline.errors import IntegrityError, ResourceError
+from pipeline.errors import InputError, IntegrityError, ResourceError
 from pipeline.inference.enhancer import Enhancer
 from pipeline.inference.grids import in_axes_of
 from pipeline.memory import measure_peak, resident_bytes
@@ -83,6 +83,11 @@ def test_inside_of_a_volume_windows_give_what_the_whole_volume_gives(flips):
     inner = slice(None), slice(6, -6), slice(6, -6)
     assert np.abs(result.images[0] - expected)[inner].max() < 0.01 * expected.std()
     assert np.abs(result.images[0] - expected).max() > 0
+
+
+def test_a_slice_across_another_axis_is_not_cut_into_lines():
+    with pytest.raises(InputError, match="not along S"):
+        enhance([Filter(dimensions=2)], volume((1, 12, 10)), job({"dimensions": 2}))
 
 
 def test_where_windows_are_the_slices_of_a_network_of_two_dimensions_nothing_differs():

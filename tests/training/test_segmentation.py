@@ -16,10 +16,10 @@ from pipeline.data.chunks import find, keep
 from pipeline.data.patches import PatchSampler
 from pipeline.data.prepared_cases import prepare_cases
 from pipeline.data.synthetic import write_phantom_study
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 from pipeline.inference.predictor import Predictor, build_preprocessing
 from pipeline.training.segmentation import SegmentationTask
-from pipeline.volume import Grid
+from pipeline.volume import Grid, Volume, without_geometry
 from transforms.keys import IMAGE, LABEL
 from transforms.preprocessing import Prepared
 
@@ -123,6 +123,20 @@ def build(tmp_path, changes):
         task,
         PatchSampler(prepared[:3], size, task.augmentation.source_size, 2, 0.5, 0),
     )
+
+
+def test_a_slice_across_another_axis_is_not_cut_into_lines(tmp_path):
+    job, study, contract, task, _ = build(tmp_path, KINDS["slices"])
+    network = task.fitter.judged_network
+    predictor = Predictor(job, contract, study.channels, [network], [()], torch.device("cpu"))
+    array = np.random.default_rng(0).normal(size=(20, 24, 16)).astype(np.float32)
+    for thin, affine in ((0, np.eye(4)), (2, np.eye(4)[[2, 0, 1, 3]])):  # both are thin from left to right
+        slab = array.take([5], axis=thin)
+        image = Volume(slab, Grid(slab.shape, affine))
+        with pytest.raises(InputError, match="not along S"):
+            predictor.prepare([image])
+    image = without_geometry(array[..., :1])
+    assert predictor.predict(predictor.prepare([image]), image.grid).array.shape == (20, 24, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
