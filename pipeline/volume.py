@@ -227,7 +227,8 @@ def measure_volumes(
         grid: Tells how large a voxel is.
         structures: The label values that each unites.
     """
-    counts = np.zeros(np.iinfo(array.dtype).max + 1, dtype=np.int64)
+    largest = max((value for values in structures.values() for value in values), default=0)
+    counts = np.zeros(max(np.iinfo(array.dtype).max, largest) + 1, dtype=np.int64)
     for k in range(array.shape[2]):  # bincount widens to 64 bits: one slice at a time
         counts += np.bincount(array[:, :, k].ravel(order="K"), minlength=len(counts))
     return {

@@ -24,7 +24,7 @@ from pipeline.export.probabilities import write_probabilities
 from pipeline.inference.labelling import Labeller
 from pipeline.labels import LabelContract
 from pipeline.networks.blocks import Pointwise
-from pipeline.volume import Grid, Volume
+from pipeline.volume import Grid, Volume, measure_volumes
 from transforms.laterality import Laterality
 from transforms.postprocessing import Decision, label_map_on_grid
 from transforms.preprocessing import Preprocessing, preprocess
@@ -264,3 +264,9 @@ def test_left_stays_left_from_a_dicom_series_of_any_orientation(flips, tmp_path)
         found, volume = label(tmp_path / f"{number}", flips)
         write_label_map(tmp_path / "mask.nii.gz", found, volume.grid, SIDES)
         assert_left_is_left(tmp_path / "mask.nii.gz")
+
+
+def test_a_region_may_unite_values_that_no_mask_of_it_holds():
+    grid = Grid((2, 3, 4), np.diag([1.0, 2.0, 0.5, 1.0]))
+    mask = np.ones(grid.shape, dtype=np.uint8)  # a region is written with its first value
+    assert measure_volumes(mask, grid, {"whole": (1, 300)}) == {"whole": pytest.approx(24 / 1000)}
