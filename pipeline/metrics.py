@@ -174,7 +174,7 @@ def _border_distances(
     """Millimetres from each border voxel of one mask to the other's border; first from the prediction's."""
     neighbourhood = ndimage.generate_binary_structure(3, 1)
     for axis, num_voxels in enumerate(prediction.shape):
-        if num_voxels == 1:
+        if num_voxels == 1 < prediction.size:  # a single voxel is all border
             neighbourhood = neighbourhood.take([1], axis=axis)
     box = _bounding_box(prediction | reference)
     predicted, true = (

@@ -185,6 +185,8 @@ def test_a_single_voxel_has_a_border():
     prediction, reference = np.zeros((2, 1, 1, 9), dtype=bool)
     prediction[0, 0, 2], reference[0, 0, 6] = True, True
     assert structure_metrics(prediction, reference, (1.0, 1.0, 0.5))["hd95_mm"] == 2.0
+    alone = structure_metrics(*np.ones((2, 1, 1, 1), dtype=bool), (1.0, 1.0, 0.5))
+    assert (alone["dice"], alone["hd95_mm"], alone["asd_mm"], alone["nsd"]) == (1, 0, 0, 1)
 
 
 def test_tolerance_holds_for_spacings_that_passed_through_float32():
