@@ -18,6 +18,7 @@ from pipeline.inference.classifier import ClassReport
 
 _PROBABILITY = "probability_"
 _SEVERAL = ";"
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,12 @@ class ClassTable:
     probabilities: NDArray[np.float64]
     review: NDArray[np.bool_]
     truth: tuple[tuple[str, ...], ...] | None = None
+
+    @property
+    def looks_multi_label(self) -> bool:
+        """Whether classes cannot exclude each other: a case has several or none, or shares make no whole."""
+        is_single = all(len(names) == 1 for names in (*self.predicted, *(self.truth or ())))
+        return not is_single or bool(np.abs(self.probabilities.sum(axis=1) - 1).max() > _ROUNDING)
 
 
 def write_class_table(

@@ -16,8 +16,6 @@ from pipeline.files import write_text
 from pipeline.inference.class_table import ClassTable, class_targets, read_class_table
 from pipeline.statistics import Estimate
 
-_ROUNDING = 1e-3
-
 
 @dataclass(frozen=True, slots=True)
 class ClassEvaluation:
@@ -79,12 +77,12 @@ def evaluate_classes(predictions: Path, references: Path, table: Path | None = N
 
 
 def _is_multi_label(predictions: Path, table: ClassTable) -> bool:
-    """As the report beside the table says; without one, by whether probabilities add up to one."""
+    """As the report beside the table says; without one, as the table looks."""
     try:
         report = json.loads((predictions.parent / "report.json").read_text(encoding="utf-8"))
         return bool(report["calibration"]["multi_label"])
     except (OSError, ValueError, LookupError, TypeError):
-        return bool(np.abs(table.probabilities.sum(axis=1) - 1).max() > _ROUNDING)
+        return table.looks_multi_label
 
 
 def _unpaired(cases: set[str], message: str) -> list[Fault]:

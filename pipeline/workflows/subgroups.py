@@ -114,7 +114,7 @@ def _classification(table: Path, groups: dict[str, dict[str, str]]) -> Iterator[
     found = read_class_table(table)
     if found.truth is None:
         return
-    is_multi = any(len(names) != 1 for names in (*found.truth, *found.predicted))
+    is_multi = found.looks_multi_label
     targets = class_targets(found.truth, found.classes, is_multi_label=is_multi)
     answers = class_targets(found.predicted, found.classes, is_multi_label=is_multi)
     places = {case: number for number, case in enumerate(found.cases)}

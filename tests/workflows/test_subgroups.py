@@ -179,3 +179,14 @@ def test_a_classifier_is_judged_in_groups(run):
     told = {(group, name): value for _, group, _, name, value in judge_subgroups(run, run.path / "cases.csv")}
     assert told["M", "accuracy"].value == 1 and told["F", "accuracy"].value == pytest.approx(0.75)
     assert told["M", "accuracy"].low < 0.9 and told["M", "auc"].value == 1
+
+
+def test_labels_that_do_not_exclude_each_other_are_judged_as_such_also_if_every_case_has_one(run):
+    run.task = "classification"
+    lines = ["case,class,predicted,probability_old,probability_new,review"]
+    for n in range(40):
+        truth = ("old", "new")[n // 2 % 2]
+        lines.append(f"c{n},{truth},{truth},{0.9 if truth == 'old' else 0.2},0.{5 + n % 2},no")
+    (run.path / "cases.csv").write_text("\n".join(lines) + "\n")
+    told = {name: value for _, group, _, name, value in judge_subgroups(run, run.path / "cases.csv")}
+    assert told["sensitivity/old"].value == told["sensitivity/new"].value == 1
