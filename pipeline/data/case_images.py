@@ -17,6 +17,9 @@ from pipeline.data.pictures import is_picture, match_channels
 from pipeline.errors import Fault, FaultError, InputError
 from pipeline.volume import Grid, Volume, corner_distance
 
+_LARGEST_PLAUSIBLE = 1e12
+"""No scanner gives more; what is beyond stands for no value."""
+
 
 @dataclass
 class Draft:
@@ -84,7 +87,7 @@ def draft_images(case: Case, num_channels: int) -> Draft:
             draft.images = match_channels(draft.images, num_channels)
     if not draft.errors:
         draft.errors += _image_faults(case, draft.images, num_channels)
-        draft.warnings += _constant_images(case, draft.images)
+        draft.warnings += _odd_images(case, draft.images)
     return draft
 
 
@@ -161,8 +164,15 @@ def check_slices(where: str, dimensions: int, orientation: str, shape: Sequence[
         raise InputError(Fault(where, "slice-axis", message))
 
 
-def _constant_images(case: Case, images: Iterable[Volume]) -> Iterator[Fault]:
+def _odd_images(case: Case, images: Iterable[Volume]) -> Iterator[Fault]:
     for index, image in enumerate(images):
-        if (value := image.array.min()) == image.array.max():
-            message = f"every voxel of channel {index} is {value:g}; is this the right file?"
+        lowest, highest = image.array.min(), image.array.max()
+        if lowest == highest:
+            message = f"every voxel of channel {index} is {lowest:g}; is this the right file?"
             yield Fault(case.id, "constant-image", message)
+        elif (largest := max(abs(float(lowest)), abs(float(highest)))) > _LARGEST_PLAUSIBLE:
+            message = (
+                f"channel {index} holds values of the order of {largest:.0e}, beside which all others look "
+                "alike; if the background is filled with such a number, put its true value there"
+            )
+            yield Fault(case.id, "values-too-large", message)

@@ -169,11 +169,18 @@ def test_all_faults_of_a_case_are_told(folder):
     ]
 
 
+FRAME = [(0, n - 1) for n in SHAPE]
+
+
 @pytest.mark.parametrize(
     "rule, changes",
     [
         ("empty-label", {"label": (np.zeros(SHAPE, np.uint8), AFFINE)}),
         ("constant-image", {"images": [(np.full(SHAPE, 3, np.int16), AFFINE)]}),
+        (
+            "values-too-large",
+            {"images": [(np.pad(np.ones((1, 1, 1)), FRAME, constant_values=-3e38), AFFINE)]},
+        ),
     ],
 )
 def test_doubtful_cases_warn(rule, changes, folder):
