@@ -79,7 +79,9 @@ def _group(of_case: dict[str, str]) -> dict[str, str]:
     if len(values) < len(numbers) or len(set(values)) <= _FEW_NUMBERS:
         return {case: cell or NOT_SAID for case, cell in of_case.items()}
     bounds = [float(bound) for bound in np.quantile(values, (0.25, 0.5, 0.75))]
-    low, middle, high = (f"{bound:.4g}" for bound in bounds)
+    # As many digits as tell them apart: groups of one name would be one group.
+    written = ([f"{bound:.{digits}g}" for bound in bounds] for digits in range(4, 18))
+    low, middle, high = next(found for found in written if len(set(found)) == len(set(bounds)))
     names = (f"up to {low}", f"{low} to {middle}", f"{middle} to {high}", f"above {high}")
     return {
         case: NOT_SAID

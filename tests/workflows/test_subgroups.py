@@ -38,6 +38,13 @@ def test_only_groups_of_named_columns_leave(manifest):
     assert "59" not in json.dumps(found["age"]) and "Doe" not in json.dumps(found)
 
 
+def test_quarters_of_long_numbers_are_told_apart(tmp_path):
+    path = tmp_path / "cases.csv"
+    path.write_text("case,image,day\n" + "".join(f"c{n},i{n},{20240101 + n}\n" for n in range(20)))
+    days = list(read_subgroups(path, ("day",))["day"].values())
+    assert len(set(days)) == 4 and {days.count(day) for day in days} == {5}
+
+
 @pytest.mark.parametrize(
     ("column", "told"), [("name", "more than 12"), ("patient", "no group"), ("sx", "sex, age")]
 )
