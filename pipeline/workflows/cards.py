@@ -10,15 +10,11 @@ from typing import Any, Final
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import write_text
-from pipeline.inference.evaluation import read_table, summarise_structures
 from pipeline.inference.predictor import load_contract
-from pipeline.statistics import interval_text
-from pipeline.tracking import RunFolder, find_run, read_children
-from pipeline.workflows.judging import TABLE
+from pipeline.tracking import RunFolder, find_run
+from pipeline.workflows.card_results import tell_results
+from pipeline.workflows.markdown import table
 from pipeline.workflows.models import load_model
-from pipeline.workflows.recording import read_estimates
-from pipeline.workflows.run_reports import downstream_remarks
-from pipeline.workflows.subgroups import GROUP_NOTE, judge_subgroups
 
 TO_FILL: Final = "**To be filled in by a person:**"
 _CHOICES: Final = (
@@ -40,9 +36,6 @@ _CHOICES: Final = (
     "training.seed",
     "training.start_from",
 )
-_METRICS: Final = ("dice", "nsd", "hd95_mm", "sensitivity", "precision")
-_MOST_FIGURES: Final = 200
-_WARNING: Final = "Warning: "
 
 
 def card(model: str, output: Path | None = None) -> str:
@@ -74,23 +67,12 @@ def describe(checkpoint: Checkpoint, extra: Sequence[str] = ()) -> str:
         _head(checkpoint),
         _use(),
         _data(checkpoint),
-        _results(checkpoint, run),
+        tell_results(checkpoint, run),
         _limits(checkpoint),
         _making(checkpoint),
         extra,
     ]
     return "\n".join(line for part in parts for line in part) + "\n"
-
-
-def table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """A table in Markdown; what a cell holds stays text."""
-    yield _row(heading)
-    yield _row(["---"] * len(heading))
-    yield from map(_row, rows)
-
-
-def _row(cells: Sequence[object]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def _find_run(checkpoint: Checkpoint) -> RunFolder | None:
@@ -160,83 +142,6 @@ def _origin(found: Mapping[str, Any]) -> Iterator[str]:
     for told in found.get("differences", ()):
         yield f"- At the borders of structures its masks are not quite the bundle's: {told}."
     yield f"- {TO_FILL} what do its makers say of its data, its licence and its results?"
-
-
-def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
-    yield from ("", "## Results", "")
-    rows = _figures(checkpoint, run) if run is not None else []
-    if rows:
-        yield "On the held-out cases of the same study, on the patients' own grids; 95 % intervals."
-        yield ""
-        yield from table(("figure", "value", "interval", "cases"), rows[:_MOST_FIGURES])
-        assert run is not None, "figures are those of a run"
-        yield from _groups(run)
-        yield from _downstream(run)
-        return
-    metrics = checkpoint.provenance.get("metrics") or {}
-    if not metrics:
-        yield _unknown(checkpoint, run)
-        return
-    why = "The run's record is not on this disk" if run is None else "The run has not judged its cases yet"
-    yield (
-        f"{why}, so these are the figures of the moment when the network was kept: on the network's grid, "
-        "without intervals."
-    )
-    yield ""
-    yield from table(("figure", "value"), [(name, f"{value:.4g}") for name, value in metrics.items()])
-
-
-def _unknown(checkpoint: Checkpoint, run: RunFolder | None) -> str:
-    """Why there is no figure."""
-    if "imported" in checkpoint.provenance:
-        return "Not judged here."
-    if not checkpoint.provenance.get("validation_cases"):
-        return "Nothing was held out, so nothing is known."
-    if run is None:
-        return "The run's record is not on this disk; write the card beside it to have the figures here."
-    return "The run has no figures: it has not judged its held-out cases, or no truth of them is known."
-
-
-def _groups(run: RunFolder) -> Iterator[str]:
-    """Figures of groups of patients, where the job names columns of its manifest."""
-    rows = judge_subgroups(run, run.path / TABLE)
-    if not rows:
-        return
-    yield from ("", "### In groups of patients", "")
-    yield GROUP_NOTE
-    yield ""
-    yield from table(
-        ("column", "group", "cases", "figure", "value", "interval"),
-        [
-            (column, group, num, figure, f"{e.value:.4g}", interval_text(e, ".4g"))
-            if e is not None
-            else (column, group, num, figure, "too few cases", "")
-            for column, group, num, figure, e in rows
-        ],
-    )
-
-
-def _downstream(run: RunFolder) -> Iterator[str]:
-    """What a segmentation finds in what an enhancer makes, warnings first of all."""
-    told = downstream_remarks([run, *read_children(run)])
-    if told:
-        yield from ("", "### What is measured on its images", "")
-        yield from (
-            f"- {'**Warning:** ' if t.startswith(_WARNING) else ''}{t.removeprefix(_WARNING)}" for t in told
-        )
-
-
-def _figures(checkpoint: Checkpoint, run: RunFolder) -> list[tuple[str, str, str, str]]:
-    """Each figure with its interval and the number of cases; of segmentations per structure."""
-    if checkpoint.job.get("task") == "segmentation" and (run.path / TABLE).is_file():
-        summaries = summarise_structures(read_table(run.path / TABLE), _METRICS)
-        return [
-            (f"{metric}, {name}", f"{s.mean:.4g}", interval_text(s, ".4g"), str(s.num))
-            for name, metrics in summaries.items()
-            for metric, s in metrics.items()
-        ]
-    num = str(len(checkpoint.provenance.get("validation_cases") or ()))
-    return [(name, f"{e.value:.4g}", interval_text(e, ".4g"), num) for name, e in read_estimates(run).items()]
 
 
 def _limits(checkpoint: Checkpoint) -> Iterator[str]:
