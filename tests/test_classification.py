@@ -1,6 +1,7 @@
 """A classifier from its config to answers: trained, judged, applied and compared by the real commands."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -131,6 +132,13 @@ def test_all_folds_make_one_calibrated_ensemble(clinseg, archive, here):
     assert len(checkpoint.members) == 2 and checkpoint.calibration["num_cases"] == 120
     assert len(read_class_table(run / "cases.csv").cases) == 120
     assert clinseg("predict", run.name, f"{archive}#val", "-o", here / "out").code == 0
+    card = clinseg("card", run.name).out
+    assert "Trained on 120 cases; 120 were each held out" in card and "Only 120 cases" in card
+    assert all(line.endswith("| 120 |") for line in card.splitlines() if line.startswith("| accuracy"))
+    shutil.copy(run / "checkpoints/best.safetensors", here / "model.safetensors")
+    (here / "mlruns").rename(here / "elsewhere")
+    card = clinseg("card", here / "model.safetensors").out
+    assert "record is not on this disk" in card and "Nothing was held out" not in card
 
 
 def write_folders(folder, suffix):

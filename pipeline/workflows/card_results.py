@@ -9,6 +9,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.inference.evaluation import read_table, summarise_structures
 from pipeline.statistics import interval_text
 from pipeline.tracking import RunFolder, read_children
+from pipeline.workflows.enhancement_judging import count_judged
 from pipeline.workflows.judging import TABLE
 from pipeline.workflows.markdown import table
 from pipeline.workflows.recording import read_estimates
@@ -30,7 +31,10 @@ def tell_results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]
     yield from ("", "## Results", "")
     rows = _figures(checkpoint, run) if run is not None else []
     if rows:
-        yield "On the held-out cases of the same study, on the patients' own grids; 95 % intervals."
+        grids = "" if checkpoint.job.get("task") == "classification" else ", on the patients' own grids"
+        yield f"On the held-out cases of the same study{grids}; 95 % intervals."
+        if checkpoint.members:
+            yield "Each case was answered by the network that did not see it; their mean has seen all."
         yield ""
         yield from table(("figure", "value", "interval", "cases"), rows[:_MOST_FIGURES])
         assert run is not None, "figures are those of a run"
@@ -42,19 +46,27 @@ def tell_results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]
         yield _unknown(checkpoint, run)
         return
     why = "The run's record is not on this disk" if run is None else "The run has not judged its cases yet"
-    yield (
-        f"{why}, so these are the figures of the moment when the network was kept: on the network's grid, "
-        "without intervals."
+    which = (
+        "all folds together"
+        if checkpoint.members
+        else "the moment when the network was kept: on its own grid"
     )
+    yield f"{why}, so these are the figures of {which}, without intervals."
     yield ""
     yield from table(("figure", "value"), [(name, f"{value:.4g}") for name, value in metrics.items()])
+
+
+def num_held_out(checkpoint: Checkpoint) -> int:
+    """How many cases can judge a model; of an ensemble each network has those that it did not see."""
+    made = (checkpoint.provenance, *(member.provenance for member in checkpoint.members))
+    return len({case for one in made for case in one.get("validation_cases") or ()})
 
 
 def _unknown(checkpoint: Checkpoint, run: RunFolder | None) -> str:
     """Why there is no figure."""
     if "imported" in checkpoint.provenance:
         return "Not judged here."
-    if not checkpoint.provenance.get("validation_cases"):
+    if not num_held_out(checkpoint):
         return "Nothing was held out, so nothing is known."
     if run is None:
         return "The run's record is not on this disk; write the card beside it to have the figures here."
@@ -99,5 +111,6 @@ def _figures(checkpoint: Checkpoint, run: RunFolder) -> list[tuple[str, str, str
             for name, metrics in summaries.items()
             for metric, s in metrics.items()
         ]
-    num = str(len(checkpoint.provenance.get("validation_cases") or ()))
+    is_enhancer = checkpoint.job.get("task") == "enhancement"  # of some cases no truth may be known
+    num = str(count_judged([run, *read_children(run)]) if is_enhancer else num_held_out(checkpoint))
     return [(name, f"{e.value:.4g}", interval_text(e, ".4g"), num) for name, e in read_estimates(run).items()]

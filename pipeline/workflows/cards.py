@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError, Fault
 from pipeline.files import write_text
 from pipeline.inference.predictor import load_contract
 from pipeline.tracking import RunFolder, find_run
-from pipeline.workflows.card_results import tell_results
+from pipeline.workflows.card_results import num_held_out, tell_results
 from pipeline.workflows.markdown import table
 from pipeline.workflows.models import load_model
 
@@ -120,12 +120,13 @@ def _use() -> Iterator[str]:
 
 def _data(checkpoint: Checkpoint) -> Iterator[str]:
     made = checkpoint.provenance
-    training, validation = made.get("training_cases") or (), made.get("validation_cases") or ()
+    num_training, num_validation = len(made.get("training_cases") or ()), num_held_out(checkpoint)
     yield from ("", "## Data", "")
     if "imported" in made:
         yield from _origin(made["imported"])
         return
-    yield f"- Trained on {len(training)} cases; {len(validation)} were held out to judge it."
+    how = "each held out from one of its networks" if checkpoint.members else "held out"
+    yield f"- Trained on {num_training} cases; {num_validation} were {how} to judge it."
     if made.get("data_hash"):
         yield f"- SHA-256 of the data that it saw: `{made['data_hash']}`"
     folds = checkpoint.job.get("data", {}).get("fold")
@@ -146,7 +147,7 @@ def _origin(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _limits(checkpoint: Checkpoint) -> Iterator[str]:
     job = checkpoint.job
-    num = len(checkpoint.provenance.get("validation_cases") or ())
+    num = num_held_out(checkpoint)
     yield from ("", "## Limits", "")
     if "imported" in checkpoint.provenance:
         yield "- Nothing is known of how well it does on your images: judge it before you use it."
