@@ -119,6 +119,25 @@ def test_train_predict_and_evaluate_tell_the_same(clinseg, archive, here):
     }
 
 
+def test_a_table_that_people_worked_on_is_evaluated_or_refused(clinseg, tmp_path):
+    row = "{},{},0.{},0.{},no\r\n".format
+    rows = [row(case, "ring" if case % 2 else "disc", 8 - case, 2 + case) for case in range(6)]
+    table, truth, heading = tmp_path / "p.csv", tmp_path / "truth.csv", "case,predicted,probability_disc,"
+    heading += "probability_ring,review\r\n"
+    known = "case,class\n" + "".join(f"{case},{'ring' if case % 2 else 'disc'}\n" for case in range(6))
+    truth.write_text(known)
+    table.write_text(heading + "".join(rows) + "\r\n", encoding="utf-8-sig")  # as a spreadsheet leaves it
+    answer = clinseg("evaluate", table, truth)
+    assert answer.code == 0 and "6 predictions" in answer.out
+    table.write_text(heading + rows[0].replace("disc", "") + rows[1].replace("ring", "ring;disc") + rows[2])
+    answer = clinseg("evaluate", table, truth)
+    assert answer.code == 3 and answer.err.count("not-one-answer") == 2
+    for place in (truth, table):
+        answer = clinseg("evaluate", table, truth, "-o", place)
+        assert answer.code == 2 and "would-overwrite" in answer.err
+    assert truth.read_text() == known
+
+
 def test_all_folds_make_one_calibrated_ensemble(clinseg, archive, here):
     config = write_config(here, archive, data={"split": "new", "num_folds": 2, "fold": "all"})
     config.write_text(
