@@ -138,6 +138,23 @@ def test_a_table_that_people_worked_on_is_evaluated_or_refused(clinseg, tmp_path
     assert truth.read_text() == known
 
 
+def test_a_table_of_answers_is_in_the_log_and_not_replaced_once_people_worked_on_it(clinseg, archive, here):
+    assert clinseg("train", write_config(here, archive, training={"epochs": 1})).code == 0
+    command = "predict", "latest", f"{archive}#val", "-o", here / "out"
+    table = here / "out/predictions.csv"
+    for num in 30, 60:
+        assert clinseg(*command).code == 0
+        assert f"{num} entries are whole; 1 files" in clinseg("audit", "verify", here / "out").out
+    edited = table.read_text().replace(",no\n", ",seen by a person\n")
+    table.write_text(edited)
+    answer = clinseg("audit", "verify", here / "out")
+    assert answer.code == 6 and "output-changed" in answer.err and "predictions.csv" in answer.err
+    answer = clinseg(*command)
+    assert answer.code == 2 and "would-overwrite" in answer.err and table.read_text() == edited
+    table.unlink()
+    assert clinseg(*command).code == 0 and clinseg("audit", "verify", here / "out").code == 0
+
+
 def test_all_folds_make_one_calibrated_ensemble(clinseg, archive, here):
     config = write_config(here, archive, data={"split": "new", "num_folds": 2, "fold": "all"})
     config.write_text(
