@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from pipeline.calibration import Calibration
 from pipeline.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.inference.class_table import read_class_table
+from pipeline.workflows.cards import describe
 
 SIDE = 16
 
@@ -140,6 +142,11 @@ def test_a_table_that_people_worked_on_is_evaluated_or_refused(clinseg, tmp_path
 
 def test_a_table_of_answers_is_in_the_log_and_not_replaced_once_people_worked_on_it(clinseg, archive, here):
     assert clinseg("train", write_config(here, archive, training={"epochs": 1})).code == 0
+    checkpoint = read_checkpoint(latest(here) / "checkpoints/best.safetensors")
+    (threshold,) = checkpoint.calibration["thresholds"]
+    assert f"answers ring from a probability of {threshold:.3g} on" in describe(checkpoint)
+    told = describe(replace(checkpoint, calibration=None))
+    assert "not calibrated, and it calls for no review" in told and "| inference.coverage | 0.9 |" in told
     command = "predict", "latest", f"{archive}#val", "-o", here / "out"
     table = here / "out/predictions.csv"
     for num in 30, 60:

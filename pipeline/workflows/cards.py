@@ -20,6 +20,8 @@ TO_FILL: Final = "**To be filled in by a person:**"
 _CHOICES: Final = (
     "preprocessing.orientation",
     "preprocessing.spacing",
+    "preprocessing.size",
+    "preprocessing.region",
     "preprocessing.normalisation",
     "preprocessing.window",
     "network.name",
@@ -28,6 +30,8 @@ _CHOICES: Final = (
     "inference.window_size",
     "inference.overlap",
     "inference.flips",
+    "inference.operating_point",
+    "inference.coverage",
     "inference.largest_component",
     "training.epochs",
     "training.minutes",
@@ -157,14 +161,31 @@ def _limits(checkpoint: Checkpoint) -> Iterator[str]:
             f"- {held_out} of the study that it was trained on can tell how well it does: nothing is "
             "known of other hospitals, scanners or populations."
         )
-        if num < 30:
+        if 0 < num < 30:
             yield "- Few cases were held out; the intervals are wide for a reason."
     if job.get("task") == "segmentation":
         yield "- It marks what it was trained to mark in any image, also where the organ is not in the image."
+    if job.get("task") == "classification":
+        yield from _calibration_limits(checkpoint)
     spacing = job.get("preprocessing", {}).get("spacing")
     if spacing:
         yield f"- It sees images at {' x '.join(f'{mm:g}' for mm in spacing)} mm; what is finer is lost."
     yield f"- {TO_FILL} known failures, and how they are noticed."
+
+
+def _calibration_limits(checkpoint: Checkpoint) -> Iterator[str]:
+    """What stands between a classifier's probabilities and its answers."""
+    known = checkpoint.calibration
+    if not known or not known["num_cases"]:
+        yield (
+            "- Its probabilities are not calibrated, and it calls for no review: no case was held out to fit "
+            "either on."
+        )
+        return
+    names = tuple(checkpoint.structures)[-len(known["thresholds"]) :]
+    thresholds = zip(names, known["thresholds"], strict=True) if known["thresholds"] else ()
+    for name, threshold in thresholds:
+        yield f"- It answers {name} from a probability of {threshold:.3g} on."
 
 
 def _making(checkpoint: Checkpoint) -> Iterator[str]:
