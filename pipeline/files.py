@@ -11,9 +11,10 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.errors import Fault, ResourceError
+from pipeline.errors import ConfigError, Fault, ResourceError
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -104,9 +105,31 @@ def check_writable(folder: Path) -> None:
     """
     # A name that nobody else has: neither a file of the user's nor another command's trial.
     trial = folder / f".{secrets.token_hex(4)}-writable"
-    with atomic_path(trial) as temporary:
-        temporary.write_bytes(b"\n" * 4096)
+    try:
+        with atomic_path(trial) as temporary:
+            temporary.write_bytes(b"\n" * 4096)
+    except ResourceError as error:
+        raise ResourceError(replace(fault, where=str(folder)) for fault in error.faults) from error
     trial.unlink(missing_ok=True)
+
+
+def check_output(path: Path, read: Iterable[Path] = ()) -> None:
+    """The same of a file: its folder is made and can be written, and nothing is lost by it that is read.
+
+    Args:
+        path: What is to be written at the end.
+        read: What is read before.
+
+    Raises:
+        ConfigError: If it is a folder, or something that is read.
+        ResourceError: If its folder cannot be made or written, or the disk is full.
+    """
+    if path.is_dir():
+        raise ConfigError(Fault(str(path), "is-folder", "it is a folder; name the file to be written"))
+    if path.resolve() in {one.resolve() for one in read}:
+        message = "it is read by this very command, and would be replaced; name another file"
+        raise ConfigError(Fault(str(path), "would-overwrite", message))
+    check_writable(path.parent)
 
 
 def resource_error(path: Path, error: OSError) -> ResourceError:

@@ -1,6 +1,8 @@
 """A classifier from its config to answers: trained, judged, applied and compared by the real commands."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +15,7 @@ from safetensors.torch import save_file
 from pipeline.calibration import Calibration
 from pipeline.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.inference.class_table import read_class_table
+from pipeline.workflows.cards import describe
 
 SIDE = 16
 
@@ -118,6 +121,47 @@ def test_train_predict_and_evaluate_tell_the_same(clinseg, archive, here):
     }
 
 
+def test_a_table_that_people_worked_on_is_evaluated_or_refused(clinseg, tmp_path):
+    row = "{},{},0.{},0.{},no\r\n".format
+    rows = [row(case, "ring" if case % 2 else "disc", 8 - case, 2 + case) for case in range(6)]
+    table, truth, heading = tmp_path / "p.csv", tmp_path / "truth.csv", "case,predicted,probability_disc,"
+    heading += "probability_ring,review\r\n"
+    known = "case,class\n" + "".join(f"{case},{'ring' if case % 2 else 'disc'}\n" for case in range(6))
+    truth.write_text(known)
+    table.write_text(heading + "".join(rows) + "\r\n", encoding="utf-8-sig")  # as a spreadsheet leaves it
+    answer = clinseg("evaluate", table, truth)
+    assert answer.code == 0 and "6 predictions" in answer.out
+    table.write_text(heading + rows[0].replace("disc", "") + rows[1].replace("ring", "ring;disc") + rows[2])
+    answer = clinseg("evaluate", table, truth)
+    assert answer.code == 3 and answer.err.count("not-one-answer") == 2
+    for place in (truth, table):
+        answer = clinseg("evaluate", table, truth, "-o", place)
+        assert answer.code == 2 and "would-overwrite" in answer.err
+    assert truth.read_text() == known
+
+
+def test_a_table_of_answers_is_in_the_log_and_not_replaced_once_people_worked_on_it(clinseg, archive, here):
+    assert clinseg("train", write_config(here, archive, training={"epochs": 1})).code == 0
+    checkpoint = read_checkpoint(latest(here) / "checkpoints/best.safetensors")
+    (threshold,) = checkpoint.calibration["thresholds"]
+    assert f"answers ring from a probability of {threshold:.3g} on" in describe(checkpoint)
+    told = describe(replace(checkpoint, calibration=None))
+    assert "not calibrated, and it calls for no review" in told and "| inference.coverage | 0.9 |" in told
+    command = "predict", "latest", f"{archive}#val", "-o", here / "out"
+    table = here / "out/predictions.csv"
+    for num in 30, 60:
+        assert clinseg(*command).code == 0
+        assert f"{num} entries are whole; 1 files" in clinseg("audit", "verify", here / "out").out
+    edited = table.read_text().replace(",no\n", ",seen by a person\n")
+    table.write_text(edited)
+    answer = clinseg("audit", "verify", here / "out")
+    assert answer.code == 6 and "output-changed" in answer.err and "predictions.csv" in answer.err
+    answer = clinseg(*command)
+    assert answer.code == 2 and "would-overwrite" in answer.err and table.read_text() == edited
+    table.unlink()
+    assert clinseg(*command).code == 0 and clinseg("audit", "verify", here / "out").code == 0
+
+
 def test_all_folds_make_one_calibrated_ensemble(clinseg, archive, here):
     config = write_config(here, archive, data={"split": "new", "num_folds": 2, "fold": "all"})
     config.write_text(
@@ -131,6 +175,13 @@ def test_all_folds_make_one_calibrated_ensemble(clinseg, archive, here):
     assert len(checkpoint.members) == 2 and checkpoint.calibration["num_cases"] == 120
     assert len(read_class_table(run / "cases.csv").cases) == 120
     assert clinseg("predict", run.name, f"{archive}#val", "-o", here / "out").code == 0
+    card = clinseg("card", run.name).out
+    assert "Trained on 120 cases; 120 were each held out" in card and "Only 120 cases" in card
+    assert all(line.endswith("| 120 |") for line in card.splitlines() if line.startswith("| accuracy"))
+    shutil.copy(run / "checkpoints/best.safetensors", here / "model.safetensors")
+    (here / "mlruns").rename(here / "elsewhere")
+    card = clinseg("card", here / "model.safetensors").out
+    assert "record is not on this disk" in card and "Nothing was held out" not in card
 
 
 def write_folders(folder, suffix):

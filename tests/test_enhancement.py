@@ -337,6 +337,14 @@ def test_a_card_without_figures_says_why(quick_databases, tmp_path, monkeypatch)
     record.close("FINISHED", 0.0)
     told = describe(replace(held_out, provenance={**held_out.provenance, "run": record.name}))
     assert "no truth of them is known" in told and "not on this disk" not in told
+    record = start_record("b", None, "enhancement")
+    record.log_metrics(
+        {"best/psnr_after": 30.0, "best_low/psnr_after": 29.0, "best_high/psnr_after": 31.0}, 1
+    )
+    record.close("FINISHED", 0.0)
+    (record.folder / "cases.csv").write_text("case,psnr_after,remark\np0,30,\np1,,no truth\n")
+    told = describe(replace(held_out, provenance={**held_out.provenance, "run": record.name}))
+    assert "| psnr_after | 30 | 29 to 31 | 1 |" in told
 
 
 def test_all_that_is_wrong_with_the_arguments_is_told_at_once(clinseg, tmp_path):

@@ -77,7 +77,8 @@ def read_class_table(path: Path) -> ClassTable:
         InputError: With all rows that are wrong.
     """
     try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines(), strict=True))
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a mark before the text
+            rows = list(csv.reader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         message = "this table of predictions cannot be read; name the predictions.csv of `clinseg predict`"
         raise ConfigError(Fault(str(path), "table-unreadable", message)) from error
@@ -93,6 +94,8 @@ def read_class_table(path: Path) -> ClassTable:
     classes = tuple(name.removeprefix(_PROBABILITY) for name in columns)
     faults, read = [], []
     for number, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
         where, entry = f"{path}:{number}", dict(zip(header, row, strict=False))
         shares = [_share(entry.get(name, "")) for name in columns]
         predicted, known = (_names(entry.get(name, "")) for name in ("predicted", "class"))

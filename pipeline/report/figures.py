@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +17,15 @@ from pipeline.report.layout import Dash, lay_out, structure_styles
 from pipeline.report.panels import draw_cuts, draw_image, draw_letters, draw_scale_bar
 from pipeline.report.scene import Array, Plane, Scene, compose_scene
 from pipeline.volume import Volume
+
+_SHARES: Final = {
+    "validation/dice": "Dice",
+    "validation/auc": "AUC",
+    "validation/accuracy": "Accuracy",
+    "validation/ssim": "SSIM",
+}
+"""Figures between 0 and 1 that are drawn over epochs, by how their names begin."""
+_NO_LOSSES: Final = ("training/learning_rate", "training/epoch_seconds", "training/patches_per_second")
 
 
 def draw_overlay(
@@ -76,21 +86,27 @@ def draw_overlay(
 
 
 def draw_curves(path: Path, metrics: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:
-    """Draws losses on the left and Dice on the right over epochs, as a PNG.
+    """Draws losses on the left and how well validation cases are answered on the right, as a PNG.
 
     Args:
         path: Where to write; the file is whole or absent.
         metrics: Pairs of epoch and value under names such as `training/loss` and `validation/dice/mean`.
-            Names that speak of neither loss nor Dice are left out.
+            What is neither a loss nor a share (Dice, AUC, accuracy, SSIM) is left out.
         title: Heading.
 
     Raises:
         ResourceError: If the file cannot be written.
     """
     figure = white_page((10, 4), title)
+    known = {name: points for name, points in metrics.items() if points}
+    shares = {name: [heading for part, heading in _SHARES.items() if part in name] for name in known}
+    right = {name: known[name] for name, headings in shares.items() if headings}
+    left = {name: known[name] for name in known if "training/" in name and not name.endswith(_NO_LOSSES)}
+    told = ", ".join(dict.fromkeys(heading for headings in shares.values() for heading in headings))
     # The same epochs on both sides, also where Dice is known of the last one only.
-    for axes, heading in zip(figure.subplots(1, 2, sharex=True), ("Loss", "Dice"), strict=True):
-        _draw_series(axes, {name: p for name, p in metrics.items() if heading.lower() in name.lower() and p})
+    panels = (("Loss", left), (told or "Not validated", right))
+    for axes, (heading, series) in zip(figure.subplots(1, 2, sharex=True), panels, strict=True):
+        _draw_series(axes, series)
         axes.set_title(heading, loc="left", fontsize=10)
     figure.axes[1].set_ylim(0, 1)
     save_page(figure, path)

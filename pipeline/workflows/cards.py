@@ -10,20 +10,18 @@ from typing import Any, Final
 from pipeline.checkpoint import Checkpoint
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import write_text
-from pipeline.inference.evaluation import read_table, summarise_structures
 from pipeline.inference.predictor import load_contract
-from pipeline.statistics import interval_text
-from pipeline.tracking import RunFolder, find_run, read_children
-from pipeline.workflows.judging import TABLE
+from pipeline.tracking import RunFolder, find_run
+from pipeline.workflows.card_results import num_held_out, tell_results
+from pipeline.workflows.markdown import table
 from pipeline.workflows.models import load_model
-from pipeline.workflows.recording import read_estimates
-from pipeline.workflows.run_reports import downstream_remarks
-from pipeline.workflows.subgroups import GROUP_NOTE, judge_subgroups
 
 TO_FILL: Final = "**To be filled in by a person:**"
 _CHOICES: Final = (
     "preprocessing.orientation",
     "preprocessing.spacing",
+    "preprocessing.size",
+    "preprocessing.region",
     "preprocessing.normalisation",
     "preprocessing.window",
     "network.name",
@@ -32,6 +30,8 @@ _CHOICES: Final = (
     "inference.window_size",
     "inference.overlap",
     "inference.flips",
+    "inference.operating_point",
+    "inference.coverage",
     "inference.largest_component",
     "training.epochs",
     "training.minutes",
@@ -40,9 +40,6 @@ _CHOICES: Final = (
     "training.seed",
     "training.start_from",
 )
-_METRICS: Final = ("dice", "nsd", "hd95_mm", "sensitivity", "precision")
-_MOST_FIGURES: Final = 200
-_WARNING: Final = "Warning: "
 
 
 def card(model: str, output: Path | None = None) -> str:
@@ -74,23 +71,12 @@ def describe(checkpoint: Checkpoint, extra: Sequence[str] = ()) -> str:
         _head(checkpoint),
         _use(),
         _data(checkpoint),
-        _results(checkpoint, run),
+        tell_results(checkpoint, run),
         _limits(checkpoint),
         _making(checkpoint),
         extra,
     ]
     return "\n".join(line for part in parts for line in part) + "\n"
-
-
-def table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """A table in Markdown; what a cell holds stays text."""
-    yield _row(heading)
-    yield _row(["---"] * len(heading))
-    yield from map(_row, rows)
-
-
-def _row(cells: Sequence[object]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def _find_run(checkpoint: Checkpoint) -> RunFolder | None:
@@ -138,12 +124,13 @@ def _use() -> Iterator[str]:
 
 def _data(checkpoint: Checkpoint) -> Iterator[str]:
     made = checkpoint.provenance
-    training, validation = made.get("training_cases") or (), made.get("validation_cases") or ()
+    num_training, num_validation = len(made.get("training_cases") or ()), num_held_out(checkpoint)
     yield from ("", "## Data", "")
     if "imported" in made:
         yield from _origin(made["imported"])
         return
-    yield f"- Trained on {len(training)} cases; {len(validation)} were held out to judge it."
+    how = "each held out from one of its networks" if checkpoint.members else "held out"
+    yield f"- Trained on {num_training} cases; {num_validation} were {how} to judge it."
     if made.get("data_hash"):
         yield f"- SHA-256 of the data that it saw: `{made['data_hash']}`"
     folds = checkpoint.job.get("data", {}).get("fold")
@@ -162,86 +149,9 @@ def _origin(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"- {TO_FILL} what do its makers say of its data, its licence and its results?"
 
 
-def _results(checkpoint: Checkpoint, run: RunFolder | None) -> Iterator[str]:
-    yield from ("", "## Results", "")
-    rows = _figures(checkpoint, run) if run is not None else []
-    if rows:
-        yield "On the held-out cases of the same study, on the patients' own grids; 95 % intervals."
-        yield ""
-        yield from table(("figure", "value", "interval", "cases"), rows[:_MOST_FIGURES])
-        assert run is not None, "figures are those of a run"
-        yield from _groups(run)
-        yield from _downstream(run)
-        return
-    metrics = checkpoint.provenance.get("metrics") or {}
-    if not metrics:
-        yield _unknown(checkpoint, run)
-        return
-    why = "The run's record is not on this disk" if run is None else "The run has not judged its cases yet"
-    yield (
-        f"{why}, so these are the figures of the moment when the network was kept: on the network's grid, "
-        "without intervals."
-    )
-    yield ""
-    yield from table(("figure", "value"), [(name, f"{value:.4g}") for name, value in metrics.items()])
-
-
-def _unknown(checkpoint: Checkpoint, run: RunFolder | None) -> str:
-    """Why there is no figure."""
-    if "imported" in checkpoint.provenance:
-        return "Not judged here."
-    if not checkpoint.provenance.get("validation_cases"):
-        return "Nothing was held out, so nothing is known."
-    if run is None:
-        return "The run's record is not on this disk; write the card beside it to have the figures here."
-    return "The run has no figures: it has not judged its held-out cases, or no truth of them is known."
-
-
-def _groups(run: RunFolder) -> Iterator[str]:
-    """Figures of groups of patients, where the job names columns of its manifest."""
-    rows = judge_subgroups(run, run.path / TABLE)
-    if not rows:
-        return
-    yield from ("", "### In groups of patients", "")
-    yield GROUP_NOTE
-    yield ""
-    yield from table(
-        ("column", "group", "cases", "figure", "value", "interval"),
-        [
-            (column, group, num, figure, f"{e.value:.4g}", interval_text(e, ".4g"))
-            if e is not None
-            else (column, group, num, figure, "too few cases", "")
-            for column, group, num, figure, e in rows
-        ],
-    )
-
-
-def _downstream(run: RunFolder) -> Iterator[str]:
-    """What a segmentation finds in what an enhancer makes, warnings first of all."""
-    told = downstream_remarks([run, *read_children(run)])
-    if told:
-        yield from ("", "### What is measured on its images", "")
-        yield from (
-            f"- {'**Warning:** ' if t.startswith(_WARNING) else ''}{t.removeprefix(_WARNING)}" for t in told
-        )
-
-
-def _figures(checkpoint: Checkpoint, run: RunFolder) -> list[tuple[str, str, str, str]]:
-    """Each figure with its interval and the number of cases; of segmentations per structure."""
-    if checkpoint.job.get("task") == "segmentation" and (run.path / TABLE).is_file():
-        summaries = summarise_structures(read_table(run.path / TABLE), _METRICS)
-        return [
-            (f"{metric}, {name}", f"{s.mean:.4g}", interval_text(s, ".4g"), str(s.num))
-            for name, metrics in summaries.items()
-            for metric, s in metrics.items()
-        ]
-    num = str(len(checkpoint.provenance.get("validation_cases") or ()))
-    return [(name, f"{e.value:.4g}", interval_text(e, ".4g"), num) for name, e in read_estimates(run).items()]
-
-
 def _limits(checkpoint: Checkpoint) -> Iterator[str]:
     job = checkpoint.job
-    num = len(checkpoint.provenance.get("validation_cases") or ())
+    num = num_held_out(checkpoint)
     yield from ("", "## Limits", "")
     if "imported" in checkpoint.provenance:
         yield "- Nothing is known of how well it does on your images: judge it before you use it."
@@ -251,14 +161,31 @@ def _limits(checkpoint: Checkpoint) -> Iterator[str]:
             f"- {held_out} of the study that it was trained on can tell how well it does: nothing is "
             "known of other hospitals, scanners or populations."
         )
-        if num < 30:
+        if 0 < num < 30:
             yield "- Few cases were held out; the intervals are wide for a reason."
     if job.get("task") == "segmentation":
         yield "- It marks what it was trained to mark in any image, also where the organ is not in the image."
+    if job.get("task") == "classification":
+        yield from _calibration_limits(checkpoint)
     spacing = job.get("preprocessing", {}).get("spacing")
     if spacing:
         yield f"- It sees images at {' x '.join(f'{mm:g}' for mm in spacing)} mm; what is finer is lost."
     yield f"- {TO_FILL} known failures, and how they are noticed."
+
+
+def _calibration_limits(checkpoint: Checkpoint) -> Iterator[str]:
+    """What stands between a classifier's probabilities and its answers."""
+    known = checkpoint.calibration
+    if not known or not known["num_cases"]:
+        yield (
+            "- Its probabilities are not calibrated, and it calls for no review: no case was held out to fit "
+            "either on."
+        )
+        return
+    names = tuple(checkpoint.structures)[-len(known["thresholds"]) :]
+    thresholds = zip(names, known["thresholds"], strict=True) if known["thresholds"] else ()
+    for name, threshold in thresholds:
+        yield f"- It answers {name} from a probability of {threshold:.3g} on."
 
 
 def _making(checkpoint: Checkpoint) -> Iterator[str]:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.class_inputs import read_references
+from pipeline.data.medmnist import split_part
 from pipeline.discrimination import judge_classes
-from pipeline.errors import ConfigError, Fault
-from pipeline.files import write_text
+from pipeline.errors import ConfigError, Fault, InputError
+from pipeline.files import check_output, write_text
 from pipeline.inference.class_table import ClassTable, class_targets, read_class_table
 from pipeline.statistics import Estimate
 
@@ -45,8 +46,11 @@ def evaluate_classes(predictions: Path, references: Path, table: Path | None = N
     Raises:
         FaultError: If nothing can be compared at all.
     """
+    if table is not None:
+        check_output(table, (predictions, split_part(references)[0]))
     found = read_class_table(predictions)
     is_multi_label = _is_multi_label(predictions, found)
+    _check_answers(found, is_multi_label=is_multi_label)
     known = read_references(references, found.classes, is_multi_label)
     common = [number for number, case in enumerate(found.cases) if case in known]
     faults = [
@@ -83,6 +87,21 @@ def _is_multi_label(predictions: Path, table: ClassTable) -> bool:
         return bool(report["calibration"]["multi_label"])
     except (OSError, ValueError, LookupError, TypeError):
         return table.looks_multi_label
+
+
+def _check_answers(table: ClassTable, *, is_multi_label: bool) -> None:
+    """Where classes exclude each other, each case has one answer; a table may have been edited."""
+    answers = dict(zip(table.cases, table.predicted, strict=True))
+    message = (
+        "its column predicted names {} of classes that exclude each other; name one, or take the case out"
+    )
+    faults = [
+        Fault(case, "not-one-answer", message.format(len(names) or "none"))
+        for case, names in answers.items()
+        if len(names) != 1 and not is_multi_label
+    ]
+    if faults:
+        raise InputError(faults)
 
 
 def _unpaired(cases: set[str], message: str) -> list[Fault]:

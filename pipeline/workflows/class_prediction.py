@@ -13,11 +13,12 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case, apply_rules
 from pipeline.data.class_inputs import find_class_inputs
 from pipeline.data.dicom import SeriesRule, series_files
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, Fault, InputError
+from pipeline.export.audit import NAME, logged_outputs
 from pipeline.export.dicom_source import read_source
 from pipeline.export.nifti import write_map
 from pipeline.export.prediction import Maker
-from pipeline.files import check_writable
+from pipeline.files import check_writable, sha256_of
 from pipeline.inference.class_table import write_class_table
 from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor
 from pipeline.inference.explain import Method, map_name
@@ -68,10 +69,12 @@ def classify(
     refuse_unused_rules(cases, rules)
     if maker is not None:
         refuse_without_series(cases)
+    _refuse_overwriting(folder)
     check_writable(folder)
     with progress_bar("Classifying cases", len(cases)) as advance:
         reports = predictor.classify(cases, _told(advance))
     write_class_table(folder / TABLE, reports, predictor.classes)
+    table = {TABLE: sha256_of(folder / TABLE)}
     if maker is not None:
         reports = [
             _report(case, report, predictor.classes, folder, maker)
@@ -86,7 +89,7 @@ def classify(
         log.add(
             report.case,
             report.input_hashes,
-            export_hashes(report.case, report.exports),
+            table | export_hashes(report.case, report.exports),
             report.faults,
             answer=dict(zip(predictor.classes, report.probabilities, strict=False)),
         )
@@ -99,6 +102,18 @@ def classify(
                 _explain(predictor, case, report, method, folder / "explanations")
                 advance()
     return reports
+
+
+def _refuse_overwriting(folder: Path) -> None:
+    """A table replaces one that an earlier prediction left as it is, and none that people worked on."""
+    path = folder / TABLE
+    known = logged_outputs(folder / NAME).get(TABLE, ())
+    if path.exists() and not (path.is_file() and sha256_of(path) in known):
+        message = (
+            "it is there already and not as clinseg wrote it, perhaps corrected by hand; move it elsewhere, "
+            "or choose another folder with -o"
+        )
+        raise ConfigError(Fault(str(path), "would-overwrite", message))
 
 
 def _report(

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from pipeline.comparison import Comparison, remarks
 from pipeline.errors import ConfigError, Fault
-from pipeline.files import check_writable
+from pipeline.files import check_output
 from pipeline.report.comparison import write_comparison
 from pipeline.workflows.class_comparison import read_classifications
 from pipeline.workflows.contenders import (
@@ -42,7 +42,7 @@ def compare(names: Sequence[str], page: Path | None = None) -> Comparison:
         FaultError: If runs are unknown, or did not answer the same cases; all faults together.
     """
     if page is not None:
-        check_writable(page.parent)
+        check_output(page)
     contenders = find_contenders(names)
     answers = _read_answers(contenders)
     check_comparable(contenders, answers.truths)

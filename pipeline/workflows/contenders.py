@@ -13,6 +13,8 @@ from pipeline.comparison import Arm, Change, Outcome
 from pipeline.errors import ConfigError, Fault
 from pipeline.report.comparison import CaseView, Chart
 from pipeline.tracking import STORE, RunFolder, find_run, read_children, read_settings
+from pipeline.workflows.models import with_model
+from pipeline.workflows.resuming import SWEEP
 
 SEED = "training.seed"
 _PLACES = ("data.manifest", "data.cache_dir", "tracking.experiment", "tracking.uri", "tracking.overlays")
@@ -70,7 +72,7 @@ class AbstractAnswers(ABC):
 
 
 def find_contenders(names: Sequence[str], store: Path = STORE) -> list[Contender]:
-    """Reads the runs that a person named.
+    """Reads the runs that a person named; a sweep stands for its best trial.
 
     Raises:
         ConfigError: If one is unknown or named twice, they are fewer than two, or of different tasks.
@@ -78,7 +80,7 @@ def find_contenders(names: Sequence[str], store: Path = STORE) -> list[Contender
     if not 2 <= len(names) <= _MOST_RUNS:
         message = f"a comparison is of 2 to {_MOST_RUNS} runs, not {len(names)}; `clinseg runs` lists them"
         raise ConfigError(Fault("RUN", "number-of-runs", message))
-    runs = [find_run(name, store) for name in names]
+    runs = [with_model(find_run(name, store)) for name in names]
     twice = {run.name for run in runs if sum(run == other for other in runs) > 1}
     faults = [Fault(name, "same-run", "it is named twice; a run is compared with others") for name in twice]
     for run in runs[1:]:
@@ -135,6 +137,11 @@ def tell_doubts(contenders: Sequence[Contender]) -> Iterator[str]:
             "These runs differ in nothing but the seed: what is found here is the noise of training, not the "
             "effect of a setting."
         )
+    if trials := [one.name for one in contenders if _is_trial(one.run)]:
+        yield (
+            f"{', '.join(trials)}: of a sweep, whose best trial was chosen by these very cases and looks "
+            "better than it is."
+        )
     codes = {one.name: _shortened(one.code) for one in contenders}
     if len(set(codes.values())) > 1:
         told = ", ".join(f"{name}: {code}" for name, code in codes.items())
@@ -162,6 +169,10 @@ def _read(run: RunFolder) -> Contender:
         tags.get("mlflow.source.git.commit"),
         frozenset(case for part in parts for case in _split_cases(part)),
     )
+
+
+def _is_trial(run: RunFolder) -> bool:
+    return run.parent is not None and (run.path.with_name(run.parent) / SWEEP).is_file()
 
 
 def _split_cases(run: RunFolder) -> list[str]:

@@ -127,6 +127,13 @@ def gather_remarks(runs: Sequence[RunFolder]) -> tuple[str, ...]:
     return tuple(row["remark"] for row in _read_rows(runs) if row.get("remark"))
 
 
+def count_judged(runs: Sequence[RunFolder]) -> int:
+    """How many of their cases runs hold against a truth."""
+    return sum(
+        any(row.get(name) for name in row if name.startswith(IMAGE_METRICS)) for row in _read_rows(runs)
+    )
+
+
 def _read_rows(runs: Sequence[RunFolder]) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for run in runs:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.config import load_job, segmentation_job
 from pipeline.data.cases import read_manifest
 from pipeline.errors import ConfigError, Fault
+from pipeline.files import check_output
 from pipeline.inference.confusion import write_confusions
 from pipeline.inference.evaluation import Evaluation, Structures, evaluate_folders, write_metrics
 from pipeline.labels import LabelContract
@@ -34,6 +35,9 @@ def evaluate(
     Raises:
         FaultError: If nothing can be compared at all.
     """
+    confusions = table.with_name(f"{table.stem}_confusion.csv") if table is not None else None
+    for path in filter(None, (table, confusions)):
+        check_output(path, filter(None, (predictions, references, config)))
     contract, declared = _read_labels(config, ignore_value) if config is not None else (None, {})
 
     def labelled(case: str, present: Collection[int]) -> Structures:
@@ -50,9 +54,9 @@ def evaluate(
             ignore_value=contract.ignore_value if contract else ignore_value,
             labelled=labelled if contract else None,
         )
-    if table is not None:
+    if table is not None and confusions is not None:
         write_metrics(table, evaluation.rows)
-        write_confusions(table.with_name(f"{table.stem}_confusion.csv"), evaluation.confusions)
+        write_confusions(confusions, evaluation.confusions)
     return evaluation
 
 

@@ -12,6 +12,7 @@ from pipeline.data.cases import Case
 from pipeline.data.images import find_inputs
 from pipeline.data.nifti import is_nifti, nifti_stem
 from pipeline.errors import Fault, InputError
+from pipeline.files import check_output
 from pipeline.progress import progress_bar
 from pipeline.report.case_tables import case_table, confusion_table, segmentation_figures, structure_strips
 from pipeline.report.content import Report, View
@@ -55,17 +56,15 @@ def report(
     """
     folder = Path(source)
     is_run = not folder.is_dir() or (folder / "run.json").is_file()
-    if not is_run:
-        material, home = read_folder(folder), folder
-    else:
-        run = find_run(folder.name if folder.is_dir() else source, *_store_of(folder))
-        material, home = _read(run), run.path
+    run = find_run(folder.name if folder.is_dir() else source, *_store_of(folder)) if is_run else None
+    path = output or (run.path if run is not None else folder) / NAME
+    check_output(path)
+    material = _read(run) if run is not None else read_folder(folder)
     if images:
         material = _with_images(material, images)
     if references is not None:
         material = _with_references(material, references)
-        material = material if is_run else _compared(material, folder, references)
-    path = output or home / NAME
+        material = material if run is not None else _compared(material, folder, references)
     _write(path, material, cases)
     return path
 

@@ -18,6 +18,8 @@ _CHARTS: Final = {
     "overlays/enhanced.png": "Cases from worst to best SSIM: what went in, what came out, the truth.",
     "calibration.png": "Whether probabilities come true, and what review gains, on the validation cases.",
 }
+_OF_PARTS: Final = ("/mean", "/loss", "/auc", "/ssim")
+"""What is drawn of each of several runs; all would be too many lines."""
 
 
 def run_charts(run: RunFolder, parts: Sequence[RunFolder]) -> list[Picture]:
@@ -31,8 +33,7 @@ def run_charts(run: RunFolder, parts: Sequence[RunFolder]) -> list[Picture]:
         f"{part.name.removeprefix(run.name).strip('-')} {name}".strip(): points
         for part in parts
         for name, points in read_metrics(part).items()
-        if name.startswith(("training/", "validation/"))
-        and (len(parts) == 1 or name.endswith(("/mean", "/loss")))
+        if name.startswith(("training/", "validation/")) and (len(parts) == 1 or name.endswith(_OF_PARTS))
     }
     charts = []
     if any(len(points) > 1 for points in series.values()):

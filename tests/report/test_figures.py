@@ -157,13 +157,17 @@ def test_curves_of_anything_can_be_drawn(tmp_path, metrics):
     assert np.ptp(pixels(tmp_path / "curves.png")) > 0
 
 
-def test_a_loss_is_drawn_left_and_a_dice_right(tmp_path):
+def test_losses_are_drawn_left_and_shares_right_of_every_task(tmp_path):
     line = [(epoch, 0.5) for epoch in range(50)]
-    for name, is_left in (("training/loss", True), ("validation/dice/mean", False)):
+    losses = ("training/loss", "fold1 training/adversarial_target")
+    shares = ("validation/dice/mean", "fold1 validation/auc", "validation/ssim")
+    for name in (*losses, *shares):
         draw_curves(tmp_path / "curves.png", {name: line}, "title")
         picture = pixels(tmp_path / "curves.png")
         columns = where(picture, PALETTE[-1])[1]
-        assert (columns.mean() < picture.shape[1] / 2) == is_left
+        assert (columns.mean() < picture.shape[1] / 2) == (name in losses), name
+    draw_curves(tmp_path / "seconds.png", {"training/epoch_seconds": line}, "title")
+    assert not where(pixels(tmp_path / "seconds.png"), PALETTE[-1])[1].size
 
 
 def test_no_dice_is_told_of_what_nobody_drew_and_ignored_voxels_do_not_count():

@@ -178,6 +178,21 @@ def test_runs_without_judged_cases_and_runs_named_twice_are_refused(runs, clinse
     assert answer.code == 2 and "one: it has no judged cases" in answer.err
 
 
+def test_a_sweep_is_compared_by_its_best_trial_and_that_is_told(runs):
+    runs.add("one", DICE)
+    trial, sweep = runs.add("many-trial1", DICE + 0.05), runs.add("many", DICE)
+    told = json.loads((trial / "run.json").read_text())
+    (trial / "run.json").write_text(json.dumps(told | {"parent": "many"}))
+    (sweep / "cases.csv").unlink()
+    (sweep / "sweep.json").write_text("{}")
+    event = {"kind": "tags", "time": 1, "step": 0, "values": {"clinseg.winner": "many-trial1"}}
+    with (sweep / "events.jsonl").open("a") as file:
+        file.write(json.dumps(event, separators=(",", ":")) + "\n")
+    found = compare(["one", "many"])
+    assert found.arms[1].runs == ("many-trial1",)
+    assert [told for told in found.notes if "chosen by these very cases" in told]
+
+
 def test_other_training_cases_are_compared_and_told(runs):
     runs.add("one", DICE)
     folder = runs.add("two", DICE, data_hash="f" * 64)

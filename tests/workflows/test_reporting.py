@@ -118,6 +118,18 @@ def test_a_refused_case_and_a_path_are_told_without_where_they_lie(clinseg, trai
     assert "scan.nii.gz: cut short [truncated]" in text and "Miller" not in text and "1 refused" in text
 
 
+def test_a_place_where_nothing_can_be_written_is_told_before_the_work(
+    clinseg, trained, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(trained.folder)
+    (tmp_path / "file").write_text("")
+    for command in (["report", trained.run], ["evaluate", "nowhere", "nowhere"], ["compare", "no", "runs"]):
+        for place, rule, code in ((tmp_path, "is-folder", 2), (tmp_path / "file/a.csv", "not-writable", 4)):
+            answer = clinseg(*command, "-o", place)
+            assert answer.code == code and rule in answer.err and "nowhere:" not in answer.err
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
 def test_nothing_to_tell_of_is_refused(clinseg, tmp_path):
     answer = clinseg("report", tmp_path)
     assert answer.code == 2 and "nothing-to-report" in answer.err

@@ -12,7 +12,7 @@ from pipeline.inference.evaluation import read_table, write_metrics
 from pipeline.report.content import Report
 from pipeline.report.report_page import write_report
 from pipeline.statistics import summarise
-from pipeline.workflows import cards, subgroups
+from pipeline.workflows import card_results, subgroups
 from pipeline.workflows.subgroups import group_tables, judge_subgroups
 
 SCANNERS = ["A", "B", ""]
@@ -162,7 +162,7 @@ def test_a_group_has_the_mean_of_its_cases(run):
     num, value = told["sex", "F"]
     assert num == 20 and value == summarise(women).estimate
     assert told["scanner", "A"] == (8, None) and told["scanner", "C"][0] == 16
-    text = "\n".join(cards._groups(run))
+    text = "\n".join(card_results._groups(run))
     assert "| scanner | A | 8 | dice, mean | too few cases |  |" in text and f"{value.value:.4g}" in text
     tables = group_tables(judge_subgroups(run, run.path / "cases.csv"))
     assert [table.heading for table in tables] == ["By sex", "By scanner"]
