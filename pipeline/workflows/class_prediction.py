@@ -15,9 +15,10 @@ from pipeline.data.class_inputs import find_class_inputs
 from pipeline.data.dicom import SeriesRule, series_files
 from pipeline.errors import InputError
 from pipeline.export.dicom_source import read_source
+from pipeline.export.exporters import REPORT, export_path
 from pipeline.export.nifti import write_map
 from pipeline.export.prediction import Maker
-from pipeline.files import check_writable
+from pipeline.files import check_writable, remove_files
 from pipeline.inference.class_table import write_class_table
 from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor
 from pipeline.inference.explain import Method, map_name
@@ -27,6 +28,7 @@ from pipeline.workflows.auditing import AuditLog
 from pipeline.workflows.case_reports import (
     describe_model,
     export_hashes,
+    refuse_overwriting,
     refuse_unused_rules,
     refuse_without_series,
 )
@@ -68,9 +70,15 @@ def classify(
     refuse_unused_rules(cases, rules)
     if maker is not None:
         refuse_without_series(cases)
+
+    def told_of(case: Case) -> list[Path]:
+        return [export_path(folder, REPORT, case.id)]
+
+    refuse_overwriting(cases, told_of, "report", folder)
     check_writable(folder)
     with progress_bar("Classifying cases", len(cases)) as advance:
         reports = predictor.classify(cases, _told(advance))
+    remove_files(path for case in cases for path in told_of(case))  # of another answer
     write_class_table(folder / TABLE, reports, predictor.classes)
     if maker is not None:
         reports = [
