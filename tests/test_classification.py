@@ -337,3 +337,5 @@ def test_answers_leave_as_dicom_reports(clinseg, archive, here):
     assert clinseg("audit", "verify", here / "out").code == 0
     answer = clinseg("predict", "latest", here / "scan", "-o", here / "b", "--also", "dicom-sr,dicom-seg")
     assert answer.code == 2 and "--also" in answer.err
+    assert clinseg("predict", "latest", here / "scan", "-o", here / "out").code == 0
+    assert not (here / "out/dicom-sr/scan.dcm").exists()

@@ -3,12 +3,14 @@
 import csv
 import json
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
@@ -139,6 +141,28 @@ def test_masks_leave_as_dicom_objects_that_say_the_same_in_the_patient(clinseg, 
         ).code
         == 2
     )
+
+
+def test_nothing_of_an_earlier_mask_stays_beside_a_new_one(clinseg, trained, image, tmp_path):
+    write_series(tmp_path / "scan", as_volume(*image))
+    out, last = tmp_path / "out", trained.run / "checkpoints/last.safetensors"
+    contours, segmentation = out / "rtstruct/scan.dcm", out / "dicom-seg/scan.dcm"
+    arguments = [tmp_path / "scan", "-o", out]
+    assert clinseg("predict", trained.model, *arguments, "--also", "rtstruct,dicom-seg").code == 0
+    shutil.copy(contours, tmp_path / "a.dcm")
+    assert clinseg("predict", last, *arguments, "--also", "dicom-seg").code == 0
+    (case,) = json.loads((out / "report.json").read_text())["cases"]
+    assert case["exports"] == {"dicom-seg": sha256_of(segmentation)} and not contours.exists()
+    drawn = pydicom.dcmread(tmp_path / "a.dcm")
+    drawn.Manufacturer = "a contouring program"
+    drawn.save_as(contours)
+    answer = clinseg("predict", last, *arguments)
+    assert (answer.code, str(contours) in answer.err, contours.exists()) == (2, True, True)
+    contours.unlink()
+    slices = sorted((tmp_path / "scan").iterdir())
+    slices[2].unlink()
+    assert clinseg("predict", last, *arguments).code == 3
+    assert not [path for path in out.rglob("scan.*") if path.is_file()]
 
 
 def test_dicom_objects_are_only_made_of_dicom_series(clinseg, trained, image, tmp_path):

@@ -19,7 +19,7 @@ from pipeline.data.dicom import list_series, read_series
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import ConfigError, InputError
 from pipeline.export.nifti import write_label_map
-from pipeline.privacy import Pseudonyms, header_texts
+from pipeline.privacy import Pseudonyms, clean_nifti, header_texts
 from pipeline.privacy.profile import _actions
 from pipeline.volume import Grid
 from pipeline.workflows.deidentification import deidentify
@@ -230,6 +230,21 @@ def test_damaged_nifti_is_left_out(tmp_path):
     result = deidentify(tmp_path / "in", tmp_path / "out", tmp_path / "key")
     assert [fault.rule for fault in result.faults] == ["unreadable"] * 2
     assert not list((tmp_path / "out").rglob("*.nii*"))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_of_a_nifti_file_its_header_and_voxels_are_copied_and_nothing_else(tmp_path, suffix):
+    pack = gzip.compress if suffix == ".nii.gz" else bytes
+    content = bytearray(nib.Nifti2Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4)).to_bytes())
+    whole, source, target = bytes(content), tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    content[525:540] = NAME.encode()[:15].ljust(15)  # NIfTI-2's unused text
+    source.write_bytes(pack(bytes(content) + NAME.encode()))
+    clean_nifti(source, target)
+    found = target.read_bytes()
+    assert (gzip.decompress(found) if suffix == ".nii.gz" else found) == whole
+    source.write_bytes(pack(whole[:-1]))
+    with pytest.raises(InputError, match="unreadable"):
+        clean_nifti(source, target)
 
 
 @pytest.mark.parametrize("text, is_told", [

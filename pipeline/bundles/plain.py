@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.config.strict_yaml import MAX_BYTES, MAX_DEPTH, KeyPath, dotted, read_yaml
-from pipeline.errors import ConfigError, Fault
+from pipeline.errors import ConfigError, Fault, InputError
 
 _LONGEST_LITERAL: Final = 200
+_MOST_VALUES: Final = 20_000
 _TYPES: Final = {
     f"${module}.{name}": name
     for module in ("torch", "np", "numpy")
@@ -52,8 +53,12 @@ class ConfigFile:
         return value
 
     def plain(self, path: KeyPath, faults: list[Fault]) -> Any:  # noqa: ANN401 - whatever is there
-        """The value at a path with references replaced by what they name; `REFUSED` if it is not plain."""
-        return self._plain(path, self.raw(path), faults, 0)
+        """The value at a path with references replaced by what they name; `REFUSED` if it is not plain.
+
+        Raises:
+            InputError: If references to lists of references would make an endless value of it.
+        """
+        return self._plain(path, self.raw(path), faults, [])
 
     def follow(self, path: KeyPath, faults: list[Fault]) -> KeyPath:
         """Where the value at a path stands itself: behind the reference, if it is one."""
@@ -65,7 +70,18 @@ class ConfigFile:
         faults.append(Fault(self.where(path), "bundle-reference", "references run in a circle; write it out"))
         return ()
 
-    def _plain(self, path: KeyPath, value: Any, faults: list[Fault], depth: int) -> Any:  # noqa: ANN401, PLR0911 - whatever is there, a return for each kind
+    def _plain(  # noqa: PLR0911 - a return for each kind
+        self,
+        path: KeyPath,
+        value: Any,  # noqa: ANN401 - whatever is there
+        faults: list[Fault],
+        seen: list[KeyPath],
+        depth: int = 0,
+    ) -> Any:  # noqa: ANN401 - whatever is there
+        seen.append(path)
+        if len(seen) > _MOST_VALUES:
+            message = f"with its references it has more than {_MOST_VALUES} values; do not trust its source"
+            raise InputError(Fault(self.where(path), "bundle-reference", message))
         if depth > MAX_DEPTH:
             faults.append(
                 Fault(self.where(path), "bundle-reference", "it is nested too deeply; write it out")
@@ -78,18 +94,18 @@ class ConfigFile:
                     message = f"{_shown(value)} names nothing in this file; write the value there"
                     faults.append(Fault(self.where(path), "bundle-reference", message))
                     return REFUSED
-                return self._plain(target, self.raw(target), faults, depth + 1)
+                return self._plain(target, self.raw(target), faults, seen, depth + 1)
             case str() if value.startswith(("$", "%")):
                 return self._literal(path, value, faults)
             case list():
-                parts = [self._plain((*path, i), v, faults, depth + 1) for i, v in enumerate(value)]
+                parts = [self._plain((*path, i), v, faults, seen, depth + 1) for i, v in enumerate(value)]
                 return REFUSED if REFUSED in parts else parts
             case dict() if "_target_" in value:
                 message = "an object stands here, and none is built; write a plain value"
                 faults.append(Fault(self.where(path), "bundle-object", message))
                 return REFUSED
             case dict():
-                inner = {k: self._plain((*path, k), v, faults, depth + 1) for k, v in value.items()}
+                inner = {k: self._plain((*path, k), v, faults, seen, depth + 1) for k, v in value.items()}
                 return REFUSED if REFUSED in inner.values() else inner
         return value
 

@@ -13,7 +13,7 @@ import resource
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +42,9 @@ _NRRD_TYPES = {
     ),
     **{"float": 4, "double": 8},
 }
+_PATIENT_SPACES = re.compile("(left-posterior|left-anterior|right-anterior)-superior|lps|las|ras")
+"""Those that say where left is; the reader takes any other for the first."""
+_MILLIMETRES = {"mm", "millimeter", "millimeters", "millimetre", "millimetres", "", "?"}
 _META_TYPES = {
     **dict.fromkeys(("MET_CHAR", "MET_UCHAR"), 1),
     **dict.fromkeys(("MET_SHORT", "MET_USHORT"), 2),
@@ -134,12 +137,16 @@ def _parse_nrrd(content: bytes) -> _Claim:
     encoding = fields["encoding"].lower()
     if encoding not in ("raw", "gzip", "gz"):
         raise _RefusedError("encoding", f"data are read raw or gzipped, not as {encoding[:20]}; save it so")
+    directions = fields.get("space directions", "")
+    if "none" in directions.lower():
+        raise _RefusedError("dimensions", "an axis lies nowhere in space; save it as a volume of three axes")
+    _refuse_units(re.findall(r'"([^"]*)"', fields.get("space units", "") + fields.get("units", "")))
     return _Claim(
         shape=tuple(int(size) for size in fields["sizes"].split()),
-        itemsize=_NRRD_TYPES[fields["type"].lower()],
+        itemsize=_itemsize(_NRRD_TYPES, fields["type"].lower()),
         is_packed=encoding != "raw",
         offset=len(header) + len(gap),
-        has_orientation="space" in fields,
+        has_orientation=bool(directions and _PATIENT_SPACES.fullmatch(fields.get("space", "").lower())),
     )
 
 
@@ -152,13 +159,32 @@ def _parse_meta(content: bytes) -> _Claim:
         raise _RefusedError(
             "num-channels", "a volume of one channel right behind its header is needed; save it so"
         )
+    _refuse_units([fields.get("distanceunits", "")])
+    slope, shift = (fields.get(f"elementtointensityfunction{name}") for name in ("slope", "offset"))
+    if (float(slope or 1), float(shift or 0)) != (1.0, 0.0):
+        raise _RefusedError("rescale", "its values are still to be scaled; save it with the final values")
     return _Claim(
         shape=tuple(int(size) for size in fields["dimsize"].split()),
-        itemsize=_META_TYPES[fields["elementtype"].upper()],
+        itemsize=_itemsize(_META_TYPES, fields["elementtype"].upper()),
         is_packed=fields.get("compresseddata", "False").lower() == "true",
         offset=end,
         has_orientation=bool({"transformmatrix", "rotation", "orientation"} & set(fields)),
     )
+
+
+def _itemsize(known: Mapping[str, int], name: str) -> int:
+    if name not in known:
+        message = (
+            f"voxels are read as float or as integers of up to 32 bits, not as {name[:20]!r}; save it so"
+        )
+        raise _RefusedError("voxel-type", message)
+    return known[name]
+
+
+def _refuse_units(units: Sequence[str]) -> None:
+    """The reader takes all numbers for millimetres."""
+    if odd := [unit for unit in units if unit.lower() not in _MILLIMETRES]:
+        raise _RefusedError("units", f"lengths are read in mm, these are in {odd[0][:20]!r}; save it in mm")
 
 
 def _judge(claim: _Claim) -> None:

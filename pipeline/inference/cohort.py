@@ -13,12 +13,13 @@ from pipeline.data.dicom import series_frames
 from pipeline.data.images import source_hash
 from pipeline.errors import Fault, ResourceError
 from pipeline.export.dicom_source import Source, read_source
+from pipeline.export.exporters import export_path
 from pipeline.export.nifti import write_label_map
 from pipeline.export.prediction import Prediction
 from pipeline.export.probabilities import write_probabilities
 from pipeline.files import remove_files, sha256_of
 from pipeline.inference.budget import Plan
-from pipeline.inference.exporting import Exports, export, probabilities_path
+from pipeline.inference.exporting import Exports, export, further_paths, probabilities_path
 from pipeline.inference.labelling import LabelMap
 from pipeline.inference.predictor import Predictor
 from pipeline.inference.relay import Steps, relay
@@ -90,9 +91,9 @@ def predict_cohort(
         folder: Where masks go; made if it is not there.
         on_case: Is told each report as soon as its mask is on disk.
         on_plan: Is told each case's plan before its first window.
-        with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well; otherwise it is
-            removed, for those that lie there are of the mask before.
-        exports: Further forms of each mask, whose images have to be DICOM series then.
+        with_probabilities: Whether to write `folder/probabilities/<case>.nii` as well.
+        exports: Further forms of each mask, whose images have to be DICOM series then. Of forms and
+            probabilities that are not asked for, those of the mask before are removed.
 
     Returns:
         One report per case, in their order; a refused case is one with faults.
@@ -102,8 +103,10 @@ def predict_cohort(
     """
 
     def write(predicted: _Predicted) -> CaseReport:
-        if not with_probabilities:
-            remove_files([probabilities_path(folder, predicted.report.case)])
+        case, forms = predicted.report.case, exports.forms if exports is not None else ()
+        kept = {export_path(folder, form, case) for form in forms}
+        kept |= {probabilities_path(folder, case)} if with_probabilities else set()
+        remove_files(path for path in further_paths(folder, case) if path not in kept)
         return _write(predictor, predicted, folder, exports)
 
     steps = Steps[_Loaded, _Predicted, CaseReport](

@@ -12,7 +12,7 @@ from pipeline.export.dicom_source import Source
 from pipeline.export.dicom_sr import Answer, write_answer
 from pipeline.export.exporters import EXPORTERS, REPORT, SEGMENTATION, export_path
 from pipeline.export.prediction import Maker, Prediction
-from pipeline.files import sha256_of
+from pipeline.files import remove_files, sha256_of
 from pipeline.inference.classifier import ClassReport
 
 
@@ -32,7 +32,7 @@ class Exports:
 def export(
     case: str, prediction: Prediction, folder: Path, forms: Sequence[str]
 ) -> tuple[dict[str, str], tuple[Fault, ...]]:
-    """Writes a predicted case in further forms.
+    """Writes a predicted case in further forms; one that cannot be written is not left as it was before.
 
     Returns:
         SHA-256 of each file by its form, and why others could not be written.
@@ -47,6 +47,7 @@ def export(
     for form in sorted(forms, key=list(EXPORTERS).index):  # what refers to others comes behind them
         path = export_path(folder, form, case)
         if wrong := _attempt(case, form, partial(EXPORTERS[form], path, prediction)):
+            remove_files([path])
             faults += wrong
             continue
         hashes[form] = sha256_of(path)
@@ -92,3 +93,8 @@ def _attempt(case: str, form: str, write: Callable[[], None]) -> tuple[Fault, ..
 def probabilities_path(folder: Path, case: str) -> Path:
     """Where the probabilities of a case lie beside its mask in `folder`."""
     return folder / f"probabilities/{case}.nii"
+
+
+def further_paths(folder: Path, case: str) -> list[Path]:
+    """All that may lie beside the mask of a case in `folder`: it belongs to this mask and to no other."""
+    return [probabilities_path(folder, case), *(export_path(folder, form, case) for form in EXPORTERS)]

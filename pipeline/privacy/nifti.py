@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
 import re
-import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ import nibabel as nib
 from pipeline.errors import Fault, InputError
 from pipeline.files import atomic_path
 
-_TEXTS = ("descrip", "aux_file", "intent_name", "db_name", "data_type")
+_TEXTS = ("descrip", "aux_file", "intent_name", "db_name", "data_type", "unused_str")
 _PROGRAMS = (
     r"(none|fsl|spm|freesurfer|itk|ants|afni|mrtrix|nibabel|dcm2nii|clinseg|label|float|int|uint)(?![a-z])"
 )
@@ -27,7 +27,7 @@ _CHUNK = 2**20
 
 
 def clean_nifti(path: Path, target: Path) -> None:
-    """Writes the same voxels with the same geometry, without texts and extensions in the header.
+    """Writes the same voxels with the same geometry, without texts, extensions and what follows the voxels.
 
     Raises:
         InputError: If it is no single NIfTI file, or damaged.
@@ -36,10 +36,10 @@ def clean_nifti(path: Path, target: Path) -> None:
     with atomic_path(target) as temporary:
         try:
             with _reading(path) as source, _writing(temporary) as output:
-                header, offset = _read_header(source)
+                header, offset, num_bytes = _read_header(source)
                 output.write(header)
                 source.seek(offset)
-                shutil.copyfileobj(source, output, _CHUNK)
+                _copy(source, output, num_bytes)
         except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
             message = "it is damaged, or no single NIfTI file; copy it again from its source"
             raise InputError(Fault(str(path), "unreadable", message)) from error
@@ -65,13 +65,26 @@ def _is_odd(value: bytes) -> bool:
     return bool(re.search("[^\\W\\d_]{2}", text)) and not re.match(_PROGRAMS, text, re.IGNORECASE)
 
 
-def _read_header(source: BinaryIO) -> tuple[bytes, int]:
-    """A header without texts, the end of its extensions with it, and where the voxels begin in the source."""
+def _read_header(source: BinaryIO) -> tuple[bytes, int, int]:
+    """A header without texts and its end; where in the source voxels begin, and how many bytes they are."""
     header, offset = _parse_header(source)
+    num_axes, *sizes = (int(number) for number in header["dim"])
+    if not 1 <= num_axes <= len(sizes) or min(sizes[:num_axes]) < 1:
+        raise ValueError("no size")
+    num_bytes = -(-math.prod(sizes[:num_axes]) * int(header["bitpix"]) // 8)
     for name in set(_TEXTS) & set(header.keys()):
         header[name] = b""
     header["vox_offset"] = header.sizeof_hdr + 4
-    return header.binaryblock + bytes(4), offset
+    return header.binaryblock + bytes(4), offset, num_bytes
+
+
+def _copy(source: BinaryIO, output: BinaryIO, left: int) -> None:
+    """Copies as many bytes as are left, and reads on to the end, where gzip's checksum stands."""
+    while block := source.read(_CHUNK):
+        output.write(block[:left])
+        left -= min(left, len(block))
+    if left:
+        raise EOFError
 
 
 def _parse_header(source: BinaryIO) -> tuple[nib.Nifti1Header, int]:

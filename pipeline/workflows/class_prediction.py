@@ -16,9 +16,10 @@ from pipeline.data.dicom import SeriesRule, series_files
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.export.audit import NAME, logged_outputs
 from pipeline.export.dicom_source import read_source
+from pipeline.export.exporters import REPORT, export_path
 from pipeline.export.nifti import write_map
 from pipeline.export.prediction import Maker
-from pipeline.files import check_writable, sha256_of
+from pipeline.files import check_writable, remove_files, sha256_of
 from pipeline.inference.class_table import write_class_table
 from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor
 from pipeline.inference.explain import Method, map_name
@@ -28,6 +29,7 @@ from pipeline.workflows.auditing import AuditLog
 from pipeline.workflows.case_reports import (
     describe_model,
     export_hashes,
+    refuse_overwriting,
     refuse_unused_rules,
     refuse_without_series,
 )
@@ -69,10 +71,16 @@ def classify(
     refuse_unused_rules(cases, rules)
     if maker is not None:
         refuse_without_series(cases)
-    _refuse_overwriting(folder)
+    _refuse_changed_table(folder)
+
+    def told_of(case: Case) -> list[Path]:
+        return [export_path(folder, REPORT, case.id)]
+
+    refuse_overwriting(cases, told_of, "report", folder)
     check_writable(folder)
     with progress_bar("Classifying cases", len(cases)) as advance:
         reports = predictor.classify(cases, _told(advance))
+    remove_files(path for case in cases for path in told_of(case))  # of another answer
     write_class_table(folder / TABLE, reports, predictor.classes)
     table = {TABLE: sha256_of(folder / TABLE)}
     if maker is not None:
@@ -104,7 +112,7 @@ def classify(
     return reports
 
 
-def _refuse_overwriting(folder: Path) -> None:
+def _refuse_changed_table(folder: Path) -> None:
     """A table replaces one that an earlier prediction left as it is, and none that people worked on."""
     path = folder / TABLE
     known = logged_outputs(folder / NAME).get(TABLE, ())

@@ -12,14 +12,14 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
 from pipeline.errors import ConfigError, Fault
-from pipeline.export.exporters import EXPORTERS, NEED_PROBABILITIES, REPORT, export_path
+from pipeline.export.exporters import EXPORTERS, NEED_PROBABILITIES, REPORT
 from pipeline.export.label_table import write_label_table
-from pipeline.files import check_writable, write_json
+from pipeline.files import check_writable, remove_files, write_json
 from pipeline.inference.budget import Plan
 from pipeline.inference.classifier import ClassReport
 from pipeline.inference.cohort import CaseReport, predict_cohort
 from pipeline.inference.explain import Method
-from pipeline.inference.exporting import Exports, probabilities_path
+from pipeline.inference.exporting import Exports, further_paths, probabilities_path
 from pipeline.inference.predictor import Predictor, load_predictor
 from pipeline.memory import freed_memory_kept
 from pipeline.progress import progress_bar
@@ -101,7 +101,7 @@ def predict(
     refuse_unused_rules(cases, rules)
     if exports is not None:
         refuse_without_series(cases)
-    refuse_overwriting(cases, lambda case: _outputs(folder, case.id, exports), "mask", folder)
+    refuse_overwriting(cases, lambda case: _outputs(folder, case.id), "mask", folder)
     check_writable(folder)
     write_label_table(folder / "labels.txt", predictor.contract)
     path = folder / "report.json"
@@ -124,6 +124,8 @@ def predict(
     with memory, progress_bar("Predicting cases", len(pending)) as advance:
 
         def keep(report: CaseReport) -> None:
+            if report.mask is None:  # what an earlier prediction left would pass for one of this model
+                remove_files(_outputs(folder, report.case))
             reports[report.case] = report
             log.add(report.case, report.input_hashes, mask_hashes(report), report.faults)
             write_report(path, checkpoint, predictor, list(reports.values()), log.head)
@@ -162,14 +164,9 @@ def _describe(report: CaseReport) -> dict[str, object]:
     return content
 
 
-def _outputs(folder: Path, case: str, exports: Exports | None) -> list[Path]:
-    """What is written for a case, and its probabilities, which go where another mask comes."""
-    forms = exports.forms if exports is not None else ()
-    return [
-        folder / f"{case}.nii.gz",
-        probabilities_path(folder, case),
-        *(export_path(folder, form, case) for form in forms),
-    ]
+def _outputs(folder: Path, case: str) -> list[Path]:
+    """A mask and all that is made with it, which goes where another mask comes."""
+    return [folder / f"{case}.nii.gz", *further_paths(folder, case)]
 
 
 def _parse(entry: Mapping[str, Any]) -> CaseReport | None:

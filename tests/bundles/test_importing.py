@@ -198,6 +198,7 @@ def at(path, value, of=0):
         (at(["network_def", "out_channels"], 10**9), "network_def.out_channels", "bundle-network"),
         (at(["network_def", "chanels"], 3), "network_def.chanels", "no-network"),
         (at(["window"], "@window"), "window", "bundle-reference"),
+        (at(["window"], ["@window"] * 8), "window", "bundle-reference"),  # eight times as many at each level
         (at(["window"], [18, 16, 16]), "inferer.roi_size", "contradiction"),
         (at(["window"], [10**9] * 3), "roi_size", "bundle-unmapped"),
         (at(["preprocessing", "transforms", 3, "nonzero"], True), "transforms[3].nonzero", "bundle-unmapped"),

@@ -259,6 +259,7 @@ REFUSED = {
     ),
     "colour": ("photometric", lambda s: edit_all(s, put(PhotometricInterpretation="RGB"))),
     "one bit": ("pixel-type", lambda s: edit_all(s, put(BitsAllocated=1))),
+    "shifted bits": ("pixel-type", lambda s: edit_all(s, put(BitsStored=12, HighBit=15))),
     "slope 0": ("rescale", lambda s: edit(s, "9.dcm", put(RescaleSlope=0, RescaleIntercept=0))),
     "lookup table": ("modality-lut", lambda s: edit(s, "9.dcm", put(ModalityLUTSequence=[Dataset()]))),
 }

@@ -122,7 +122,13 @@ REFUSED = {
     "odd.nrrd": ("damaged", b"no header"),
     "odd.mha": ("damaged", b"no header"),
     "words.nrrd": ("damaged", nrrd("two three four")),
-    "type.nrrd": ("damaged", nrrd().replace(b"short", b"block")),
+    "type.nrrd": ("voxel-type", nrrd().replace(b"short", b"block")),
+    "int64.nrrd": ("voxel-type", nrrd(data=bytes(192)).replace(b"short", b"int64")),
+    "int64.mha": ("voxel-type", meta(data=bytes(192)).replace(b"MET_SHORT", b"MET_LONG_LONG")),
+    "nowhere.nrrd": ("dimensions", nrrd().replace(b"(0,0,1)", b"none")),
+    "cm.nrrd": ("units", nrrd(more='space units: "mm" "mm" "cm"\n')),
+    "cm.mha": ("units", meta(more="DistanceUnits = cm\n")),
+    "scaled.mha": ("rescale", meta(more="ElementToIntensityFunctionSlope = 2\n")),
 }
 
 
@@ -140,6 +146,21 @@ def test_without_an_orientation_it_is_assumed_and_told(tmp_path):
     (tmp_path / "a.mha").write_bytes(meta())
     (warning,) = read_foreign(tmp_path / "a.mha").warnings
     assert warning.rule == "no-orientation"
+
+
+@pytest.mark.parametrize(
+    ("given", "is_told"),
+    [
+        ("left-posterior-superior", True),
+        ("RAS", True),
+        ("scanner-xyz", False),
+        ("3D-left-handed", False),
+    ],
+)
+def test_only_some_spaces_say_where_left_is(given, is_told):
+    content = nrrd().replace(b"left-posterior-superior", given.encode())
+    assert nrrd_metaimage._parse_nrrd(content).has_orientation == is_told
+    assert not nrrd_metaimage._parse_nrrd(content.replace(b"space directions", b"spacings")).has_orientation
 
 
 def test_a_reader_that_takes_too_much_is_stopped(tmp_path, monkeypatch):

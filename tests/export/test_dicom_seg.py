@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import InputError, IntegrityError
 from pipeline.export.dicom_seg import write_fractional_segmentation, write_segmentation
 from pipeline.export.prediction import Maker
+from pipeline.inference.exporting import export
 from pipeline.labels import LabelContract
 
 REAL = Path(__file__).parents[2] / "../shared/data/dicom"
@@ -198,3 +199,11 @@ def test_real_series(predicted, tmp_path, series):
     prediction = predicted(folder=REAL / series, contract=LabelContract({"background": 0, "a": 1, "b": 2}))
     write_segmentation(tmp_path / "a.dcm", prediction)
     assert_same_in_patient(tmp_path / "a.dcm", prediction)
+
+
+def test_what_cannot_be_made_any_more_does_not_stay_as_it_was(predicted, tmp_path):
+    path = tmp_path / "dicom-seg-fractional/case.dcm"
+    path.parent.mkdir()
+    path.write_bytes(b"of an earlier mask")
+    hashes, faults = export("case", predicted(), tmp_path, ["dicom-seg-fractional"])  # of no probabilities
+    assert ([fault.rule for fault in faults], hashes, path.exists()) == (["not-exportable"], {}, False)

@@ -25,7 +25,7 @@ _PIXEL_TAGS = ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresent
 _NEEDED_TAGS = ("SeriesInstanceUID", *_PIXEL_TAGS, "PhotometricInterpretation")
 _RESCALE_TAGS = ("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
 _TAGS = (*_FILE_TAGS, *_NEEDED_TAGS, *_PLANE_TAGS, *_RESCALE_TAGS, *GROUP_TAGS, *MARKS)
-_MORE_TAGS = ("SOPClassUID", "SamplesPerPixel", "NumberOfFrames", "PixelData")
+_MORE_TAGS = ("SOPClassUID", "SamplesPerPixel", "NumberOfFrames", "HighBit", "PixelData")
 _PIXEL_DATA = 0x7FE00010
 _INVERTED = "MONOCHROME1"
 _GREY = ("MONOCHROME2", _INVERTED)
@@ -115,6 +115,9 @@ def _problems(path: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
         return
     if dataset.BitsAllocated not in (8, 16, 32) or (dataset.get("SamplesPerPixel") or 1) != 1:
         yield "pixel-type", "one sample of 8, 16 or 32 bits a pixel is needed; convert the series first"
+    if dataset.get("HighBit", dataset.BitsStored - 1) != dataset.BitsStored - 1:
+        # Once allowed, and read by most programs as if they were: other values, without a word.
+        yield "pixel-type", "its values do not begin at the lowest bit (HighBit); convert the series first"
     if "ModalityLUTSequence" in dataset:
         yield "modality-lut", "a modality lookup table is not supported; convert the series first"
     if not _is_whole(path, dataset, num_frames):
