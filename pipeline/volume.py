@@ -92,6 +92,12 @@ class Grid:
         i, j, k = (self.shape[stored.index(axis)] for axis in axcodes2ornt(orientation)[:, 0])
         return i, j, k
 
+    def spacing_along(self, orientation: str) -> tuple[float, float, float]:
+        """Millimetres from voxel to voxel along the axes of an orientation, as `shape_along` has them."""
+        stored = io_orientation(self.affine)[:, 0].tolist()
+        i, j, k = (self.spacing[stored.index(axis)] for axis in axcodes2ornt(orientation)[:, 0])
+        return i, j, k
+
     def is_close(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
         """Whether both grids have the same shape and every corner lies within `tolerance_mm` of its twin."""
         if self.shape != other.shape:

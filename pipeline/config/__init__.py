@@ -25,8 +25,8 @@ from pipeline.config.enhancement import (
     EnhancementJob,
     EnhancementPreprocessingSection,
     EnhancementTrainingSection,
-    GeneratorSection,
 )
+from pipeline.config.generators import GeneratorSection
 from pipeline.config.learning import FittingSection, LevelsSection, LoopSection
 from pipeline.config.loading import (
     classification_job,

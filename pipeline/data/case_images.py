@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from pipeline.config import EnhancementJob
 from pipeline.data.cases import Case
 from pipeline.data.images import read_with_warnings
 from pipeline.data.nifti import Reading
@@ -19,6 +20,8 @@ from pipeline.volume import Grid, Volume, corner_distance
 
 _LARGEST_PLAUSIBLE = 1e12
 """No scanner gives more; what is beyond stands for no value."""
+_DISTANCE_TOLERANCE = 0.1
+"""Share by which slices may lie nearer or farther apart than they are taken to."""
 
 
 @dataclass
@@ -162,6 +165,27 @@ def check_slices(where: str, dimensions: int, orientation: str, shape: Sequence[
             "slices; use a model of such slices"
         )
         raise InputError(Fault(where, "slice-axis", message))
+
+
+def distance_faults(job: EnhancementJob, spacings: Mapping[str, float]) -> Iterator[Fault]:
+    """Faults of sources whose slices do not lie as far apart as those that the way back makes.
+
+    Args:
+        job: What is to be trained; without such a way back there are none.
+        spacings: Millimetres from slice to slice along the last axis, of each source by its id.
+    """
+    distance, spacing = job.network.slice_distance, job.preprocessing.spacing
+    if distance is None or spacing is None or job.training.method != "cyclegan":
+        return
+    meant = distance * spacing[-1]
+    for case, found in spacings.items():
+        if abs(found / meant - 1) > _DISTANCE_TOLERANCE:
+            message = (
+                f"its slices lie {found:.3g} mm apart along {job.preprocessing.orientation[-1]}, those that "
+                f"the way back makes {meant:.3g} mm (network.slice_distance {distance:g}, in voxels of "
+                f"{spacing[-1]:g} mm); set it to {found / spacing[-1]:.3g}, or leave out cases that differ"
+            )
+            yield Fault(case, "slice-distance", message)
 
 
 def _odd_images(case: Case, images: Iterable[Volume]) -> Iterator[Fault]:

@@ -26,7 +26,7 @@ from transforms.keys import IMAGE, SOURCE, TARGET
 from transforms.preprocessing import Preprocessing
 
 # Changes whenever the same files and settings would give other voxels than before.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _TRUTH = "truth"
 
 
@@ -41,6 +41,7 @@ class EnhancementImage:
             if it cannot be held against the whole image.
         scales: Of each channel.
         affine: 4x4, voxel of `image` → world, RAS millimetres.
+        slice_mm: Millimetres from slice to slice of what was read, along the last axis of `image`.
         made_scales: Of each channel of what is made of it; None if they are its own.
     """
 
@@ -49,6 +50,7 @@ class EnhancementImage:
     truth: Tensor | None
     scales: tuple[Scale, ...]
     affine: Affine
+    slice_mm: float
     made_scales: tuple[Scale, ...] | None = None
 
     @cached_property
@@ -213,7 +215,8 @@ def _prepare(
     key = ["enhancement image", _CACHE_VERSION, hashed, asdict(chain), damage, truth is not None, needs_truth]
     tensors = cached(job.data.cache_dir, key, build)
     scales = tuple(Scale(*map(float, scale)) for scale in tensors["scales"])
-    return EnhancementImage(case, tensors[IMAGE], tensors.get(_TRUTH), scales, tensors["affine"].numpy())
+    affine, slice_mm = tensors["affine"].numpy(), float(tensors["slice_mm"])
+    return EnhancementImage(case, tensors[IMAGE], tensors.get(_TRUTH), scales, affine, slice_mm)
 
 
 def _prepare_tensors(
@@ -231,6 +234,7 @@ def _prepare_tensors(
     tensors = {
         IMAGE: scaled.image,
         "affine": torch.from_numpy(scaled.affine),
+        "slice_mm": torch.tensor(volumes[0].grid.spacing_along(chain.orientation)[-1]).double(),
         "scales": torch.tensor([[scale.mean, scale.deviation] for scale in scaled.scales]).double(),
     }
     if truth is not None:

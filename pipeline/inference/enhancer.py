@@ -214,6 +214,12 @@ def load_enhancer(
     if reverse and not knows_way_back(checkpoint):
         message = "this model was trained to go one way only; leave it out, or train with method cyclegan"
         raise ConfigError(Fault("--reverse", "no-way-back", message))
+    if reverse and job.network.noise == "slices":
+        message = (
+            "the way back of this model begins its thick slices at another place in every window, so that "
+            "they do not fit together; leave it out (data.corruption makes thick slices of whole images)"
+        )
+        raise ConfigError(Fault("--reverse", "no-whole-way-back", message))
     prefix = _BACKWARD if reverse else "forward."
     num_noise = job.network.noise_channels if reverse else 0
     num = len(checkpoint.channels)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from pipeline.config.classification import ClassifierSection
-from pipeline.config.enhancement import GeneratorSection
+from pipeline.config.generators import GeneratorSection
 from pipeline.config.segmentation import NetworkSection
 from pipeline.networks.attention_unet import AttentionUNet
 from pipeline.networks.classifier import Classifier
@@ -21,6 +21,7 @@ from pipeline.networks.generators import (
 from pipeline.networks.monai_classifier import densenet121, efficientnet_b0, resnet18, resnet50
 from pipeline.networks.monai_segmenter import MONAI_NETWORKS, MonaiSegmenter
 from pipeline.networks.noise import GrainNoise, RicianNoise
+from pipeline.networks.slices import SliceThickening
 
 __all__ = [
     "CLASSIFIERS",
@@ -93,6 +94,8 @@ def build_generator(section: GeneratorSection, channels: int, noise_channels: in
     seen = channels * (2 * section.neighbours + 1)
     if noise_channels and section.noise == "rician":
         return RicianNoise(GENERATORS[section.name](section, seen, channels), section, channels)
+    if noise_channels and section.noise == "slices":
+        return SliceThickening(section, channels)
     if noise_channels and section.noise == "grain":
         body = GENERATORS[section.name](section, seen, channels * noise_channels)
         return GrainNoise(body, section, channels, noise_channels)

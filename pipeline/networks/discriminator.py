@@ -9,7 +9,7 @@ from typing import Final
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pipeline.config.enhancement import GeneratorSection
+from pipeline.config.generators import GeneratorSection
 from pipeline.networks.blocks import CONVOLUTION, NORM, Axes, initialise
 
 _KERNEL: Final = 4

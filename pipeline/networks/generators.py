@@ -11,7 +11,7 @@ from typing import Final
 
 from torch import Tensor, nn
 
-from pipeline.config.enhancement import GeneratorSection
+from pipeline.config.generators import GeneratorSection
 from pipeline.config.learning import LevelsSection
 from pipeline.config.segmentation import NetworkSection
 from pipeline.networks.attention_unet import AttentionUNet
@@ -32,24 +32,19 @@ FIRST_STRENGTH: Final = 0.1
 
 
 class AbstractGenerator(nn.Module):
-    """What makes an image out of another with a network in it, and may add what no network has to learn.
+    """What makes an image out of another, and may add what no network has to learn.
 
     Args:
-        body: The network.
-        section: The shape of the network.
+        section: The shape of the networks.
         channels: Of an image.
 
     Attributes:
-        body: The network.
         total_stride: What every axis of an image must be a multiple of.
     """
 
-    def __init__(
-        self, body: ResidualEncoderDecoder | AttentionUNet, section: GeneratorSection, channels: int
-    ) -> None:
+    def __init__(self, section: GeneratorSection, channels: int) -> None:
         super().__init__()
-        self.body = body
-        self.total_stride: Axes = body.total_stride
+        self.total_stride: Axes = section.total_stride
         first = section.neighbours * channels
         self._image = slice(first, first + channels)  # the slice that is meant, between its neighbours
 
@@ -74,7 +69,8 @@ class Generator(AbstractGenerator):
     def __init__(
         self, body: ResidualEncoderDecoder | AttentionUNet, section: GeneratorSection, channels: int
     ) -> None:
-        super().__init__(body, section, channels)
+        super().__init__(section, channels)
+        self.body = body
         self._is_residual = section.residual
         self._channels = channels
         if section.residual:

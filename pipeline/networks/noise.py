@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.config.enhancement import GeneratorSection
+from pipeline.config.generators import GeneratorSection
 from pipeline.networks.attention_unet import AttentionUNet
 from pipeline.networks.generators import FIRST_STRENGTH, AbstractGenerator, ResidualEncoderDecoder
 from transforms.enhancement import NO_SIGNAL
@@ -36,7 +36,8 @@ class RicianNoise(AbstractGenerator):
     def __init__(
         self, body: ResidualEncoderDecoder | AttentionUNet, section: GeneratorSection, channels: int
     ) -> None:
-        super().__init__(body, section, channels)
+        super().__init__(section, channels)
+        self.body = body
         nn.init.zeros_(body.head.weight)
         nn.init.constant_(body.head.bias, FIRST_STRENGTH)
 
@@ -86,7 +87,8 @@ class GrainNoise(AbstractGenerator):
         channels: int,
         noise_channels: int,
     ) -> None:
-        super().__init__(body, section, channels)
+        super().__init__(section, channels)
+        self.body = body
         self._dimensions, self._channels, self._num = section.dimensions, channels, noise_channels
         nn.init.zeros_(body.head.weight)
         nn.init.constant_(body.head.bias, FIRST_STRENGTH)

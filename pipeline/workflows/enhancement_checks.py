@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from pipeline.config import EnhancementJob
-from pipeline.data.case_images import Draft, draft_images, slice_faults
+from pipeline.data.case_images import Draft, distance_faults, draft_images, slice_faults
 from pipeline.data.cases import Case
 from pipeline.data.checks import CheckReport
 from pipeline.data.corrupting import corrupt
@@ -42,7 +42,7 @@ def check_enhancement(
     for case, is_source in roles:
         draft = draft_images(case, len(study.channels))
         if not draft.errors:
-            _check_usable(case, draft, job, is_worsened=is_source and case.id in sources)
+            _check_usable(case, draft, job, is_source=is_source and case.id in sources)
         errors += draft.errors
         warnings += draft.warnings
         if not draft.errors:
@@ -74,10 +74,10 @@ def _find_sources(
     return sources
 
 
-def _check_usable(case: Case, draft: Draft, job: EnhancementJob, *, is_worsened: bool) -> None:
+def _check_usable(case: Case, draft: Draft, job: EnhancementJob, *, is_source: bool) -> None:
     """Adds what keeps images that were read from being prepared."""
     grid = draft.images[0].grid
-    if is_worsened and job.data.corruption is not None:
+    if is_source and job.data.corruption is not None:
         try:
             grid = corrupt(draft.images, job.data.corruption, case.id)[0].grid
         except FaultError as error:
@@ -85,3 +85,5 @@ def _check_usable(case: Case, draft: Draft, job: EnhancementJob, *, is_worsened:
     orientation = job.preprocessing.orientation
     shapes = {case.id: grid.shape_along(orientation)}
     draft.errors += slice_faults(job.network.dimensions, orientation, shapes)
+    if is_source:
+        draft.errors += distance_faults(job, {case.id: grid.spacing_along(orientation)[-1]})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.config import EnhancementJob
-from pipeline.data.case_images import slice_faults
+from pipeline.data.case_images import distance_faults, slice_faults
 from pipeline.data.enhancement_images import EnhancementImage, prepare_enhancement_images
 from pipeline.data.enhancement_study import (
     EnhancementStudy,
@@ -111,6 +111,7 @@ def load_enhancement_material(job: EnhancementJob) -> EnhancementMaterial:
         for images in (known, targets)  # of which a source and a target may have one name
         for fault in slice_faults(dimensions, orientation, {i.case.id: i.image.shape[1:] for i in images})
     ]
+    faults += distance_faults(job, {image.case.id: image.slice_mm for image in known})
     if faults:
         raise InputError(dict.fromkeys(faults))
     num_held_out = len(roles.validation)

@@ -8,7 +8,8 @@ import torch
 from safetensors import torch as safetensors
 from torch import nn
 
-from pipeline.config.enhancement import EnhancementJob, GeneratorSection
+from pipeline.config.enhancement import EnhancementJob
+from pipeline.config.generators import GeneratorSection
 from pipeline.networks import build_discriminator
 
 CHANNELS = 2

@@ -7,7 +7,7 @@ import torch
 from safetensors import torch as safetensors
 from torch import nn
 
-from pipeline.config.enhancement import GeneratorSection
+from pipeline.config.generators import GeneratorSection
 from pipeline.networks import GENERATORS, AttentionUNet, build_generator
 from pipeline.networks.blocks import Pointwise
 from pipeline.networks.footprint import saved_bytes

@@ -18,6 +18,7 @@ from transforms.enhancement import Scale
 from transforms.keys import SOURCE, TARGET
 
 CONFIG = Path(__file__).parents[2] / "configs/smoke/enhancement.yaml"
+FINER = Path(__file__).parents[2] / "configs/smoke/super_resolution.yaml"
 CPU = torch.device("cpu")
 
 
@@ -57,6 +58,18 @@ def test_a_state_is_all_that_a_training_needs_to_go_on(norm):
         again = step(resumed, job, number)
     assert same(straight.weights(), resumed.weights()) and same(losses, again)
     assert len(resumed.source_pool.images) == 2
+
+
+def test_how_thick_slices_are_is_learnt_and_goes_on_where_it_was():
+    job = load_job(FINER, ["training.method=cyclegan"])
+    straight, first, resumed = (CycleGANTask(job, 1, [], CPU) for _ in range(3))
+    for task in straight, first:
+        step(task, job, 0)
+    resumed.load_state_dict(first.state_dict())
+    for task in straight, resumed:
+        assert step(task, job, 1)["training/cycle_target"] > 0
+    assert same(straight.weights(), resumed.weights())
+    assert float(straight.weights()["backward.log_thickness"]) != 0
 
 
 def test_discriminators_learn_and_generators_do_not_in_their_step():
@@ -135,7 +148,7 @@ def test_flips_cost_nothing_while_it_trains():
             return windows
 
     image = torch.rand(1, 16, 16, 16)
-    case = EnhancementImage(Case("a", "a", ()), image, image + 1, (Scale(0.0, 1.0),), np.eye(4))
+    case = EnhancementImage(Case("a", "a", ()), image, image + 1, (Scale(0.0, 1.0),), np.eye(4), 1.0)
     told = []
     for flips in (False, True):
         section = job.inference.model_copy(update={"flips": flips})
@@ -149,7 +162,7 @@ def test_a_constant_truth_judges_nothing():
     image = torch.rand(1, 16, 16, 16)
 
     def case(truth):
-        return EnhancementImage(Case("a", "a", ()), image, truth, (Scale(0.0, 1.0),), np.eye(4))
+        return EnhancementImage(Case("a", "a", ()), image, truth, (Scale(0.0, 1.0),), np.eye(4), 1.0)
 
     known, level, unknown = case(image.flip(1)), case(torch.full_like(image, 7)), case(None)
     alone = validate_enhancement(torch.nn.Identity(), job, [known], CPU)

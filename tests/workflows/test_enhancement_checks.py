@@ -91,3 +91,23 @@ def test_slices_that_would_be_lines(compare, tmp_path):
     assert found == refused and "set preprocessing.orientation to ASR" in str(found)
     _, found, refused = compare(flat | {"preprocessing.orientation": "ASR"})
     assert found == refused == set()
+
+
+def test_slices_as_far_apart_as_the_way_back_has_them(compare, tmp_path):
+    thick = {
+        "data.corruption": "null",
+        "preprocessing.normalisation": "zscore",
+        "preprocessing.spacing": "[1, 1, 1]",
+        "network.noise": "slices",
+        "network.noise_channels": 1,
+        "network.slice_distance": 2,
+    }
+    for number in range(4):  # of good images nothing is asked
+        save(tmp_path / f"true/p{number}.nii.gz", shape=(12, 16, 20), affine=np.eye(4))
+    _, found, refused = compare(thick)
+    assert found == refused == set()
+    save(tmp_path / "in/p2.nii.gz", affine=np.diag([1.0, 1.5, 5.0, 1.0]))
+    _, found, refused = compare(thick)
+    assert found == refused and len(found) == 1 and "set it to 5" in str(found)
+    _, found, refused = compare(thick | {"training.method": "supervised"})
+    assert "slice-distance" not in str(found | refused)

@@ -1,0 +1,65 @@
+"""The way back that makes slices thicker and does nothing else."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.generators import GeneratorSection
+from pipeline.networks.generators import AbstractGenerator
+
+
+class SliceThickening(AbstractGenerator):
+    """The way back where sources have thicker slices, brought to the finer grid as jobs prepare them.
+
+    Every `slice_distance` voxels of the last axis lies the centre of a slice, which is the mean of what is
+    within its thickness; between the centres the image is interpolated linearly, and beyond the first and the
+    last it stays as it is there. The thickness alone is learnt: it is the distance at first, less where
+    slices have gaps, and more where they overlap. The distance is to be seen in any source, so it is given.
+    A network that was free to learn all of it moved anatomy as well (measured in `docs/enhancement.md`).
+
+    Args:
+        section: `slice_distance`, and the shape of the networks.
+        channels: Of an image.
+
+    Attributes:
+        log_thickness: Natural logarithm of the slices' thickness as a share of their distance; 0 at first.
+    """
+
+    def __init__(self, section: GeneratorSection, channels: int) -> None:
+        super().__init__(section, channels)
+        assert section.slice_distance is not None, "checked"
+        self._distance = section.slice_distance
+        self.log_thickness = nn.Parameter(torch.zeros(()))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """An image of thick slices, the first of them at a random place in each.
+
+        Args:
+            image: (B, channels + 1, H, W, D); the random numbers stand last, of which one counts.
+
+        Returns:
+            (B, channels, H, W, D) on the grid of `image`.
+        """
+        draws = image[:, -1, 0, 0, 0].float()
+        first = self._distance * torch.special.ndtr(draws) - 0.5  # from the edge of the first voxel on
+        averaging = torch.stack([self._average(float(place), image.shape[-1]) for place in first])
+        made: Tensor = torch.einsum("bchwz,byz->bchwy", image[:, :-1], averaging.to(image))
+        return made
+
+    def _average(self, first: float, size: int) -> Tensor:
+        """Shares `(size, size)` of every voxel along the axis in every voxel of the result."""
+        device = self.log_thickness.device
+        voxels = torch.arange(size, device=device, dtype=torch.float32)
+        count = math.floor((size - 0.5 - first) / self._distance) + 1
+        centres = first + self._distance * torch.arange(count, device=device)
+        reach = self._distance * self.log_thickness.float().exp() / 2
+        low = torch.maximum(voxels - 0.5, centres[:, None] - reach)
+        high = torch.minimum(voxels + 0.5, centres[:, None] + reach)
+        covered = (high - low).clamp(min=0)  # a centre lies in a voxel, so that some of it is
+        slices = covered / covered.sum(dim=1, keepdim=True)
+        place = ((voxels - first) / self._distance).clamp(0, count - 1)
+        nearness = 1 - (place[:, None] - torch.arange(count, device=device)).abs()
+        return nearness.clamp(min=0) @ slices
