@@ -131,6 +131,7 @@ def test_a_table_that_people_worked_on_is_evaluated_or_refused(clinseg, tmp_path
     table.write_text(heading + "".join(rows) + "\r\n", encoding="utf-8-sig")  # as a spreadsheet leaves it
     answer = clinseg("evaluate", table, truth)
     assert answer.code == 0 and "6 predictions" in answer.out
+    (tmp_path / "report.json").write_text('{"calibration": {"multi_label": false}}')
     table.write_text(heading + rows[0].replace("disc", "") + rows[1].replace("ring", "ring;disc") + rows[2])
     answer = clinseg("evaluate", table, truth)
     assert answer.code == 3 and answer.err.count("not-one-answer") == 2
