@@ -13,8 +13,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case, apply_rules
 from pipeline.data.class_inputs import find_class_inputs
 from pipeline.data.dicom import SeriesRule, series_files
-from pipeline.errors import ConfigError, Fault, InputError
-from pipeline.export.audit import NAME, logged_outputs
+from pipeline.errors import InputError
 from pipeline.export.dicom_source import read_source
 from pipeline.export.exporters import REPORT, export_path
 from pipeline.export.nifti import write_map
@@ -71,16 +70,12 @@ def classify(
     refuse_unused_rules(cases, rules)
     if maker is not None:
         refuse_without_series(cases)
-    _refuse_changed_table(folder)
-
-    def told_of(case: Case) -> list[Path]:
-        return [export_path(folder, REPORT, case.id)]
-
-    refuse_overwriting(cases, told_of, "report", folder)
+    told_in = {case.id: export_path(folder, REPORT, case.id) for case in cases}
+    refuse_overwriting(cases, lambda case: [folder / TABLE, told_in[case.id]], "answer", folder)
     check_writable(folder)
     with progress_bar("Classifying cases", len(cases)) as advance:
         reports = predictor.classify(cases, _told(advance))
-    remove_files(path for case in cases for path in told_of(case))  # of another answer
+    remove_files(told_in.values())  # of another answer
     write_class_table(folder / TABLE, reports, predictor.classes)
     table = {TABLE: sha256_of(folder / TABLE)}
     if maker is not None:
@@ -110,18 +105,6 @@ def classify(
                 _explain(predictor, case, report, method, folder / "explanations")
                 advance()
     return reports
-
-
-def _refuse_changed_table(folder: Path) -> None:
-    """A table replaces one that an earlier prediction left as it is, and none that people worked on."""
-    path = folder / TABLE
-    known = logged_outputs(folder / NAME).get(TABLE, ())
-    if path.exists() and not (path.is_file() and sha256_of(path) in known):
-        message = (
-            "it is there already and not as clinseg wrote it, perhaps corrected by hand; move it elsewhere, "
-            "or choose another folder with -o"
-        )
-        raise ConfigError(Fault(str(path), "would-overwrite", message))
 
 
 def _report(
