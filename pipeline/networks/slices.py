@@ -45,21 +45,26 @@ class SliceThickening(AbstractGenerator):
         """
         draws = image[:, -1, 0, 0, 0].float()
         first = self._distance * torch.special.ndtr(draws) - 0.5  # from the edge of the first voxel on
-        averaging = torch.stack([self._average(float(place), image.shape[-1]) for place in first])
+        averaging = self._average(first.view(-1, 1, 1), image.shape[-1])
         made: Tensor = torch.einsum("bchwz,byz->bchwy", image[:, :-1], averaging.to(image))
         return made
 
-    def _average(self, first: float, size: int) -> Tensor:
-        """Shares `(size, size)` of every voxel along the axis in every voxel of the result."""
-        device = self.log_thickness.device
-        voxels = torch.arange(size, device=device, dtype=torch.float32)
-        count = math.floor((size - 0.5 - first) / self._distance) + 1
-        centres = first + self._distance * torch.arange(count, device=device)
+    def _average(self, first: Tensor, size: int) -> Tensor:
+        """Shares `(B, size, size)` of every voxel along the axis in every voxel of the result.
+
+        Args:
+            first: Where the first centre lies, in voxels, `(B, 1, 1)`.
+            size: Voxels along the axis.
+        """
+        voxels = torch.arange(size, device=first.device, dtype=torch.float32)
+        numbers = torch.arange(math.floor(size / self._distance) + 1, device=first.device)
+        last = ((size - 0.5 - first) / self._distance).floor()  # of the centres that lie inside
+        centres = (first + self._distance * numbers).mT
         reach = self._distance * self.log_thickness.float().exp() / 2
-        low = torch.maximum(voxels - 0.5, centres[:, None] - reach)
-        high = torch.minimum(voxels + 0.5, centres[:, None] + reach)
-        covered = (high - low).clamp(min=0)  # a centre lies in a voxel, so that some of it is
-        slices = covered / covered.sum(dim=1, keepdim=True)
-        place = ((voxels - first) / self._distance).clamp(0, count - 1)
-        nearness = 1 - (place[:, None] - torch.arange(count, device=device)).abs()
-        return nearness.clamp(min=0) @ slices
+        low = torch.maximum(voxels - 0.5, centres - reach)
+        high = torch.minimum(voxels + 0.5, centres + reach)
+        covered = (high - low).clamp(min=0)
+        # A centre inside lies in a voxel, of which some is covered; beyond the last it may be none.
+        slices = covered / covered.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        place = torch.minimum(((voxels - first) / self._distance).clamp(min=0), last).mT
+        return (1 - (place - numbers).abs()).clamp(min=0) @ slices
