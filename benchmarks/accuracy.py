@@ -28,7 +28,7 @@ from pathlib import Path
 
 from pipeline.config import load_job
 from pipeline.inference.confusion import read_confusions, summarise_confusions
-from pipeline.statistics import summarise
+from pipeline.statistics import interval_text, summarise
 from pipeline.tracking import find_run, list_runs, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -206,17 +206,22 @@ def arm_lines(arm: str, section: Arm) -> Iterator[str]:
     """A line per structure, and one for their mean Dice."""
     names = [name for name, fold, _ in trainings(section) if fold != "none"]
     done = f"{sum(is_done(arm, name) for name in names)} of {len(names)}"
-    by_structure: dict[str, Rows] = defaultdict(list)
-    for (_, _, structure), row in load(arm).items():
-        by_structure[structure].append(row)
-    for structure, own in by_structure.items():
-        dice, hd95, nsd = (told([float(row[name]) for row in own]) for name in ("dice", "hd95_mm", "nsd"))
-        yield f"| {arm} | {done} | {len(own)} | {structure} | {dice} | {hd95} | {nsd} |"
+    by_structure: dict[str, dict[str, Rows]] = defaultdict(lambda: defaultdict(list))
+    for (_, case, structure), row in load(arm).items():
+        by_structure[structure][case].append(row)
+    for structure, cases in by_structure.items():
+        dice, hd95, nsd = (told(case_means(cases, name)) for name in ("dice", "hd95_mm", "nsd"))
+        yield f"| {arm} | {done} | {len(cases)} | {structure} | {dice} | {hd95} | {nsd} |"
     if by_structure:
-        means = [statistics.fmean(float(row["dice"]) for row in own) for own in by_structure.values()]
+        means = [statistics.fmean(case_means(cases, "dice")) for cases in by_structure.values()]
         yield f"| {arm} | {done} | | mean | {statistics.fmean(means):.4f} | | |"
     else:
         yield f"| {arm} | {done} | | | not measured | | |"
+
+
+def case_means(cases: Mapping[str, Rows], name: str) -> list[float]:
+    """A figure of each case, the mean of its trainings: seeds are no further cases."""
+    return [statistics.fmean(float(row[name]) for row in rows) for rows in cases.values()]
 
 
 def side_lines() -> Iterator[str]:
@@ -267,7 +272,7 @@ def write_gates() -> None:
 def told(values: Sequence[float]) -> str:
     """Mean and interval."""
     summary = summarise(values)
-    return f"{summary.mean:.4f} ({summary.low:.4f} to {summary.high:.4f})"
+    return f"{summary.mean:.4f} ({interval_text(summary, '.4f')})"
 
 
 def main() -> None:
