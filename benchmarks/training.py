@@ -277,7 +277,7 @@ def measure_layout(rounds: int, num_steps: int, read: Clock) -> list[str]:
     plain, last, compiled = (Bare(reference_job(compile=c)) for c in (False, False, True))
     last.image = last.image.to(memory_format=torch.channels_last_3d)
     # torch's own types forget that a module takes a layout alone.
-    last.task.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # 3D is not in stubs
+    last.task.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     start = read()
     compiled(1)
     compiling = read() - start
