@@ -3,13 +3,14 @@
     python benchmarks/training.py -o docs/benchmarks/training.md [--only PART…] [--clock wall]
 
 `loop`: our whole loop (patches, augmentation, averaged weights) as a share of the bare forward, backward and
-step on a resident random batch. `layout`: the bare step with `channels_last_3d`, and compiled. `gates`: what
-attention gates cost, in the bare step and in prediction. `peers`: the trainer of nnU-Net and a loop as in
-MONAI's tutorials, each with its own patches, augmentation, loss and optimizer, and with our network; nnU-Net
-is left out where `nnunetv2` is not installed (constrained, or it replaces torch). Times are taken in rounds,
-every method once a round; ratios are those of a round. Beside other programs `--clock processor` counts
-seconds of processor, workers included, which those hardly change; but it does not see who waits for whom, so
-let threads wait for nobody then (`OMP_NUM_THREADS=1`).
+step on a resident random batch. `layout`: the bare step with `channels_last_3d`, and compiled.
+`precision`: the bare step of shipped jobs in float32 and in the type with fewer bits that this device learns
+in. `gates`: what attention gates cost, in the bare step and in prediction. `peers`: the trainer of nnU-Net
+and a loop as in MONAI's tutorials, each with its own patches, augmentation, loss and optimizer, and with our
+network; nnU-Net is left out where `nnunetv2` is not installed (constrained, or it replaces torch). Times are
+taken in rounds, every method once a round; ratios are those of a round. Beside other programs
+`--clock processor` counts seconds of processor, workers included, which those hardly change; but it does not
+see who waits for whom, so let threads wait for nobody then (`OMP_NUM_THREADS=1`).
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from pipeline.data.cases import Case, read_manifest
 from pipeline.data.patches import PatchSampler
 from pipeline.data.prepared_cases import prepare_cases
 from pipeline.inference.predictor import build_preprocessing
-from pipeline.labels import LabelContract
 from pipeline.memory import freed_memory_kept
 from pipeline.networks import build_network
+from pipeline.precision import training_dtype
 from pipeline.signals import StopSignals
 from pipeline.training.loop import Silence, fit
 from pipeline.training.segmentation import SegmentationTask
@@ -57,9 +58,9 @@ Method = Callable[[int], None]
 Clock = Callable[[], float]
 
 
-def reference_job(**training: object) -> SegmentationJob:
-    """The shipped hippocampus job, without a validation that would take its time."""
-    job = segmentation_job(load_job(ROOT / "configs/hippocampus.yaml"))
+def reference_job(name: str = "hippocampus", **training: object) -> SegmentationJob:
+    """A shipped job, with what the training section shall have instead."""
+    job = segmentation_job(load_job(ROOT / f"configs/{name}.yaml"))
     section = job.training.model_copy(update=training)
     return job.model_copy(update={"training": section})
 
@@ -69,8 +70,7 @@ def load_cases(job: SegmentationJob) -> Sequence[Case]:
 
 
 def build_task(job: SegmentationJob) -> SegmentationTask:
-    contract = LabelContract({"background": 0, "Anterior": 1, "Posterior": 2})
-    return SegmentationTask(job, contract, 1, [], DEVICE)
+    return SegmentationTask(job, read_manifest(job.data).contract, 1, [], DEVICE)
 
 
 class Bare:
@@ -292,6 +292,20 @@ def measure_layout(rounds: int, num_steps: int, read: Clock) -> list[str]:
     ]
 
 
+def measure_precision(rounds: int, num_steps: int, read: Clock) -> list[str]:
+    few = str(training_dtype(DEVICE, mixed=True)).removeprefix("torch.")
+    lines = [f"| bare step of | float32 | {few} | ratio |", "|---|---|---|---|"]
+    for name in ("hippocampus", "openkbp"):
+        jobs = (reference_job(name, mixed_precision=mixed) for mixed in (False, True))
+        steps: dict[str, Method] = {
+            f"{name} in {t}": Bare(job) for t, job in zip(("float32", few), jobs, strict=True)
+        }
+        full, mixed = clock(steps, rounds, num_steps, read).values()
+        ratio = [b / a for a, b in zip(full, mixed, strict=True)]
+        lines.append(f"| {name} | {spread(full)} | {spread(mixed)} | {spread(ratio)} |")
+    return lines
+
+
 def measure_gates(rounds: int, num_steps: int, read: Clock) -> list[str]:
     job = reference_job()
     steps = {"on": Bare(job), "off": Bare(with_gates(job, False))}
@@ -341,7 +355,13 @@ def measure_peers(rounds: int, num_steps: int, read: Clock) -> list[str]:
     ]
 
 
-PARTS = {"loop": measure_loop, "layout": measure_layout, "gates": measure_gates, "peers": measure_peers}
+PARTS = {
+    "loop": measure_loop,
+    "layout": measure_layout,
+    "precision": measure_precision,
+    "gates": measure_gates,
+    "peers": measure_peers,
+}
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ def training_dtype(device: torch.device, *, mixed: bool) -> torch.dtype:
         mixed: Whether fewer bits are allowed, where the device is faster with them.
 
     Returns:
-        bfloat16 on a CPU with matrix units for it (Intel's AMX: half the seconds of a step); on others it is
-        slower than float32. On a GPU as in `inference_dtype`.
+        bfloat16 on a CPU with units for it (AVX-512 BF16: AMD's since Zen 4, Intel's with AMX), which takes
+        half the seconds of a step; on others it is slower than float32. On a GPU as in `inference_dtype`.
     """
     if device.type == "cpu":
-        has_units = torch.cpu.get_capabilities().get("amx_bf16", False)
+        has_units = torch.cpu.get_capabilities().get("avx512_bf16", False)
         return torch.bfloat16 if mixed and has_units else torch.float32
     return inference_dtype(device, mixed=mixed)
 

@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("has_units", [False, True])
 def test_a_cpu_learns_in_sixteen_bits_with_units_for_it_alone(monkeypatch, mixed, has_units):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_units})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_units})
     expected = torch.bfloat16 if mixed and has_units else torch.float32
     assert training_dtype(CPU, mixed=mixed) == expected
     assert inference_dtype(CPU, mixed=mixed) == torch.float32

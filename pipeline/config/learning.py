@@ -79,7 +79,7 @@ class LoopSection(Section):
     validate_every: Annotated[int, Field(ge=1)] = 1
     """Epochs between validations."""
     mixed_precision: bool = True
-    """bfloat16 or float16 on a GPU, and bfloat16 to learn on a CPU with AMX; a CPU predicts in float32."""
+    """bfloat16 or float16 on a GPU, bfloat16 to learn on a CPU with units for it; masks of a CPU: float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU if there is one."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -15,7 +15,7 @@ _LARGEST_PATCH = 128**3  # nnU-Net's, for 8 GB
 # Voxels that are trained on per second. CPU: measured on x86 cores of 2020s at the widths below, in float32
 # with AVX2 and in bfloat16 with AMX. GPU: a cautious guess for current cards with tensor cores; the probe
 # tells.
-_VOXELS_PER_CORE_SECOND, _WITH_MATRIX_UNITS, _MOST_CORES = 175_000, 330_000, 16
+_VOXELS_PER_CORE_SECOND, _IN_BFLOAT16, _MOST_CORES = 175_000, 330_000, 16
 _VOXELS_PER_GPU_SECOND = 8_000_000
 # Peak of a step per voxel and feature of the finest level: 100 in float32 was measured, 16 bits take half.
 _BYTES_PER_FEATURE = {"cpu": 120, "cuda": 60}
@@ -32,14 +32,14 @@ class Machine:
         name: Of the device, for people.
         num_cores: Of the processor, as far as this program may use them.
         free_memory: Bytes of the device that nobody uses.
-        has_matrix_units: Whether the processor learns in bfloat16 (`pipeline.precision`).
+        learns_in_bfloat16: Whether the processor learns in bfloat16 (`pipeline.precision`).
     """
 
     device: Literal["cpu", "cuda"]
     name: str
     num_cores: int
     free_memory: int
-    has_matrix_units: bool = False
+    learns_in_bfloat16: bool = False
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -61,7 +61,7 @@ class Machine:
         """Voxels, over all samples, that are trained on in a second."""
         if self.device == "cuda":
             return _VOXELS_PER_GPU_SECOND
-        of_one = _WITH_MATRIX_UNITS if self.has_matrix_units else _VOXELS_PER_CORE_SECOND
+        of_one = _IN_BFLOAT16 if self.learns_in_bfloat16 else _VOXELS_PER_CORE_SECOND
         return of_one * min(self.num_cores, _MOST_CORES)
 
     def bytes_of_step(self, num_voxels: float) -> float:
@@ -71,10 +71,10 @@ class Machine:
     def affordable_voxels(self, minutes: float) -> int:
         """Voxels of all samples of a step: `NUM_STEPS` fit into the minutes, and each into memory.
 
-        What matrix units save goes into more steps, not into larger ones.
+        What bfloat16 saves goes into more steps, not into larger ones.
         """
         by_memory = self.free_memory * _MEMORY_SHARE / self.bytes_of_step(1)
-        by_time = replace(self, has_matrix_units=False)._trained_voxels(minutes) / NUM_STEPS
+        by_time = replace(self, learns_in_bfloat16=False)._trained_voxels(minutes) / NUM_STEPS
         return max(_SMALLEST_STEP, int(min(by_time, by_memory)))
 
     def expected_steps(self, minutes: float, num_voxels: int) -> int:

@@ -131,7 +131,7 @@ def _find_machine() -> Machine:
         return Machine("cuda", name, num_cores, free)
     name = f"{num_cores} CPU core{'s' * (num_cores > 1)}"
     has_units = training_dtype(device, mixed=True) == torch.bfloat16
-    return Machine("cpu", name + " with AMX" * has_units, num_cores, available_bytes(), has_units)
+    return Machine("cpu", name + " with bfloat16" * has_units, num_cores, available_bytes(), has_units)
 
 
 def _manifest_seen_from(config: Path, data: Path) -> Path:

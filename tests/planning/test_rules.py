@@ -23,7 +23,7 @@ machines = st.builds(
     name=st.just("a machine"),
     num_cores=st.integers(1, 128),
     free_memory=st.integers(2**30, 2**37),
-    has_matrix_units=st.booleans(),
+    learns_in_bfloat16=st.booleans(),
 )
 
 
@@ -178,8 +178,8 @@ def test_a_gpu_gets_more_than_a_laptop(study, laptop, card):
     assert len(small.network.features) < len(large.network.features)
 
 
-def test_matrix_units_make_more_steps_of_the_same_size(study, laptop):
-    fast = replace(laptop, has_matrix_units=True)
+def test_bfloat16_makes_more_steps_of_the_same_size(study, laptop):
+    fast = replace(laptop, learns_in_bfloat16=True)
     few, many = (plan(study(shape=(300,) * 3), machine).job.training for machine in (laptop, fast))
     assert (many.patch_size, many.batch_size) == (few.patch_size, few.batch_size)
     assert many.steps_per_epoch > 1.5 * few.steps_per_epoch
