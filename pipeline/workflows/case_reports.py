@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,15 +15,11 @@ from pydantic import TypeAdapter
 from pipeline import __version__
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.cases import Case, exists
-from pipeline.data.dicom import SeriesRule
-from pipeline.data.images import is_series
 from pipeline.data.medmnist import split_part
 from pipeline.environment import environment
 from pipeline.errors import ConfigError, Fault, FaultError, InputError
-from pipeline.export.audit import NAME, logged_outputs
 from pipeline.export.exporters import export_path
 from pipeline.export.prediction import Maker
-from pipeline.export.signature import is_ours
 from pipeline.files import check_writable, sha256_of
 from pipeline.inference.cohort import CaseReport, hash_inputs
 from pipeline.inference.predictor import select_device
@@ -184,68 +180,6 @@ def parse_report(kind: type[_Report], entry: Mapping[str, Any]) -> _Report:
     return TypeAdapter(kind).validate_python(content)
 
 
-def refuse_unused_rules(cases: Iterable[Case], rules: Sequence[SeriesRule]) -> None:
-    """Nothing that was asked for is passed over: rules for DICOM series need a DICOM input.
-
-    Raises:
-        ConfigError: If there are rules, and no image is DICOM.
-    """
-    if list(rules) == [SeriesRule()] or any(is_series(path) for case in cases for path in case.images):
-        return
-    option = "--series" if any(rule.pattern for rule in rules) else "--regularise"
-    raise ConfigError(Fault(option, "no-dicom", "it is for DICOM, and no input is; leave it out"))
-
-
-def refuse_overwriting(
-    cases: Sequence[Case],
-    outputs_of: Callable[[Case], Collection[Path]],
-    what: str,
-    folder: Path,
-    truths: Iterable[Case] = (),
-) -> None:
-    """Nothing takes the place of what is read, nor of what people drew or corrected by hand.
-
-    What an earlier command wrote there may be replaced: its log tells the hash, or, where it was killed
-    before it could tell, the file itself says whose it is.
-
-    Args:
-        cases: What is read.
-        outputs_of: Files to be written for a case.
-        what: They are, in words.
-        folder: That they and their log lie in.
-        truths: What is read besides, after the outputs are written.
-
-    Raises:
-        ConfigError: With the cases whose files would be lost.
-    """
-    outputs = {path: case for case in cases for path in outputs_of(case)}
-    written = {path.resolve() for path in outputs}
-    faults, told = [], set()
-    for read, role in [*((case, "image") for case in cases), *((case, "truth") for case in truths)]:
-        if lost := [path for path in read.images if path.resolve() in written]:
-            message = f"the {what} would replace its {role} {lost[0]}; choose another folder with -o"
-            faults.append(Fault(read.id, "would-overwrite", message))
-            told |= {path.resolve() for path in lost}
-    logged = logged_outputs(folder / NAME)
-    for path, case in outputs.items():
-        if path.resolve() in told or not path.exists():
-            continue
-        if not _is_replaceable(path, logged.get(str(path.relative_to(folder)))):
-            message = (
-                f"{path} is there already and not as clinseg wrote it, perhaps drawn or corrected by "
-                "hand; move it elsewhere, or choose another folder with -o"
-            )
-            faults.append(Fault(case.id, "would-overwrite", message))
-    if faults:
-        raise ConfigError(faults)
-
-
-def _is_replaceable(path: Path, known: Collection[str] | None) -> bool:
-    if not path.is_file():
-        return False
-    return is_ours(path) if known is None else sha256_of(path) in known
-
-
 def _is_finished(report: Report, files: Mapping[str, str], case: Case, folder: Path) -> bool:
     try:
         is_same = all(
@@ -254,17 +188,3 @@ def _is_finished(report: Report, files: Mapping[str, str], case: Case, folder: P
         return is_same and hash_inputs(case) == report.input_hashes
     except (OSError, FaultError):
         return False  # what cannot be read now is told when it is made
-
-
-def refuse_without_series(cases: Sequence[Case]) -> None:
-    """A DICOM object refers to the patient, the study and the slices that only a DICOM series has.
-
-    Raises:
-        ConfigError: With all cases that have none.
-    """
-    message = (
-        "--also makes DICOM objects, which refer to a DICOM series; name its folder or DICOMDIR, or leave "
-        "--also out"
-    )
-    if faults := [Fault(case.id, "not-dicom", message) for case in cases if not is_series(case.images[0])]:
-        raise ConfigError(faults)

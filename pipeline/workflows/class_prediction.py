@@ -28,12 +28,10 @@ from pipeline.workflows.auditing import AuditLog
 from pipeline.workflows.case_reports import (
     describe_model,
     export_hashes,
-    refuse_overwriting,
-    refuse_unused_rules,
-    refuse_without_series,
 )
 from pipeline.workflows.class_judging import write_class_report
 from pipeline.workflows.explaining import draw_answer
+from pipeline.workflows.refusing import refuse_overwriting, refuse_unused_rules, refuse_without_series
 
 TABLE = "predictions.csv"
 

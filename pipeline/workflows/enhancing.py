@@ -27,9 +27,8 @@ from pipeline.workflows.case_reports import (
     find_finished,
     find_means,
     parse_report,
-    refuse_overwriting,
-    refuse_unused_rules,
 )
+from pipeline.workflows.refusing import refuse_overwriting, refuse_unused_rules
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,9 @@ from pipeline.workflows.case_reports import (
     find_means,
     mask_hashes,
     parse_report,
-    refuse_overwriting,
-    refuse_unused_rules,
-    refuse_without_series,
 )
 from pipeline.workflows.class_prediction import classify
+from pipeline.workflows.refusing import refuse_overwriting, refuse_unused_rules, refuse_without_series
 
 
 def predict(
