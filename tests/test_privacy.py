@@ -118,6 +118,21 @@ def assert_nothing_is_told(*contents):
         assert not [secret for secret in SECRETS if secret.lower().encode() in lowered]
 
 
+def test_numbers_of_orders_go_under_their_retired_attributes_too(planted, clinseg):
+    """The table of the standard has what it has now; an old scanner writes what it had."""
+    path = planted / "in/Quackenbush Zebulon/Zebulon0.dcm"
+    dataset = pydicom.dcmread(path)
+    retired = (0x00402006, 0x00402007)  # placer's and filler's number of the order
+    for tag in retired:
+        dataset.add_new(tag, "SH", "ORDER4711")
+    dataset.save_as(path)
+    assert clinseg("deidentify", planted / "in", planted / "out", "--key", planted / "key").code == 0
+    written = [pydicom.dcmread(found) for found in (planted / "out").rglob("*.dcm")]
+    assert len(written) == 3
+    assert not any(tag in one for one in written for tag in retired)
+    assert all(one.Manufacturer for one in written)
+
+
 def test_no_byte_that_is_written_or_said_tells_who_it_is(planted, clinseg):
     assert (
         sum(secret.encode() in content for content in every_byte(planted / "in") for secret in SECRETS) > 10

@@ -14,7 +14,7 @@ from typing import Any
 
 from dicomanonymizer.simpledicomanonymizer import initialize_actions
 from pydicom import DataElement, Dataset
-from pydicom.datadict import dictionary_has_tag
+from pydicom.datadict import dictionary_has_tag, dictionary_is_retired
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
@@ -82,18 +82,24 @@ def _clean(dataset: Dataset, pseudonyms: Pseudonyms, patient: str, tokens: set[s
 
 def _action(element: DataElement) -> str:
     """`delete`, `empty` or `keep`."""
-    tag, name = element.tag, _named_action(element)
-    if element.VR in _BINARY and tag.group not in _IMAGE_GROUPS:
-        return "delete"
-    if not dictionary_has_tag(tag) and element.VR not in ("UI", "DA", "DT"):
-        return "delete"
-    if name == "delete":
+    name = _named_action(element)
+    if name == "delete" or _is_unknown(element):
         return "delete"
     if name.endswith("UID"):  # sequences of references, whose UIDs are replaced like all others
         return "keep"
     if name.startswith(("empty", "replace", "delete_or")):  # Z, D, X/Z and so on: what a viewer may ask for
         return "delete" if element.VR == "SQ" else "empty"
     return "empty" if element.VR in _FREE_TEXT else "keep"
+
+
+def _is_unknown(element: DataElement) -> bool:
+    """Whether nobody can say what it holds: binary data, or what the standard of today does not have."""
+    tag, kind = element.tag, element.VR
+    if kind in _BINARY and tag.group not in _IMAGE_GROUPS:
+        return True
+    if not dictionary_has_tag(tag):
+        return kind not in ("UI", "DA", "DT")
+    return kind in ("LO", "SH") and dictionary_is_retired(tag)  # such as order numbers
 
 
 def _named_action(element: DataElement) -> str:
