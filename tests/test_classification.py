@@ -115,6 +115,10 @@ def test_train_predict_and_evaluate_tell_the_same(clinseg, archive, here):
     voxels = ("--config", here / "nowhere.yaml", "--ignore", 3)
     refused = clinseg("evaluate", here / "out/predictions.csv", f"{archive}#val", *voxels)
     assert refused.code == 2 and refused.err.count("contradiction") == 2
+    with np.load(archive) as arrays:
+        np.savez(here / "more.npz", test_labels=arrays["train_labels"], **arrays)
+    unnamed = clinseg("evaluate", here / "out/predictions.csv", here / "more.npz")  # other rows' labels
+    assert unnamed.code == 2 and "which-part" in unnamed.err and "more.npz#val" in unnamed.err
     rows = [line.split(",") for line in (here / "figures.csv").read_text().splitlines()[1:]]
     assert {name: pytest.approx(float(value), abs=1e-5) for name, value, *_ in rows} == {
         name.removeprefix("best/"): value for name, value in metrics.items() if name.startswith("best/")
@@ -131,6 +135,10 @@ def test_a_table_that_people_worked_on_is_evaluated_or_refused(clinseg, tmp_path
     table.write_text(heading + "".join(rows) + "\r\n", encoding="utf-8-sig")  # as a spreadsheet leaves it
     answer = clinseg("evaluate", table, truth)
     assert answer.code == 0 and "6 predictions" in answer.out
+    (tmp_path / "one.csv").write_text("case,class\n0,disc\n")
+    clinseg("evaluate", table, tmp_path / "one.csv", "-o", tmp_path / "figures.csv")
+    figures = dict(line.split(",", 1) for line in (tmp_path / "figures.csv").read_text().splitlines()[1:])
+    assert figures["brier"] == "0.04,,"  # one case tells of no other
     (tmp_path / "report.json").write_text('{"calibration": {"multi_label": false}}')
     table.write_text(heading + rows[0].replace("disc", "") + rows[1].replace("ring", "ring;disc") + rows[2])
     answer = clinseg("evaluate", table, truth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from pipeline.data.class_inputs import read_references
 from pipeline.data.medmnist import split_part
+from pipeline.data.npz import is_npz
 from pipeline.discrimination import judge_classes
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.files import check_output, write_text
@@ -52,6 +54,7 @@ def evaluate_classes(predictions: Path, references: Path, table: Path | None = N
     is_multi_label = _is_multi_label(predictions, found)
     _check_answers(found, is_multi_label=is_multi_label)
     known = read_references(references, found.classes, is_multi_label)
+    _check_part(references, len(known), len(found.cases))
     common = [number for number, case in enumerate(found.cases) if case in known]
     faults = [
         *_unpaired(set(found.cases) - known.keys(), "it has a prediction and no reference"),
@@ -75,9 +78,17 @@ def evaluate_classes(predictions: Path, references: Path, table: Path | None = N
         is_multi_label,
     )
     if table is not None:
-        lines = [f"{name},{e.value:.6g},{e.low:.6g},{e.high:.6g}\n" for name, e in figures.items()]
+        lines = [
+            ",".join((name, *map(_number, (found.value, found.low, found.high)))) + "\n"
+            for name, found in figures.items()
+        ]
         write_text(table, "figure,value,low,high\n" + "".join(lines))
     return ClassEvaluation(figures, len(common), int(found.review[common].sum()), faults)
+
+
+def _number(value: float) -> str:
+    """A cell; empty for a bound that a single case leaves unknown."""
+    return f"{value:.6g}" if math.isfinite(value) else ""
 
 
 def _is_multi_label(predictions: Path, table: ClassTable) -> bool:
@@ -87,6 +98,17 @@ def _is_multi_label(predictions: Path, table: ClassTable) -> bool:
         return bool(report["calibration"]["multi_label"])
     except (OSError, ValueError, LookupError, TypeError):
         return table.looks_multi_label
+
+
+def _check_part(references: Path, num_known: int, num_answers: int) -> None:
+    """The rows of every part of an `.npz` are numbered from 0, so that one would be taken for another."""
+    file, part = split_part(references)
+    if is_npz(file) and not part and num_known != num_answers:
+        message = (
+            f"no part was named, and what was taken has {num_known} labels for {num_answers} predictions; "
+            f"name the part that was classified, such as {file.name}#val"
+        )
+        raise ConfigError(Fault(str(references), "which-part", message))
 
 
 def _check_answers(table: ClassTable, *, is_multi_label: bool) -> None:
