@@ -25,6 +25,9 @@ _SHARES: Final = {
     "validation/ssim": "SSIM",
 }
 """Figures between 0 and 1 that are drawn over epochs, by how their names begin."""
+_JUDGEMENT: Final = "training/judgement_"
+_ENTRY_INCHES: Final = 0.17
+"""Height of a line of a legend below its panel."""
 _NO_LOSSES: Final = ("training/learning_rate", "training/epoch_seconds", "training/patches_per_second")
 
 
@@ -86,29 +89,33 @@ def draw_overlay(
 
 
 def draw_curves(path: Path, metrics: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:
-    """Draws losses on the left and how well validation cases are answered on the right, as a PNG.
+    """Draws losses, what discriminators judged, and how well validation cases are answered, as a PNG.
 
     Args:
         path: Where to write; the file is whole or absent.
         metrics: Pairs of epoch and value under names such as `training/loss` and `validation/dice/mean`.
-            What is neither a loss nor a share (Dice, AUC, accuracy, SSIM) is left out.
+            What is neither a loss, a judgement nor a share (Dice, AUC, accuracy, SSIM) is left out.
         title: Heading.
 
     Raises:
         ResourceError: If the file cannot be written.
     """
-    figure = white_page((10, 4), title)
     known = {name: points for name, points in metrics.items() if points}
     shares = {name: [heading for part, heading in _SHARES.items() if part in name] for name in known}
     right = {name: known[name] for name, headings in shares.items() if headings}
-    left = {name: known[name] for name in known if "training/" in name and not name.endswith(_NO_LOSSES)}
+    trained = {name: known[name] for name in known if "training/" in name and not name.endswith(_NO_LOSSES)}
+    judged = {name: points for name, points in trained.items() if _JUDGEMENT in name}
+    left = {name: points for name, points in trained.items() if name not in judged}
     told = ", ".join(dict.fromkeys(heading for headings in shares.values() for heading in headings))
-    # The same epochs on both sides, also where Dice is known of the last one only.
-    panels = (("Loss", left), (told or "Not validated", right))
-    for axes, (heading, series) in zip(figure.subplots(1, 2, sharex=True), panels, strict=True):
+    middle = [("Taken for real by discriminators (1) or made (0)", judged)] if judged else []
+    panels = [("Loss", left), *middle, (told or "Not validated", right)]
+    longest = max(len(series) for _, series in panels)
+    figure = white_page((5 * len(panels), 4 + _ENTRY_INCHES * longest), title)
+    # The same epochs in all, also where Dice is known of the last one only.
+    for axes, (heading, series) in zip(figure.subplots(1, len(panels), sharex=True), panels, strict=True):
         _draw_series(axes, series)
         axes.set_title(heading, loc="left", fontsize=10)
-    figure.axes[1].set_ylim(0, 1)
+    figure.axes[-1].set_ylim(0, 1)
     save_page(figure, path)
 
 
@@ -171,7 +178,11 @@ def _draw_series(axes: Axes, series: Mapping[str, Sequence[tuple[int, float]]]) 
         marker = "o" if len(points) <= 30 else None
         lines += axes.plot(epochs, values, color=colour, linestyle=dash, marker=marker, ms=3, lw=1.6)
     if lines:
-        name_entries(axes.legend(lines, [""] * len(lines), frameon=False, fontsize=8), list(series))
+        place = (-0.02, -0.14)  # below, where it covers no curve
+        legend = axes.legend(
+            lines, [""] * len(lines), frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=place
+        )
+        name_entries(legend, list(series))
     axes.set_xlabel("Epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     style_axes(axes)

@@ -166,6 +166,10 @@ def test_losses_are_drawn_left_and_shares_right_of_every_task(tmp_path):
         picture = pixels(tmp_path / "curves.png")
         columns = where(picture, PALETTE[-1])[1]
         assert (columns.mean() < picture.shape[1] / 2) == (name in losses), name
+    draw_curves(tmp_path / "judged.png", {"training/judgement_source_real": line}, "title")
+    picture = pixels(tmp_path / "judged.png")
+    columns = where(picture, PALETTE[-1])[1] / picture.shape[1]  # no loss, and between both
+    assert columns.min() > 1 / 3 and columns.max() < 2 / 3
     draw_curves(tmp_path / "seconds.png", {"training/epoch_seconds": line}, "title")
     assert not where(pixels(tmp_path / "seconds.png"), PALETTE[-1])[1].size
 
