@@ -32,8 +32,11 @@ class EnhancementStudy:
 
     @property
     def cases(self) -> tuple[Case, ...]:
-        """All of them, sources first."""
-        return (*self.sources, *self.targets)
+        """All of them, sources first; where there are both, of the class of what they are, for even folds."""
+        if not self.targets:
+            return self.sources
+        roles = (("source", self.sources), ("target", self.targets))
+        return tuple(replace(case, classes=(role,)) for role, cases in roles for case in cases)
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,19 @@ def test_two_folders_keep_a_patient_on_one_side(tmp_path, folder):
     assert set(find_truths(study, data)) == {f"p{k}" for k in range(10, 20)}
 
 
+def test_every_fold_holds_out_some_of_either(tmp_path, folder):
+    """A fold of targets alone would have nothing to be validated on."""
+    other = write_images(tmp_path / "other", [f"q{k}" for k in range(12)])
+    few = write_images(tmp_path / "few", [f"r{k}" for k in range(4)])
+    for manifest, target, nums in ((folder, other, (5, 3)), (few, other, (1, 3)), (other, few, (3, 1))):
+        data = section(manifest, target=target)
+        study = read_enhancement_study(data)
+        for fold in range(4):
+            split = split_enhancement(study, data.model_copy(update={"fold": fold}), UNPAIRED)
+            held_out = len(split.validation), len(study.targets) - len(split.targets)
+            assert held_out == nums
+
+
 def test_an_image_that_both_manifests_name_is_one_of_each(tmp_path, folder):
     for name, cases in ("sources", range(8)), ("targets", range(6, 14)):
         rows = "".join(f"p{k},good/p{k}.nii.gz\n" for k in cases)
@@ -90,7 +103,7 @@ def test_an_image_that_both_manifests_name_is_one_of_each(tmp_path, folder):
 
 
 def test_a_fold_that_takes_all_of_one_side_says_so(tmp_path, folder):
-    """Folds are dealt whichever a case is, and a manifest can say otherwise."""
+    """Folds that are made hold out some of either; a manifest can say otherwise."""
     for name, cases, fold in ("sources", range(3), 0), ("targets", range(3, 8), 1):
         rows = "".join(f"p{k},good/p{k}.nii.gz,{fold}\n" for k in cases)
         (tmp_path / f"{name}.csv").write_text(f"case,image,fold\n{rows}")
