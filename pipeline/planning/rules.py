@@ -209,6 +209,7 @@ def _choose_training(
         ),
         "training.optimizer": Choice("muon", "in half of adamw's steps to the same Dice (docs/decisions.md)"),
         "training.learning_rate": Choice(0.01, "of muon"),
+        "training.weight_decay": Choice(0.1, "or long trainings get worse in the end (docs/decisions.md)"),
         "training.ema_decay": Choice(0.999, "steadier than the last weights; short while training is young"),
     }
 
