@@ -60,7 +60,7 @@ def prepare_image(
         affine: 4x4, their voxel → world, RAS millimetres.
     """
     prepared = preprocess(replace(settings, normalisation="none"), channels, affine)
-    scales = tuple(_measure_scale(channel, settings) for channel in prepared.image)
+    scales = tuple(measure_scale(channel, settings) for channel in prepared.image)
     for channel, scale in zip(prepared.image, scales, strict=True):
         channel.sub_(scale.mean).div_(scale.deviation)
     return Scaled(prepared.image, prepared.affine, scales)
@@ -84,7 +84,8 @@ def stack_neighbours(image: Tensor, num: int) -> Tensor:
     return torch.cat(shifted) if num else image
 
 
-def _measure_scale(channel: Tensor, settings: Preprocessing) -> Scale:
+def measure_scale(channel: Tensor, settings: Preprocessing) -> Scale:
+    """How a channel `(H, W, D)` of unscaled intensities is to be scaled; see `prepare_image`."""
     if settings.normalisation == "window":
         assert settings.window is not None
         low, high = settings.window

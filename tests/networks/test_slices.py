@@ -9,6 +9,7 @@ import torch
 from pipeline.config.enhancement import EnhancementJob
 from pipeline.config.generators import GeneratorSection
 from pipeline.networks import build_generator
+from pipeline.networks.slices import thicken_slices
 from transforms.corruption.resolution import ThickSlices
 from transforms.enhancement import prepare_image
 from transforms.preprocessing import Preprocessing
@@ -30,19 +31,22 @@ def thicken(net, image, draw=0.0):
         return net(torch.cat((image, draws), dim=1))
 
 
+def drawn(skipped):
+    """The random number with which a patch begins so many voxels behind the first centre."""
+    return torch.special.ndtri(torch.tensor((skipped + 0.5) / 1024))
+
+
 @pytest.mark.parametrize("factor", [3, 5])
 def test_it_makes_what_thick_slices_are_once_they_are_prepared(factor):
-    """A draw of 0 puts the first centre half a distance from the edge, where whole slices have it.
-
-    A prepared image reaches from the first centre to the last. With odd factors its voxels are the image's.
-    """
+    """Prepared, it reaches from the first centre to the last. With odd factors its voxels are the image's."""
     image = torch.randn(1, 1, 5, 6, 4 * factor, generator=torch.Generator().manual_seed(0))
     thick = ThickSlices(factor)
     worse = thick(image[0], (1.0, 1.0, 1.0), 0)
     chain = Preprocessing("RAS", (1.0, 1.0, 1.0), "zscore")
     prepared = prepare_image(chain, [worse[0].numpy()], thick.affine_after(np.eye(4)))
     (scale,) = prepared.scales
-    made = (thicken(thickening(factor), image)[0] - scale.mean) / scale.deviation
+    before = factor - factor // 2
+    made = (thicken(thickening(factor), image, drawn(before))[0] - scale.mean) / scale.deviation
     made = made[..., factor // 2 : -(factor // 2)]
     assert prepared.image.shape == made.shape
     torch.testing.assert_close(made, prepared.image.float(), rtol=0, atol=1e-4)
@@ -57,15 +61,27 @@ def test_every_voxel_is_a_mean_wherever_slices_begin():
 
 def test_each_image_begins_its_slices_elsewhere():
     ramp = torch.arange(12.0).square().expand(2, 1, 4, 4, 12)
-    draws = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1, 1).expand(2, 1, 4, 4, 12)
+    draws = torch.stack([drawn(300), drawn(301)]).view(2, 1, 1, 1, 1).expand(2, 1, 4, 4, 12)
     both = thickening()(torch.cat((ramp, draws), dim=1))
     assert not torch.allclose(both[0], both[1])
     torch.testing.assert_close(both[0, :, 0, 0], both[0, :, 3, 2])
 
 
+@pytest.mark.parametrize("distance", [2.5, 3.0, 4.0])
+def test_patches_begin_at_any_voxel_of_an_image_that_begins_at_a_centre(distance):
+    """What a patch shows away from its ends is what the whole image shows there."""
+    image = torch.randn(1, 1, 4, 4, 60, generator=torch.Generator().manual_seed(0))
+    whole, margin = thicken_slices(image, distance), 8
+    for skipped in (0, 1, 7, 20):
+        patch = image[..., skipped : skipped + 40]
+        made = thicken(thickening(distance), patch, drawn(skipped))
+        inner = whole[..., skipped + margin : skipped + 40 - margin]
+        torch.testing.assert_close(made[..., margin:-margin], inner, rtol=0, atol=1e-4)
+
+
 def test_slices_as_thin_as_a_voxel_are_the_image_where_they_lie():
     image = torch.randn(1, 1, 4, 4, 12, generator=torch.Generator().manual_seed(0))
-    made = thicken(thickening(3.0, share=1 / 3), image)
+    made = thicken(thickening(3.0, share=1 / 3), image, drawn(2))
     torch.testing.assert_close(made[..., 1::3], image[..., 1::3])
     torch.testing.assert_close(made[..., 2], (2 * image[..., 1] + image[..., 4]) / 3)
 
