@@ -69,7 +69,9 @@ class Arm:
 FIVE = ("0", "1", "2", "3", "4")
 SUITES: Mapping[str, Mapping[str, Arm]] = {
     "hippocampus": {"hippocampus-10": Arm("hippocampus.yaml", 10, (*FIVE, "none"))},
-    "curve": {f"hippocampus-{minutes}": Arm("hippocampus.yaml", minutes, ("0",)) for minutes in (1, 5, 30)},
+    "curve": {
+        f"hippocampus-{minutes}": Arm("hippocampus.yaml", minutes, ("0",)) for minutes in (1, 5, 15, 30)
+    },
     "gates-hippocampus": {
         "gates-hippocampus-off": Arm("hippocampus.yaml", 10, FIVE, settings=(OFF,)),
     },
@@ -79,7 +81,9 @@ SUITES: Mapping[str, Mapping[str, Arm]] = {
     },
     "plan": {"plan-openkbp-60": Arm("openkbp.yaml", 60, ("0",), plans=True)},
 }
-PEERS: Mapping[str, Arm] = {"nnunet-10": Arm("hippocampus.yaml", 10, ("0",))}
+PEERS: Mapping[str, Arm] = {
+    f"nnunet-{minutes}": Arm("hippocampus.yaml", minutes, ("0",)) for minutes in (10, 30)
+}
 """What other programs made of the minutes of one of ours (`accuracy_nnunet.py`)."""
 GATES: Mapping[str, tuple[str, str]] = {
     "hippocampus": ("hippocampus-10", "gates-hippocampus-off"),

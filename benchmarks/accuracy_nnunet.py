@@ -1,10 +1,12 @@
 """What nnU-Net reaches in the minutes of our hippocampus job, on the same fold and the same machine.
 
-    python benchmarks/accuracy_nnunet.py [--minutes 10]
+    python benchmarks/accuracy_nnunet.py [--minutes 10] [--steps N]
 
 nnU-Net's own plan, network, trainer and prediction, without mirroring, as in ours; its learning rate falls
-over the minutes instead of 1,000 epochs. The machine has to be idle. Judged by `clinseg evaluate`; the table
-goes where those of `accuracy.py` are, which shows it.
+over the minutes instead of 1,000 epochs. The machine has to be idle; beside other programs `--steps` gives
+the steps that an idle one makes in the minutes. Judged by `clinseg evaluate`; the table goes where those of
+`accuracy.py` are, which shows it. At the end nnU-Net's own Dice of validation patches is told, by which one
+sees that what is predicted is what was learnt.
 """
 
 from __future__ import annotations
@@ -30,19 +32,28 @@ from pipeline.data.folds import Split, split_cases
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CONFIG = ROOT / "configs/hippocampus.yaml"
+_NUM_JUDGED = 20
 
 
-def train(trainer: Any, minutes: float) -> int:  # noqa: ANN401  # untyped
-    """Trains for that long and returns the number of steps."""
+def train(trainer: Any, minutes: float, num_steps: int | None) -> int:  # noqa: ANN401  # untyped
+    """Trains for so many steps, or else for so long, and returns the number of steps."""
     batches, others = trainer.get_dataloaders()
     trainer.network.train()
     steps, begun = 0, time.perf_counter()
-    while (share := (time.perf_counter() - begun) / (60 * minutes)) < 1:
+
+    def share() -> float:
+        return steps / num_steps if num_steps else (time.perf_counter() - begun) / (60 * minutes)
+
+    while (done := share()) < 1:
         for group in trainer.optimizer.param_groups:
-            group["lr"] = trainer.initial_lr * (1 - share) ** 0.9
+            group["lr"] = trainer.initial_lr * (1 - done) ** 0.9
         loss = trainer.train_step(next(batches))["loss"]
         steps += 1
-        print(f"step {steps}, {share:.0%}: loss {float(loss):.3f}", file=sys.stderr, flush=True)
+        print(f"step {steps}, {done:.0%}: loss {float(loss):.3f}", file=sys.stderr, flush=True)
+    trainer.network.eval()
+    judged = [trainer.validation_step(next(others)) for _ in range(_NUM_JUDGED)]
+    hits, false, missed = (sum(one[f"{name}_hard"] for one in judged) for name in ("tp", "fp", "fn"))
+    print(f"Dice of validation patches: {2 * hits / (2 * hits + false + missed)}", file=sys.stderr)
     for loader in batches, others:
         loader._finish()
     return steps
@@ -73,7 +84,7 @@ def judge(masks: Path, references: Path, target: Path) -> None:
     subprocess.run([sys.executable, "-m", "pipeline", *arguments], check=True)
 
 
-def measure(split: Split, minutes: float, folder: Path) -> None:
+def measure(split: Split, minutes: float, num_steps: int | None, folder: Path) -> None:
     """Prepares, trains, predicts, judges and notes it in the ledger."""
     cases = [*split.training, *split.validation]
     plans = prepare_study(cases, folder)
@@ -82,7 +93,9 @@ def measure(split: Split, minutes: float, folder: Path) -> None:
     splits = [{part: [case.id for case in own] for part, own in parts.items()}]
     (folder / "preprocessed" / NAME / "splits_final.json").write_text(json.dumps(splits))
     trainer.initialize()
-    steps = train(trainer, minutes)
+    begun = time.perf_counter()
+    steps = train(trainer, minutes, num_steps)
+    taken = round((time.perf_counter() - begun) / 60, 1)
     arm = f"nnunet-{minutes:g}"
     masks, references = folder / "masks", folder / "references"
     masks.mkdir()
@@ -94,7 +107,7 @@ def measure(split: Split, minutes: float, folder: Path) -> None:
     judge(masks, references, RESULTS / arm / "fold-0.csv")
     with LEDGER.open("a", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerow(
-            [arm, "fold-0", steps, minutes, minutes, f"nnU-Net's {CONFIGURATION}"]
+            [arm, "fold-0", steps, minutes, taken, f"nnU-Net's {CONFIGURATION}"]
         )
 
 
@@ -102,11 +115,12 @@ def main() -> None:
     """Measures the first fold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10, help="of training")
-    minutes = parser.parse_args().minutes
+    parser.add_argument("--steps", type=int, help="instead of the minutes, which are told all the same")
+    arguments = parser.parse_args()
     job = segmentation_job(load_job(CONFIG))
     split = split_cases(read_manifest(job.data).cases, job.data)
     with TemporaryDirectory() as name:
-        measure(split, minutes, Path(name))
+        measure(split, arguments.minutes, arguments.steps, Path(name))
 
 
 if __name__ == "__main__":
