@@ -81,10 +81,11 @@ SUITES: Mapping[str, Mapping[str, Arm]] = {
     },
     "plan": {"plan-openkbp-60": Arm("openkbp.yaml", 60, ("0",), plans=True)},
 }
-PEERS: Mapping[str, Arm] = {
-    f"nnunet-{minutes}": Arm("hippocampus.yaml", minutes, ("0",)) for minutes in (10, 30)
+BESIDE: Mapping[str, Arm] = {
+    arm: Arm("hippocampus.yaml", minutes, ("0",))
+    for arm, minutes in (("hippocampus-10-wall", 10), ("nnunet-10", 10), ("nnunet-30", 30))
 }
-"""What other programs made of the minutes of one of ours (`accuracy_nnunet.py`)."""
+"""Minutes of the wall of one idle machine: the shipped job's and nnU-Net's (`accuracy_nnunet.py`)."""
 GATES: Mapping[str, tuple[str, str]] = {
     "hippocampus": ("hippocampus-10", "gates-hippocampus-off"),
     "openkbp": ("gates-openkbp-on", "gates-openkbp-off"),
@@ -192,7 +193,7 @@ def write_accuracy() -> None:
         "|---|---|---|---|---|---|---|",
         *(
             line
-            for suite in (*SUITES.values(), PEERS)
+            for suite in (*SUITES.values(), BESIDE)
             for arm, section in suite.items()
             for line in arm_lines(arm, section)
         ),

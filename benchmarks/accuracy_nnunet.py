@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from accuracy import LEDGER, RESULTS, ROOT
+from accuracy import CONFUSION, LEDGER, RESULTS, ROOT
 from nnunet import CONFIGURATION, NAME, build_trainer, prepare_study
 
 from pipeline.config import load_job, segmentation_job
@@ -78,10 +78,12 @@ def predict(trainer: Any, images: list[Path], folder: Path) -> None:  # noqa: AN
 
 
 def judge(masks: Path, references: Path, target: Path) -> None:
-    """Writes the per-case table of label maps, as `clinseg evaluate` judges them."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Writes the tables of `clinseg evaluate`: per case, and what was taken for what."""
+    confusion = target.parent / CONFUSION / target.name
+    confusion.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["evaluate", str(masks), str(references), "--config", str(CONFIG), "-o", str(target)]
     subprocess.run([sys.executable, "-m", "pipeline", *arguments], check=True)
+    target.with_name(f"{target.stem}_confusion.csv").rename(confusion)
 
 
 def measure(split: Split, minutes: float, num_steps: int | None, folder: Path) -> None:
