@@ -115,7 +115,7 @@ def draw_curves(path: Path, metrics: Mapping[str, Sequence[tuple[int, float]]], 
     for axes, (heading, series) in zip(figure.subplots(1, len(panels), sharex=True), panels, strict=True):
         _draw_series(axes, series)
         axes.set_title(heading, loc="left", fontsize=10)
-    figure.axes[-1].set_ylim(0, 1)
+    figure.axes[-1].set_ylim(0, 1.02)  # a curve along 1 is seen
     save_page(figure, path)
 
 
