@@ -11,8 +11,9 @@ def training_dtype(device: torch.device, *, mixed: bool) -> torch.dtype:
         mixed: Whether fewer bits are allowed, where the device is faster with them.
 
     Returns:
-        bfloat16 on a CPU with units for it (AVX-512 BF16: AMD's since Zen 4, Intel's with AMX), which takes
-        half the seconds of a step; on others it is slower than float32. On a GPU as in `inference_dtype`.
+        bfloat16 on a CPU with units for it (AVX-512 BF16: AMD's since Zen 4, Intel's with AMX), where a
+        step takes half to two thirds of the seconds; on others it is slower than float32. On a GPU as in
+        `inference_dtype`.
     """
     if device.type == "cpu":
         has_units = torch.cpu.get_capabilities().get("avx512_bf16", False)

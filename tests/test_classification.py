@@ -119,6 +119,10 @@ def test_train_predict_and_evaluate_tell_the_same(clinseg, archive, here):
         np.savez(here / "more.npz", test_labels=arrays["train_labels"], **arrays)
     unnamed = clinseg("evaluate", here / "out/predictions.csv", here / "more.npz")  # other rows' labels
     assert unnamed.code == 2 and "which-part" in unnamed.err and "more.npz#val" in unnamed.err
+    with np.load(archive) as arrays:
+        np.savez(here / "one.npz", val_labels=arrays["val_labels"][:-1])  # nothing to be taken for it
+    missing = clinseg("evaluate", here / "out/predictions.csv", here / "one.npz")
+    assert missing.code == 3 and "it has a prediction and no reference" in missing.err
     rows = [line.split(",") for line in (here / "figures.csv").read_text().splitlines()[1:]]
     assert {name: pytest.approx(float(value), abs=1e-5) for name, value, *_ in rows} == {
         name.removeprefix("best/"): value for name, value in metrics.items() if name.startswith("best/")

@@ -85,7 +85,12 @@ def stack_neighbours(image: Tensor, num: int) -> Tensor:
 
 
 def measure_scale(channel: Tensor, settings: Preprocessing) -> Scale:
-    """How a channel `(H, W, D)` of unscaled intensities is to be scaled; see `prepare_image`."""
+    """How a channel is to be scaled; see `prepare_image`.
+
+    Args:
+        channel: `(H, W, D)` float32 on the network's grid, in the unit of the image.
+        settings: How to scale.
+    """
     if settings.normalisation == "window":
         assert settings.window is not None
         low, high = settings.window

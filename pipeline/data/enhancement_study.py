@@ -128,7 +128,7 @@ def assign_roles(
     if not sources or not targets:
         message = (
             f"{len(sources)} sources and {len(targets)} targets are left to train on, as the fold holds out "
-            f"{len(split.validation)} of {len(study.cases)} cases, whichever they are; give more patients, "
+            f"{len(split.validation)} of {len(study.cases)} cases; give more patients, "
             "set another data.num_folds, or say in a column `fold` of both manifests who is held out"
         )
         raise ConfigError(Fault("data", "too-few-patients", message))

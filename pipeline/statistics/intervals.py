@@ -157,5 +157,5 @@ def estimate_share(share: float, num: int) -> Estimate:
 
 
 def clipped_mean(sample: NDArray[np.float64]) -> float:
-    """The mean; rounding does not take that of equal values off their value."""
+    """The mean of `(N,)` values, at least one; rounding does not take that of equal ones off their value."""
     return float(np.clip(sample.mean(), sample.min(), sample.max()))

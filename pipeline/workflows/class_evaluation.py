@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.class_inputs import read_references
-from pipeline.data.medmnist import split_part
-from pipeline.data.npz import is_npz
+from pipeline.data.medmnist import LABELS, split_part
+from pipeline.data.npz import is_npz, list_arrays
 from pipeline.discrimination import judge_classes
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.files import check_output, write_text
@@ -103,7 +103,9 @@ def _is_multi_label(predictions: Path, table: ClassTable) -> bool:
 def _check_part(references: Path, num_known: int, num_answers: int) -> None:
     """The rows of every part of an `.npz` are numbered from 0, so that one would be taken for another."""
     file, part = split_part(references)
-    if is_npz(file) and not part and num_known != num_answers:
+    if not is_npz(file) or part or num_known == num_answers:
+        return
+    if sum(name.endswith(LABELS) for name in list_arrays(file)) > 1:
         message = (
             f"no part was named, and what was taken has {num_known} labels for {num_answers} predictions; "
             f"name the part that was classified, such as {file.name}#val"
