@@ -5,7 +5,8 @@
 `loop`: our whole loop (patches, augmentation, averaged weights) as a share of the bare forward, backward and
 step on a resident random batch. `layout`: the bare step with `channels_last_3d`, and compiled.
 `precision`: the bare step of shipped jobs in float32 and in the type with fewer bits that this device learns
-in. `gates`: what attention gates cost, in the bare step and in prediction. `peers`: the trainer of nnU-Net
+in. `gates`: what attention gates cost, in the bare step and in prediction. `beside`: the bare step where
+other programs have cores, as OpenMP waits by itself and as it waits here. `peers`: the trainer of nnU-Net
 and a loop as in MONAI's tutorials, each with its own patches, augmentation, loss and optimizer, and with our
 network; nnU-Net is left out where `nnunetv2` is not installed (constrained, or it replaces torch). Times are
 taken in rounds, every method once a round; ratios are those of a round. Beside other programs
@@ -16,7 +17,9 @@ see who waits for whom, so let threads wait for nobody then (`OMP_NUM_THREADS=1`
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -332,6 +335,42 @@ def predict_windows(step: Bare, num_steps: int) -> None:
             step.task.network(step.image)
 
 
+def measure_beside(rounds: int, num_steps: int, _: Clock) -> list[str]:
+    """On the wall alone, which shows who waits for whom."""
+    as_here = dict(
+        os.environ
+    )  # to which `pipeline` has added how long to spin, for processes begun from here on
+    by_itself = {name: value for name, value in as_here.items() if name != "GOMP_SPINCOUNT"}
+    lines = [
+        "| busy programs beside | OpenMP by itself | as `clinseg` has it wait | ratio |",
+        "|---|---|---|---|",
+    ]
+    for num_busy in range(torch.get_num_threads() + 1):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(num_busy)]
+        try:
+            pairs = [[step_elsewhere(e, num_steps) for e in (by_itself, as_here)] for _ in range(rounds)]
+        finally:
+            for one in busy:
+                one.kill()
+        spun, waited = ([pair[number] for pair in pairs] for number in (0, 1))
+        ratio = [here / alone for alone, here in pairs]
+        lines.append(f"| {num_busy} | {spread(spun)} | {spread(waited)} | {spread(ratio)} |")
+    return lines
+
+
+def step_elsewhere(environment: Mapping[str, str], num_steps: int) -> float:
+    """Seconds of a bare step in a process of its own: OpenMP reads the environment once."""
+    code = (
+        "from training import *; step = Bare(reference_job()); "
+        f"step({_WARMING_STEPS}); start = read_wall(); step({num_steps}); print(read_wall() - start)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, env=dict(environment), capture_output=True, text=True, check=True
+    )
+    return float(done.stdout) / num_steps
+
+
 def measure_peers(rounds: int, num_steps: int, read: Clock) -> list[str]:
     job = reference_job()
     with TemporaryDirectory() as name, redirect_stdout(sys.stderr):
@@ -360,6 +399,7 @@ PARTS = {
     "layout": measure_layout,
     "precision": measure_precision,
     "gates": measure_gates,
+    "beside": measure_beside,
     "peers": measure_peers,
 }
 

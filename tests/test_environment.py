@@ -1,6 +1,7 @@
 """Versions are read without importing what they belong to, and name nobody."""
 
 import getpass
+import os
 import platform
 import re
 import shutil
@@ -35,6 +36,29 @@ def test_nothing_heavy_is_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({}, "1000 None"),
+        ({"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ({"OMP_WAIT_POLICY": "active"}, "None active"),
+    ],
+)
+def test_threads_of_torch_spin_briefly_unless_the_user_says_otherwise(own, told):
+    names = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
+    code = f"import os, pipeline; print(*map(os.environ.get, {names}))"
+    environment = {name: value for name, value in os.environ.items() if name not in names} | own
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == told
+
+
+def test_the_command_line_sets_that_before_it_imports_torch():
+    code = "import sys, pipeline.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
