@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from pipeline.cli import app
 from pipeline.cli.showing import OUT, show_table
@@ -54,6 +55,20 @@ def test_doctor_names_versions_device_and_store(clinseg, tmp_path, monkeypatch):
     assert answer.code == 0
     for word in ("torch", "monai", "device", "memory", "store", str(tmp_path)):
         assert word in answer.out
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="one thread waits for no other")
+def test_doctor_tells_of_programs_that_keep_the_cores_busy(tmp_path):
+    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        command = [sys.executable, "-m", "pipeline", "doctor"]
+        done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=True)
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+    assert "OMP_NUM_THREADS=1" in done.stdout
 
 
 def test_runs_in_an_empty_folder_says_how_to_begin(clinseg, tmp_path, monkeypatch):

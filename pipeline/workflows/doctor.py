@@ -18,6 +18,8 @@ _GIB = 2**30
 _LEAST_MEMORY_GIB = 4
 _LEAST_DISK_GIB = 5
 _EXTRAS = {"nilearn": "demo"}
+_LOOK_S = 0.5
+_LEAST_BUSY = 0.5  # cores: less is the system itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Diagnosis:
 
 
 def doctor() -> Diagnosis:
-    """Looks at versions, device, memory, disk, store and extras."""
+    """Looks at versions, device, memory, disk, store and extras, and half a second at what others compute."""
     store = STORE.resolve()
     disk = shutil.disk_usage(_existing(store)).free / _GIB
     memory = psutil.virtual_memory()
@@ -58,6 +60,13 @@ def doctor() -> Diagnosis:
         problems.append(f"less than {_LEAST_MEMORY_GIB} GiB of memory is free: end other programs")
     if disk < _LEAST_DISK_GIB:
         problems.append(f"less than {_LEAST_DISK_GIB} GiB of disk is free at {store}: make room")
+    num_cores, num_threads = psutil.cpu_count() or 1, torch.get_num_threads()
+    busy = psutil.cpu_percent(_LOOK_S) / 100 * num_cores
+    if num_threads + busy > num_cores + _LEAST_BUSY and num_threads > 1:
+        problems.append(
+            f"other programs keep {busy:.1f} of {num_cores} cores busy, and a thread without a core holds up "
+            f"all: end those programs, or set OMP_NUM_THREADS={max(1, int(num_cores - busy))}"
+        )
     if not os.access(_existing(store), os.W_OK):
         problems.append(f"{store} cannot be written: run in another folder or mend its permissions")
     if not torch.cuda.is_available() and "nvidia-driver" in facts:
