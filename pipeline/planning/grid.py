@@ -14,12 +14,14 @@ ANISOTROPY = 3.0
 """An axis is coarse if its voxels are this many times longer than those of the other axes (as in nnU-Net)."""
 
 _COVERAGE = 0.25  # of the content, by a patch
-_VOXELS_ACROSS = 4.0  # of the thinnest structure
+_VOXELS_ACROSS = 4.0  # of the thinnest structure, where the cases' grid is made coarser
+_FEWEST_ACROSS = 3.0  # of the thinnest structure, or the grid is made finer
+_FINEST = 1.5  # times finer than the cases: interpolation shows no more
 _STEP = 1.05
 
 
 def choose_spacing(fingerprint: Fingerprint, patch_voxels: float) -> Choice[list[float]]:
-    """Millimetres per voxel: the median of the cases, then no finer than a patch can make use of.
+    """Millimetres per voxel: the median of the cases, then what structures need and a patch can make use of.
 
     Args:
         fingerprint: Of the study.
@@ -33,12 +35,16 @@ def choose_spacing(fingerprint: Fingerprint, patch_voxels: float) -> Choice[list
         tenth = float(np.percentile([case.spacing[axis] for case in fingerprint.cases], 10))
         native[axis] = max(tenth, *others)
         reason += f"; along {_AXES[axis]}, which is coarse, their 10th percentile"
-    spacing = _coarsened(native, fingerprint, patch_voxels)
+    fine = _refined(native, axis, fingerprint)
+    spacing = _coarsened(fine, fingerprint, patch_voxels)
     if spacing != native:
-        told = " x ".join(f"{mm:.3g}" for mm in native)
-        reason = (
-            f"coarser than the cases' {told}: so a patch that the minutes afford sees more of the body, and "
-            f"the thinnest structure is still {_VOXELS_ACROSS:g} voxels thick"
+        reason = "not the cases' " + " x ".join(f"{mm:.3g}" for mm in native)
+    if fine != native:
+        reason += f": finer where the thinnest structure would have less than {_FEWEST_ACROSS:g} voxels"
+    if spacing != fine:
+        reason += (
+            ": coarser, so that a patch that the minutes afford sees more of the body, where the thinnest "
+            f"structure keeps {_VOXELS_ACROSS:g} voxels"
         )
     return Choice([_rounded(mm) for mm in spacing], reason)
 
@@ -67,9 +73,19 @@ def _coarse_axis(fingerprint: Fingerprint) -> int | None:
     return axis if is_coarse and is_short else None
 
 
-def _coarsened(native: Sequence[float], fingerprint: Fingerprint, patch_voxels: float) -> list[float]:
-    """Lengthens whichever voxel edge is shortest until a patch covers enough, or structures grow too thin."""
+def _refined(native: Sequence[float], coarse: int | None, fingerprint: Fingerprint) -> list[float]:
+    """Shortens the edges across which a structure is too thin; none below the shortest, and no coarse one."""
     spacing = list(native)
+    for axis, thickness in enumerate(thinnest_mm(fingerprint)):
+        if thickness and axis != coarse:
+            least = max(min(native), native[axis] / _FINEST)
+            spacing[axis] = min(native[axis], max(least, thickness / _FEWEST_ACROSS))
+    return spacing
+
+
+def _coarsened(fine: Sequence[float], fingerprint: Fingerprint, patch_voxels: float) -> list[float]:
+    """Lengthens whichever voxel edge is shortest until a patch covers enough, or structures grow too thin."""
+    spacing = list(fine)
     largest = [thickness / _VOXELS_ACROSS for thickness in thinnest_mm(fingerprint)]
     while np.prod(np.divide(fingerprint.extent_mm, spacing)) * _COVERAGE > patch_voxels:
         free = [axis for axis in range(3) if spacing[axis] * _STEP <= largest[axis]]
