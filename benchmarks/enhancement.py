@@ -53,7 +53,7 @@ from pipeline.statistics import interval_text, summarise
 from pipeline.tracking import RunFolder, find_run
 from pipeline.volume import Volume
 from pipeline.workflows.cross_validation import train_folds
-from pipeline.workflows.models import load_model
+from pipeline.workflows.runs.models import load_model
 from transforms.resampling import match_axes
 
 ROOT = Path(__file__).parents[1]

@@ -39,8 +39,8 @@ from pipeline.networks import build_discriminator, build_generator
 from pipeline.signals import StopSignals
 from pipeline.training.cyclegan import CycleGANTask
 from pipeline.training.loop import Silence, fit
-from pipeline.workflows.enhancement_material import load_enhancement_material
-from pipeline.workflows.models import load_model
+from pipeline.workflows.runs.models import load_model
+from pipeline.workflows.tasks.enhancement_material import load_enhancement_material
 from transforms.corruption import RicianNoise
 from transforms.keys import SOURCE, TARGET
 

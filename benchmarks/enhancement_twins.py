@@ -37,7 +37,7 @@ from pipeline.inference.downstream import measure_case
 from pipeline.inference.predictor import load_predictor
 from pipeline.statistics import compare_means, summarise
 from pipeline.tracking import find_run
-from pipeline.workflows.models import load_model
+from pipeline.workflows.runs.models import load_model
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/hippocampus.yaml"

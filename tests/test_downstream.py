@@ -26,8 +26,8 @@ from pipeline.labels import MEAN, LabelContract
 from pipeline.tracking import start_record
 from pipeline.volume import Grid, Volume
 from pipeline.workflows.downstream import _measure
-from pipeline.workflows.enhancement import EnhancementColumn
-from pipeline.workflows.run_reports import downstream_remarks
+from pipeline.workflows.reports.runs import downstream_remarks
+from pipeline.workflows.tasks.enhancement import EnhancementColumn
 
 STRUCTURES = {"core": (1,), "shell": (2,)}
 AFFINE = np.diag([1.0, 2.0, 1.5, 1.0])

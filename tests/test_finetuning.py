@@ -12,8 +12,8 @@ from pipeline.config import SegmentationJob, job_to_mapping, load_job
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.labels import LabelContract
 from pipeline.networks import build_network
-from pipeline.workflows.matching import match_inputs
-from pipeline.workflows.starting import find_start
+from pipeline.workflows.runs.matching import match_inputs
+from pipeline.workflows.runs.starting import find_start
 
 CONFIG = Path(__file__).parents[1] / "configs/smoke/hippocampus.yaml"
 

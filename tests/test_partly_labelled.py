@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import load_job
 from pipeline.data.synthetic import write_phantom_study
-from pipeline.workflows.segmentation_material import load_material
+from pipeline.workflows.tasks.segmentation_material import load_material
 
 CONFIG = Path(__file__).parents[1] / "configs/smoke/hippocampus.yaml"
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pipeline.inference.evaluation import CaseMetrics
     from pipeline.statistics import Estimate, Summary
     from pipeline.tracking import Delivery
-    from pipeline.workflows.columns import Judgement
     from pipeline.workflows.sweeping import SweepResult
+    from pipeline.workflows.tasks.columns import Judgement
 
 # A pipe gets whole lines; a terminal its own width. Names of files, cases and labels are shown as they are,
 # also where they look like rich's markup ("[final]") or its emoji (":a:").

@@ -116,8 +116,8 @@ def sweep(
     resume: Annotated[str | None, typer.Option(help="Go on with this sweep, or `latest`.")] = None,
 ) -> None:
     """Train a job with several settings, one after the other, and find the best of them."""
-    from pipeline.workflows.sweep_course import Request
     from pipeline.workflows.sweeping import sweep as run_sweep
+    from pipeline.workflows.sweeps.course import Request
 
     request = Request(tuple(choices or ()), tuple(ranges or ()), trials)
     result = run_sweep(config, request, overrides or [], resume, output, show_trial)

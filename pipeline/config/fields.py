@@ -31,7 +31,7 @@ def _as_path(value: object) -> object:
 
 
 def _as_model(value: object) -> object:
-    """A path where it has a suffix or a folder, as `workflows.models.load_model` reads it; else a name."""
+    """A path where it has a suffix or a folder, as `workflows.runs.models` reads it; else a name."""
     if not isinstance(value, str | Path) or str(value).startswith("models:/"):
         return value
     path = _as_path(value)

@@ -1,7 +1,7 @@
 """One function per command, each reading like a table of contents; the only place where rooms meet.
 
-`training` (with its `material`, what it is `keeping` and the `judging` at its end), `prediction`,
-`evaluation`, `enhancing`, `comparing`, `reporting`, `checking`, `planning`, `estimating` (a dry run), `demo`,
-`records` and `doctor`; `models` finds the checkpoint a person means.
-They print nothing: what they return, the command line shows.
+A module here is a command of the command line, or what stands behind one (`training`, one training of a
+`cross_validation`; `serving`, MLflow's door to a registered model). What they share lies in rooms: `tasks`
+(what each task has of its own), `runs` (what a run begins with and keeps), `sweeps`, `outputs`,
+`comparisons`, `reports`, `papers`. They print nothing: what they return, the command line shows.
 """

@@ -12,9 +12,9 @@ from pipeline.errors import ConfigError, Fault
 from pipeline.files import write_text
 from pipeline.inference.predictor import load_contract
 from pipeline.tracking import RunFolder, find_run
-from pipeline.workflows.card_results import num_held_out, tell_results
-from pipeline.workflows.markdown import table
-from pipeline.workflows.models import load_model
+from pipeline.workflows.papers.card_results import num_held_out, tell_results
+from pipeline.workflows.papers.markdown import table
+from pipeline.workflows.runs.models import load_model
 
 TO_FILL: Final = "**To be filled in by a person:**"
 _CHOICES: Final = (

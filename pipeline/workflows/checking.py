@@ -14,8 +14,8 @@ from pipeline.data.nifti import is_nifti
 from pipeline.errors import Fault
 from pipeline.privacy import header_texts
 from pipeline.progress import progress_bar
-from pipeline.workflows.starting import find_start
-from pipeline.workflows.tasks import COLUMNS
+from pipeline.workflows.runs.starting import find_start
+from pipeline.workflows.tasks.named import COLUMNS
 
 
 def check(config: Path, overrides: Sequence[str] = ()) -> CheckReport:

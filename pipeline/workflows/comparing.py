@@ -10,8 +10,8 @@ from pipeline.comparison import Comparison, remarks
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import check_output
 from pipeline.report.comparison import write_comparison
-from pipeline.workflows.class_comparison import read_classifications
-from pipeline.workflows.contenders import (
+from pipeline.workflows.comparisons.classification import read_classifications
+from pipeline.workflows.comparisons.contenders import (
     AbstractAnswers,
     Contender,
     check_comparable,
@@ -20,8 +20,8 @@ from pipeline.workflows.contenders import (
     group,
     tell_doubts,
 )
-from pipeline.workflows.enhancement_comparison import read_enhancements
-from pipeline.workflows.segmentation_comparison import read_segmentations
+from pipeline.workflows.comparisons.enhancement import read_enhancements
+from pipeline.workflows.comparisons.segmentation import read_segmentations
 
 READERS: Mapping[str, Callable[[Sequence[Contender]], AbstractAnswers]] = {
     "segmentation": read_segmentations,

@@ -22,13 +22,13 @@ from pipeline.tracking import (
 )
 from pipeline.training.distributed import World, join_world
 from pipeline.workflows.checking import check_cases
-from pipeline.workflows.columns import Part
-from pipeline.workflows.needs import Needs
-from pipeline.workflows.recording import describe_job, describe_whole
 from pipeline.workflows.reporting import keep_report
-from pipeline.workflows.resuming import CONFIG, check_fold, find_job
-from pipeline.workflows.starting import Start
-from pipeline.workflows.tasks import COLUMNS
+from pipeline.workflows.runs.needs import Needs
+from pipeline.workflows.runs.recording import describe_job, describe_whole
+from pipeline.workflows.runs.resuming import CONFIG, check_fold, find_job
+from pipeline.workflows.runs.starting import Start
+from pipeline.workflows.tasks.columns import Part
+from pipeline.workflows.tasks.named import COLUMNS
 from pipeline.workflows.training import Place, TrainingResult, begin, ended_by_trouble, train
 
 

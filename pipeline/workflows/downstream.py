@@ -33,8 +33,8 @@ from pipeline.inference.pairing import find_label_maps, pair_truths
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
-from pipeline.workflows.case_reports import describe_model
-from pipeline.workflows.models import load_model
+from pipeline.workflows.outputs.case_reports import describe_model
+from pipeline.workflows.runs.models import load_model
 
 FOLDER, TABLE, REPORT = "downstream", "downstream.csv", "downstream.json"
 """Beside the enhanced images: masks, a table of them, and what they say."""

@@ -22,13 +22,13 @@ from pipeline.memory import freed_memory_kept
 from pipeline.progress import progress_bar
 from pipeline.statistics import Summary, summarise
 from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.case_reports import (
+from pipeline.workflows.outputs.case_reports import (
     describe_model,
     find_finished,
     find_means,
     parse_report,
 )
-from pipeline.workflows.refusing import refuse_overwriting, refuse_unused_rules
+from pipeline.workflows.outputs.refusing import refuse_overwriting, refuse_unused_rules
 
 
 @dataclass(frozen=True, slots=True)

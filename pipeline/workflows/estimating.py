@@ -26,9 +26,9 @@ from pipeline.tracking import STORE
 from pipeline.training.distributed import join_world
 from pipeline.training.loop import Sampler
 from pipeline.training.task import AbstractTask
-from pipeline.workflows.needs import Need, Needs, measure_needs, told_out_of_memory
-from pipeline.workflows.starting import find_start
-from pipeline.workflows.tasks import COLUMNS
+from pipeline.workflows.runs.needs import Need, Needs, measure_needs, told_out_of_memory
+from pipeline.workflows.runs.starting import find_start
+from pipeline.workflows.tasks.named import COLUMNS
 from pipeline.workflows.training import build_task
 
 _NUM_STEPS, _NUM_WARMING_UP = 20, 5

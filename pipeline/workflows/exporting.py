@@ -34,9 +34,14 @@ from pipeline.networks import build_network
 from pipeline.networks.mean_network import MeanNetwork
 from pipeline.volume import Volume
 from pipeline.workflows.cards import describe
-from pipeline.workflows.export_differences import ExportModel, compare_masks, compare_windows, made_up_volume
-from pipeline.workflows.markdown import table
-from pipeline.workflows.models import load_model
+from pipeline.workflows.papers.export_differences import (
+    ExportModel,
+    compare_masks,
+    compare_windows,
+    made_up_volume,
+)
+from pipeline.workflows.papers.markdown import table
+from pipeline.workflows.runs.models import load_model
 
 
 @dataclass(frozen=True, slots=True)

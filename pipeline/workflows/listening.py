@@ -27,8 +27,8 @@ from pipeline.pacs.entries import Standing, Waiting
 from pipeline.pacs.queue import NAME, Queue
 from pipeline.pacs.sending import Courier
 from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.case_reports import describe_maker, describe_model, mask_hashes
-from pipeline.workflows.models import load_model
+from pipeline.workflows.outputs.case_reports import describe_maker, describe_model, mask_hashes
+from pipeline.workflows.runs.models import load_model
 
 _MAX_STARTS: Final = 3
 _BATCH: Final = 16

@@ -24,7 +24,7 @@ from pipeline.inference.predictor import Predictor, load_predictor
 from pipeline.memory import freed_memory_kept
 from pipeline.progress import progress_bar
 from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.case_reports import (
+from pipeline.workflows.outputs.case_reports import (
     describe_maker,
     describe_model,
     find_finished,
@@ -32,8 +32,8 @@ from pipeline.workflows.case_reports import (
     mask_hashes,
     parse_report,
 )
-from pipeline.workflows.class_prediction import classify
-from pipeline.workflows.refusing import refuse_overwriting, refuse_unused_rules, refuse_without_series
+from pipeline.workflows.outputs.refusing import refuse_overwriting, refuse_unused_rules, refuse_without_series
+from pipeline.workflows.tasks.classification_prediction import classify
 
 
 def predict(

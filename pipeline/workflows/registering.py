@@ -18,8 +18,8 @@ from pipeline.tracking import (
     register_model,
     tracking_uri,
 )
-from pipeline.workflows.models import find_checkpoint, with_model
-from pipeline.workflows.served_rows import INPUTS, example_row
+from pipeline.workflows.outputs.served_rows import INPUTS, example_row
+from pipeline.workflows.runs.models import find_checkpoint, with_model
 from pipeline.workflows.serving import LOADER, OUTPUTS
 
 

@@ -19,13 +19,13 @@ from pipeline.report.content import Report, View
 from pipeline.report.report_page import write_report
 from pipeline.tracking import Record, RunFolder, find_run
 from pipeline.workflows.evaluation import evaluate
-from pipeline.workflows.folder_reports import read_folder
-from pipeline.workflows.noting import set_note
-from pipeline.workflows.report_material import ReportMaterial
-from pipeline.workflows.report_views import choose_cases, read_views
-from pipeline.workflows.resuming import SWEEP
-from pipeline.workflows.run_reports import read_run
-from pipeline.workflows.sweep_reports import read_sweep
+from pipeline.workflows.reports.folders import read_folder
+from pipeline.workflows.reports.material import ReportMaterial
+from pipeline.workflows.reports.noting import set_note
+from pipeline.workflows.reports.runs import read_run
+from pipeline.workflows.reports.sweeps import read_sweep
+from pipeline.workflows.reports.views import choose_cases, read_views
+from pipeline.workflows.runs.resuming import SWEEP
 
 NAME: Final = "report.html"
 _PATIENCE_S: Final = 60.0

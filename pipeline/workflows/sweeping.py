@@ -31,14 +31,14 @@ from pipeline.tracking import (
 )
 from pipeline.training.distributed import ALONE, join_world
 from pipeline.training.divergence import DivergedError
-from pipeline.workflows.columns import Column
-from pipeline.workflows.models import WINNER_TAG
-from pipeline.workflows.recording import ENDING, describe_job
 from pipeline.workflows.reporting import keep_report
-from pipeline.workflows.resuming import CONFIG, SWEEP, TRIALS, check_data
-from pipeline.workflows.suggesting import Outcome, build_pruner, suggest
-from pipeline.workflows.sweep_course import Request, as_overrides, begin_sweep, resume_sweep
-from pipeline.workflows.tasks import COLUMNS
+from pipeline.workflows.runs.models import WINNER_TAG
+from pipeline.workflows.runs.recording import ENDING, describe_job
+from pipeline.workflows.runs.resuming import CONFIG, SWEEP, TRIALS, check_data
+from pipeline.workflows.sweeps.course import Request, as_overrides, begin_sweep, resume_sweep
+from pipeline.workflows.sweeps.suggesting import Outcome, build_pruner, suggest
+from pipeline.workflows.tasks.columns import Column
+from pipeline.workflows.tasks.named import COLUMNS
 from pipeline.workflows.training import Place, ended_by_trouble, train
 
 WINNER = "winner.yaml"

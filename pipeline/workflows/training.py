@@ -31,15 +31,15 @@ from pipeline.tracking import (
 from pipeline.training.distributed import ALONE, World, own_device
 from pipeline.training.loop import Ending, Sampler, Silence, Surroundings, fit
 from pipeline.training.task import AbstractTask
-from pipeline.workflows.columns import AbstractMaterial, Judgement
-from pipeline.workflows.keeping import Keeper
-from pipeline.workflows.models import BEST
-from pipeline.workflows.needs import Needs, measure_needs, told_out_of_memory
-from pipeline.workflows.recording import describe_job, describe_material, record_ending
 from pipeline.workflows.reporting import keep_report
-from pipeline.workflows.resuming import CONFIG, load_state
-from pipeline.workflows.starting import Start, find_start, write_start
-from pipeline.workflows.tasks import COLUMNS
+from pipeline.workflows.runs.keeping import Keeper
+from pipeline.workflows.runs.models import BEST
+from pipeline.workflows.runs.needs import Needs, measure_needs, told_out_of_memory
+from pipeline.workflows.runs.recording import describe_job, describe_material, record_ending
+from pipeline.workflows.runs.resuming import CONFIG, load_state
+from pipeline.workflows.runs.starting import Start, find_start, write_start
+from pipeline.workflows.tasks.columns import AbstractMaterial, Judgement
+from pipeline.workflows.tasks.named import COLUMNS
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import load_job
 from pipeline.errors import FaultError
 from pipeline.workflows.checking import check
-from pipeline.workflows.enhancement_material import load_enhancement_material
+from pipeline.workflows.tasks.enhancement_material import load_enhancement_material
 
 CONFIG = Path(__file__).parents[2] / "configs/smoke/enhancement.yaml"
 SHAPE = (12, 11, 10)

@@ -10,8 +10,8 @@ import torch
 from pipeline.config import load_job
 from pipeline.tracking import RunFolder
 from pipeline.training.enhancement import validate_enhancement
-from pipeline.workflows.enhancement_judging import gather_figures
-from pipeline.workflows.enhancement_material import load_enhancement_material
+from pipeline.workflows.tasks.enhancement_judging import gather_figures
+from pipeline.workflows.tasks.enhancement_material import load_enhancement_material
 
 CONFIG = Path(__file__).parents[2] / "configs/smoke/enhancement.yaml"
 

@@ -11,9 +11,9 @@ from pipeline.data.cases import read_manifest
 from pipeline.data.folds import split_cases
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import InputError
-from pipeline.workflows.enhancement_material import load_enhancement_material
-from pipeline.workflows.segmentation import SegmentationColumn
-from pipeline.workflows.segmentation_material import load_material
+from pipeline.workflows.tasks.enhancement_material import load_enhancement_material
+from pipeline.workflows.tasks.segmentation import SegmentationColumn
+from pipeline.workflows.tasks.segmentation_material import load_material
 from transforms.corruption.resolution import ThickSlices
 
 

@@ -6,7 +6,7 @@ from pipeline.inference.evaluation import STRUCTURE_METRICS, CaseMetrics
 from pipeline.report.case_tables import segmentation_figures, structure_strips
 from pipeline.statistics import UNKNOWN, summarise
 from pipeline.tracking import read_metrics, start_record
-from pipeline.workflows.recording import read_estimates, record_best, record_best_masks
+from pipeline.workflows.runs.recording import read_estimates, record_best, record_best_masks
 
 
 @pytest.fixture

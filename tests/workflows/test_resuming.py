@@ -12,9 +12,9 @@ from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import IntegrityError
 from pipeline.tracking import RunFolder
 from pipeline.training.distributed import ALONE
-from pipeline.workflows.models import LAST
-from pipeline.workflows.resuming import check_fold, load_state
-from pipeline.workflows.segmentation_material import load_material, pin_labels
+from pipeline.workflows.runs.models import LAST
+from pipeline.workflows.runs.resuming import check_fold, load_state
+from pipeline.workflows.tasks.segmentation_material import load_material, pin_labels
 
 NUM_CASES = 4
 

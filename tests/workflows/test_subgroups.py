@@ -12,8 +12,9 @@ from pipeline.inference.evaluation import read_table, write_metrics
 from pipeline.report.content import Report
 from pipeline.report.report_page import write_report
 from pipeline.statistics import summarise
-from pipeline.workflows import card_results, subgroups
-from pipeline.workflows.subgroups import group_tables, judge_subgroups
+from pipeline.workflows.papers import card_results
+from pipeline.workflows.tasks import subgroups
+from pipeline.workflows.tasks.subgroups import group_tables, judge_subgroups
 
 SCANNERS = ["A", "B", ""]
 

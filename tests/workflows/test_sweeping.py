@@ -11,9 +11,9 @@ import torch
 from pipeline.config import load_job, parse_space
 from pipeline.errors import Stopped
 from pipeline.tracking import find_run, list_runs, read_status
-from pipeline.workflows.suggesting import Outcome, build_pruner, suggest
-from pipeline.workflows.sweep_course import Request
 from pipeline.workflows.sweeping import sweep
+from pipeline.workflows.sweeps.course import Request
+from pipeline.workflows.sweeps.suggesting import Outcome, build_pruner, suggest
 
 CONFIG = Path(__file__).parents[2] / "configs/smoke/hippocampus.yaml"
 RATES = Request(ranges=("training.learning_rate=1e-3..1e-1:log",), num_trials=3)

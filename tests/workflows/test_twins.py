@@ -12,7 +12,7 @@ from pipeline.data.patches import PatchSampler
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import ConfigError
 from pipeline.networks import build_generator
-from pipeline.workflows.segmentation_material import load_material
+from pipeline.workflows.tasks.segmentation_material import load_material
 from transforms.keys import IMAGE, LABEL
 
 CONFIG = Path(__file__).parents[2] / "configs/smoke/hippocampus.yaml"
@@ -78,7 +78,7 @@ def test_a_twin_is_what_the_enhancer_makes_on_the_grid_of_the_case(job):
 def test_the_way_back_is_noisy_and_the_same_each_time(job, monkeypatch):
     first = load_material(job(augmentation__enhancer_reverse="true")).training[0]
     assert 0.1 < float((first.twin - first.image).std()) < 1
-    monkeypatch.setattr("pipeline.workflows.twins.load_enhancer", lambda *_, **__: _Never())
+    monkeypatch.setattr("pipeline.workflows.tasks.twins.load_enhancer", lambda *_, **__: _Never())
     again = load_material(job(augmentation__enhancer_reverse="true")).training[0]  # from the cache
     assert torch.equal(first.twin, again.twin)
 

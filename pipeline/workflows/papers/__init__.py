@@ -1,0 +1,1 @@
+"""What goes with a model on paper: the results of its card, what an exported one does otherwise, Markdown."""
