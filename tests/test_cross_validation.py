@@ -19,7 +19,7 @@ import torch
 
 from pipeline.checkpoint import read_checkpoint
 from pipeline.data.synthetic import write_phantom_study
-from pipeline.inference.evaluation import read_table
+from pipeline.inference.metric_table import read_table
 from pipeline.workflows.cross_validation import train_folds
 
 CONFIG = Path(__file__).parents[1] / "configs/smoke/hippocampus.yaml"

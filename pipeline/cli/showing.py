@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.inference.components import Components
     from pipeline.inference.confusion import Confusion
     from pipeline.inference.downstream import Effect, Turn
-    from pipeline.inference.evaluation import CaseMetrics
+    from pipeline.inference.metric_table import CaseMetrics
     from pipeline.statistics import Estimate, Summary
     from pipeline.tracking import Delivery
     from pipeline.workflows.sweeping import SweepResult
@@ -49,7 +49,7 @@ def show_metrics(rows: Sequence[CaseMetrics], title: str) -> None:
     """Means of metrics per structure, with the interval of Dice."""
     if not rows:
         return
-    from pipeline.inference.evaluation import summarise_structures
+    from pipeline.inference.metric_table import summarise_structures
     from pipeline.statistics import interval_text
 
     table = Table("structure", "cases", title=title, title_justify="left", box=None)

@@ -7,7 +7,7 @@ from itertools import repeat
 from typing import Any, Final
 
 from pipeline.inference.confusion import Confusion, summarise_confusions
-from pipeline.inference.evaluation import CaseMetrics, case_means, summarise_structures
+from pipeline.inference.metric_table import CaseMetrics, case_means, summarise_structures
 from pipeline.labels import MEAN
 from pipeline.report.content import Cell, Column, Figure, Strip, Table
 from pipeline.statistics import interval_text

@@ -10,7 +10,7 @@ from pipeline.data.images import read_image, read_label_map
 from pipeline.data.synthetic import write_head_study
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.export.signature import read_label_names
-from pipeline.inference.evaluation import CaseMetrics
+from pipeline.inference.metric_table import CaseMetrics
 from pipeline.progress import progress_bar
 from pipeline.report.figures import draw_overlay
 from pipeline.workflows.cross_validation import train_folds

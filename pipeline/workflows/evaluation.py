@@ -10,7 +10,8 @@ from pipeline.data.cases import read_manifest
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import check_output
 from pipeline.inference.confusion import write_confusions
-from pipeline.inference.evaluation import Evaluation, Structures, evaluate_folders, write_metrics
+from pipeline.inference.evaluation import Evaluation, Structures, evaluate_folders
+from pipeline.inference.metric_table import write_metrics
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
 

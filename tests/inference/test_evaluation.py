@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError, ResourceError
-from pipeline.inference.evaluation import (
-    MEAN,
-    CaseMetrics,
-    evaluate_case,
-    evaluate_folders,
-    summarise_structures,
-    write_metrics,
-)
+from pipeline.inference.evaluation import evaluate_case, evaluate_folders
+from pipeline.inference.metric_table import CaseMetrics, summarise_structures, write_metrics
+from pipeline.labels import MEAN
 from pipeline.metrics import STRUCTURE_METRICS
 from pipeline.volume import Grid, Volume
 

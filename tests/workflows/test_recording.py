@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.inference.evaluation import STRUCTURE_METRICS, CaseMetrics
+from pipeline.inference.metric_table import CaseMetrics
+from pipeline.metrics import STRUCTURE_METRICS
 from pipeline.report.case_tables import segmentation_figures, structure_strips
 from pipeline.statistics import UNKNOWN, summarise
 from pipeline.tracking import read_metrics, start_record

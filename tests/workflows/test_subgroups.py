@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.data.subgroups import read_subgroups
 from pipeline.errors import ConfigError
-from pipeline.inference.evaluation import read_table, write_metrics
+from pipeline.inference.metric_table import read_table, write_metrics
 from pipeline.report.content import Report
 from pipeline.report.report_page import write_report
 from pipeline.statistics import summarise
@@ -89,7 +89,8 @@ def test_a_run_keeps_the_groups_of_its_validation_cases_alone(tmp_path, manifest
 
 
 def test_a_group_of_as_few_as_may_be_told_is_told(run):
-    from pipeline.inference.evaluation import STRUCTURE_METRICS, CaseMetrics
+    from pipeline.inference.metric_table import CaseMetrics
+    from pipeline.metrics import STRUCTURE_METRICS
 
     groups = {f"c{n}": "ten" if n < 10 else "nine" for n in range(19)}
     (run.path / "subgroups.json").write_text(json.dumps({"size": groups}))
@@ -104,7 +105,8 @@ def test_of_a_cross_validation_groups_of_all_folds_are_told(run, monkeypatch):
     fold.mkdir()
     (run.path / "subgroups.json").rename(fold / "subgroups.json")
     monkeypatch.setattr(subgroups, "read_children", lambda run: [SimpleNamespace(path=fold)])
-    from pipeline.inference.evaluation import STRUCTURE_METRICS, CaseMetrics
+    from pipeline.inference.metric_table import CaseMetrics
+    from pipeline.metrics import STRUCTURE_METRICS
 
     values = dict.fromkeys(STRUCTURE_METRICS, 1.0)
     write_metrics(run.path / "cases.csv", [CaseMetrics(f"c{n}", "liver", values) for n in range(40)])
@@ -146,7 +148,8 @@ def run(tmp_path, manifest, monkeypatch):
 
 def test_a_group_has_the_mean_of_its_cases(run):
     generator = np.random.default_rng(0)
-    from pipeline.inference.evaluation import STRUCTURE_METRICS, CaseMetrics
+    from pipeline.inference.metric_table import CaseMetrics
+    from pipeline.metrics import STRUCTURE_METRICS
 
     rows = [
         CaseMetrics(f"c{n}", name, dict.fromkeys(STRUCTURE_METRICS, 1.0) | {"dice": generator.random()})

@@ -15,7 +15,7 @@ from pipeline.data.cases import Study, read_manifest
 from pipeline.data.checks import CheckedCase, read_checked_case
 from pipeline.data.images import read_label_map
 from pipeline.errors import ConfigError, Fault, FaultError
-from pipeline.inference.evaluation import CaseMetrics, read_table
+from pipeline.inference.metric_table import CaseMetrics, read_table
 from pipeline.labels import MEAN
 from pipeline.report.agreement import Panel, draw_agreement, draw_scatter
 from pipeline.report.comparison import CaseView, Chart

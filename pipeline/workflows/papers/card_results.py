@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from pipeline.checkpoint import Checkpoint
-from pipeline.inference.evaluation import read_table, summarise_structures
+from pipeline.inference.metric_table import read_table, summarise_structures
 from pipeline.statistics import interval_text
 from pipeline.tracking import RunFolder, read_children
 from pipeline.workflows.papers.markdown import table

@@ -13,7 +13,7 @@ from typing import Any, Final
 from pipeline.errors import ConfigError, Fault, FaultError
 from pipeline.inference.class_table import read_class_table
 from pipeline.inference.confusion import Confusion, read_confusions
-from pipeline.inference.evaluation import CaseMetrics, read_table
+from pipeline.inference.metric_table import CaseMetrics, read_table
 from pipeline.report.class_tables import class_case_table, class_figures
 from pipeline.report.content import Figure, Picture, Table
 from pipeline.statistics import Estimate

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.data.cases import Case
 from pipeline.errors import Fault, InputError
 from pipeline.inference.confusion import Confusion
-from pipeline.inference.evaluation import CaseMetrics
+from pipeline.inference.metric_table import CaseMetrics
 from pipeline.memory import parse_size
 from pipeline.report.content import Figure, Picture, Table
 from pipeline.terminology import fill_colours

@@ -13,7 +13,7 @@ from pipeline.data.cases import Case, read_manifest
 from pipeline.errors import FaultError
 from pipeline.inference.class_table import read_class_table
 from pipeline.inference.confusion import Confusion, read_confusions
-from pipeline.inference.evaluation import CaseMetrics, read_table
+from pipeline.inference.metric_table import CaseMetrics, read_table
 from pipeline.inference.predictor import load_contract
 from pipeline.report.class_tables import class_case_table, class_figures
 from pipeline.report.content import Figure, Picture, Table

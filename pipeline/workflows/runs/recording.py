@@ -14,7 +14,7 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import Job, job_parameters
 from pipeline.data.cases import Case
 from pipeline.environment import environment
-from pipeline.inference.evaluation import CaseMetrics, summarise_structures
+from pipeline.inference.metric_table import CaseMetrics, summarise_structures
 from pipeline.precision import training_dtype
 from pipeline.statistics import Estimate
 from pipeline.tracking import Record, RunFolder, read_metrics

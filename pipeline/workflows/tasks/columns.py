@@ -17,7 +17,7 @@ from pipeline.data.checks import CheckReport
 from pipeline.data.folds import Split
 from pipeline.files import write_json
 from pipeline.inference.components import Components
-from pipeline.inference.evaluation import CaseMetrics
+from pipeline.inference.metric_table import CaseMetrics
 from pipeline.statistics import Estimate
 from pipeline.tracking import Record, RunFolder
 from pipeline.training.distributed import World

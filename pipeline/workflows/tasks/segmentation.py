@@ -17,7 +17,7 @@ from pipeline.data.folds import Split
 from pipeline.data.patches import PatchSampler
 from pipeline.inference.components import Components, OutOfFold, decide_components
 from pipeline.inference.confusion import read_confusions
-from pipeline.inference.evaluation import CaseMetrics, read_table, summarise_structures
+from pipeline.inference.metric_table import CaseMetrics, read_table, summarise_structures
 from pipeline.progress import progress_bar
 from pipeline.tracking import Record, RunFolder
 from pipeline.training.distributed import World

@@ -16,7 +16,8 @@ from pipeline.data.prepared_cases import PreparedCase
 from pipeline.errors import InputError
 from pipeline.inference.cohort import predict_cohort
 from pipeline.inference.confusion import Confusion, find_confusions, write_confusions
-from pipeline.inference.evaluation import CaseMetrics, evaluate_case, write_metrics
+from pipeline.inference.evaluation import evaluate_case
+from pipeline.inference.metric_table import CaseMetrics, write_metrics
 from pipeline.inference.predictor import load_predictor
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar

@@ -14,7 +14,7 @@ from pipeline.discrimination import judge_classes
 from pipeline.errors import FaultError
 from pipeline.files import write_json
 from pipeline.inference.class_table import class_targets, read_class_table
-from pipeline.inference.evaluation import case_means, read_table
+from pipeline.inference.metric_table import case_means, read_table
 from pipeline.report.content import Cell, Column, Table
 from pipeline.statistics import Estimate, summarise
 from pipeline.tracking import Record, RunFolder, read_children
