@@ -28,7 +28,7 @@ for _name, _value in _MLFLOW.items():
     os.environ.setdefault(_name, _value)
 
 # OpenMP, which torch computes with, reads this as torch is imported. By itself it lets a thread that has done
-# its share spin for milliseconds, and where another program has a core, the one spun for cannot run. This is
-# a fifth to half of a millisecond: more than gaps between operations, less than what a scheduler deals out.
+# its share spin for milliseconds, and where another program has a core, the one spun for cannot run. So few
+# spins are what libgomp itself takes where it knows of more threads than cores.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

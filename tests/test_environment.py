@@ -41,7 +41,7 @@ def test_nothing_heavy_is_imported():
 @pytest.mark.parametrize(
     ("own", "told"),
     [
-        ({}, "10000 None"),
+        ({}, "1000 None"),
         ({"GOMP_SPINCOUNT": "7"}, "7 None"),
         ({"OMP_WAIT_POLICY": "active"}, "None active"),
     ],
