@@ -337,9 +337,7 @@ def predict_windows(step: Bare, num_steps: int) -> None:
 
 def measure_beside(rounds: int, num_steps: int, _: Clock) -> list[str]:
     """On the wall alone, which shows who waits for whom."""
-    as_here = dict(
-        os.environ
-    )  # to which `pipeline` has added how long to spin, for processes begun from here on
+    as_here = dict(os.environ)  # `pipeline` has added how long to spin, for processes begun from here on
     by_itself = {name: value for name, value in as_here.items() if name != "GOMP_SPINCOUNT"}
     lines = [
         "| busy programs beside | OpenMP by itself | as `clinseg` has it wait | ratio |",
@@ -361,7 +359,7 @@ def measure_beside(rounds: int, num_steps: int, _: Clock) -> list[str]:
 def step_elsewhere(environment: Mapping[str, str], num_steps: int) -> float:
     """Seconds of a bare step in a process of its own: OpenMP reads the environment once."""
     code = (
-        "from training import *; step = Bare(reference_job()); "
+        "from training import Bare, read_wall, reference_job; step = Bare(reference_job()); "
         f"step({_WARMING_STEPS}); start = read_wall(); step({num_steps}); print(read_wall() - start)"
     )
     command = [sys.executable, "-c", code]

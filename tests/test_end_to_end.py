@@ -21,7 +21,7 @@ from pipeline.export.signature import read_label_names
 from pipeline.files import sha256_of
 from pipeline.terminology import PALETTE, UNKNOWN
 from pipeline.volume import Grid, Volume
-from pipeline.workflows.outputs.refusing import refuse_without_series
+from pipeline.workflows.applying.refusing import refuse_without_series
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ _STEP = 1.05
 def choose_spacing(fingerprint: Fingerprint, patch_voxels: float) -> Choice[list[float]]:
     """Millimetres per voxel: the median of the cases, then what structures need and a patch can make use of.
 
+    Along left-right, back-front and down-up. Median and coarse axis are from nnU-Net (Isensee et al. 2021).
+
     Args:
         fingerprint: Of the study.
         patch_voxels: Voxels that a patch may have.

@@ -2,6 +2,6 @@
 
 A module here is a command of the command line, or what stands behind one (`training`, one training of a
 `cross_validation`; `serving`, MLflow's door to a registered model). What they share lies in rooms: `tasks`
-(what each task has of its own), `runs` (what a run begins with and keeps), `sweeps`, `outputs`,
-`comparisons`, `reports`, `papers`. They print nothing: what they return, the command line shows.
+(what each task has of its own), `runs` (what a run begins with and keeps), `applying` (of models to cases),
+`sweeps`, `comparisons`, `reports`, `papers`. They print nothing: what they return, the command line shows.
 """

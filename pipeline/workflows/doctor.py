@@ -60,9 +60,9 @@ def doctor() -> Diagnosis:
         problems.append(f"less than {_LEAST_MEMORY_GIB} GiB of memory is free: end other programs")
     if disk < _LEAST_DISK_GIB:
         problems.append(f"less than {_LEAST_DISK_GIB} GiB of disk is free at {store}: make room")
-    num_cores, num_threads = psutil.cpu_count() or 1, torch.get_num_threads()
-    busy = psutil.cpu_percent(_LOOK_S) / 100 * num_cores
-    if num_threads + busy > num_cores + _LEAST_BUSY and num_threads > 1:
+    loads = _loads()
+    num_cores, busy, num_threads = len(loads), sum(loads), torch.get_num_threads()
+    if num_threads > 1 and num_threads + busy > num_cores + _LEAST_BUSY:
         problems.append(
             f"other programs keep {busy:.1f} of {num_cores} cores busy, and a thread without a core holds up "
             f"all: end those programs, or set OMP_NUM_THREADS={max(1, int(num_cores - busy))}"
@@ -72,6 +72,13 @@ def doctor() -> Diagnosis:
     if not torch.cuda.is_available() and "nvidia-driver" in facts:
         problems.append("there is a GPU driver but torch cannot use it: see `CUDA` in the README")
     return Diagnosis(facts, problems)
+
+
+def _loads() -> list[float]:
+    """Shares of each core that this process may use, which others compute on while it waits."""
+    shares = psutil.cpu_percent(_LOOK_S, percpu=True)
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(shares))
+    return [share / 100 for core, share in enumerate(shares) if core in own]
 
 
 def _existing(path: Path) -> Path:

@@ -33,7 +33,7 @@ from pipeline.inference.pairing import find_label_maps, pair_truths
 from pipeline.inference.predictor import Predictor, load_predictor, select_device
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
-from pipeline.workflows.outputs.case_reports import describe_model
+from pipeline.workflows.applying.case_reports import describe_model
 from pipeline.workflows.runs.models import load_model
 
 FOLDER, TABLE, REPORT = "downstream", "downstream.csv", "downstream.json"

@@ -21,14 +21,14 @@ from pipeline.inference.pairing import pair_truths
 from pipeline.memory import freed_memory_kept
 from pipeline.progress import progress_bar
 from pipeline.statistics import Summary, summarise
-from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.outputs.case_reports import (
+from pipeline.workflows.applying.case_reports import (
     describe_model,
     find_finished,
     find_means,
     parse_report,
 )
-from pipeline.workflows.outputs.refusing import refuse_overwriting, refuse_unused_rules
+from pipeline.workflows.applying.refusing import refuse_overwriting, refuse_unused_rules
+from pipeline.workflows.auditing import AuditLog
 
 
 @dataclass(frozen=True, slots=True)

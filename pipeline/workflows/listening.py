@@ -26,8 +26,8 @@ from pipeline.pacs.desk import Desk, alone_in
 from pipeline.pacs.entries import Standing, Waiting
 from pipeline.pacs.queue import NAME, Queue
 from pipeline.pacs.sending import Courier
+from pipeline.workflows.applying.case_reports import describe_maker, describe_model, mask_hashes
 from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.outputs.case_reports import describe_maker, describe_model, mask_hashes
 from pipeline.workflows.runs.models import load_model
 
 _MAX_STARTS: Final = 3

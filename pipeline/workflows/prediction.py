@@ -23,8 +23,7 @@ from pipeline.inference.exporting import Exports, further_paths, probabilities_p
 from pipeline.inference.predictor import Predictor, load_predictor
 from pipeline.memory import freed_memory_kept
 from pipeline.progress import progress_bar
-from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.outputs.case_reports import (
+from pipeline.workflows.applying.case_reports import (
     describe_maker,
     describe_model,
     find_finished,
@@ -32,7 +31,12 @@ from pipeline.workflows.outputs.case_reports import (
     mask_hashes,
     parse_report,
 )
-from pipeline.workflows.outputs.refusing import refuse_overwriting, refuse_unused_rules, refuse_without_series
+from pipeline.workflows.applying.refusing import (
+    refuse_overwriting,
+    refuse_unused_rules,
+    refuse_without_series,
+)
+from pipeline.workflows.auditing import AuditLog
 from pipeline.workflows.tasks.classification_prediction import classify
 
 

@@ -18,7 +18,7 @@ from pipeline.tracking import (
     register_model,
     tracking_uri,
 )
-from pipeline.workflows.outputs.served_rows import INPUTS, example_row
+from pipeline.workflows.applying.served_rows import INPUTS, example_row
 from pipeline.workflows.runs.models import find_checkpoint, with_model
 from pipeline.workflows.serving import LOADER, OUTPUTS
 

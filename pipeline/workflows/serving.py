@@ -22,7 +22,7 @@ from pipeline.inference.cohort import predict_cohort
 from pipeline.inference.enhancer import load_enhancer
 from pipeline.inference.enhancing import enhance_cohort, output_names
 from pipeline.inference.predictor import load_predictor, select_device
-from pipeline.workflows.outputs.served_rows import INPUTS, case_of_row
+from pipeline.workflows.applying.served_rows import INPUTS, case_of_row
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -21,7 +21,7 @@ from pipeline.data.images import read_image
 from pipeline.errors import InputError
 from pipeline.inference.class_table import read_class_table
 from pipeline.tracking.store import connect
-from pipeline.workflows.outputs.served_rows import case_of_row, example_row
+from pipeline.workflows.applying.served_rows import case_of_row, example_row
 
 CONFIGS = Path(__file__).parents[2] / "configs/smoke"
 COS, SIN = np.cos(0.1), np.sin(0.1)  # an oblique scan

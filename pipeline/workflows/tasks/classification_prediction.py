@@ -24,12 +24,16 @@ from pipeline.inference.classifier import ClassPredictor, ClassReport, load_clas
 from pipeline.inference.explain import Method, map_name
 from pipeline.inference.exporting import export_answer
 from pipeline.progress import progress_bar
-from pipeline.workflows.auditing import AuditLog
-from pipeline.workflows.outputs.case_reports import (
+from pipeline.workflows.applying.case_reports import (
     describe_model,
     export_hashes,
 )
-from pipeline.workflows.outputs.refusing import refuse_overwriting, refuse_unused_rules, refuse_without_series
+from pipeline.workflows.applying.refusing import (
+    refuse_overwriting,
+    refuse_unused_rules,
+    refuse_without_series,
+)
+from pipeline.workflows.auditing import AuditLog
 from pipeline.workflows.tasks.classification_judging import write_class_report
 from pipeline.workflows.tasks.explaining import draw_answer
 
