@@ -46,6 +46,15 @@ class StopSignals:
         finally:
             self._is_deferred = False
 
+    def check(self) -> None:
+        """A moment at which to stop is safe.
+
+        Raises:
+            Stopped: If a signal arrived.
+        """
+        if self.is_requested:
+            raise Stopped
+
     def _receive(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         hurries = self.is_requested and now - self._first_s > _ECHO_S

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.config import InferenceSection
 from pipeline.inference.budget import Plan
 from pipeline.inference.engine import Engine
 from pipeline.inference.ensemble import build_ensemble
+from pipeline.inference.window_runner import Network
 from pipeline.labels import LabelContract
 from pipeline.networks import Segmenter
 from pipeline.volume import Grid
@@ -54,6 +56,7 @@ class Labeller:
         laterality: Output channels that change places in a copy that is mirrored from left to right.
         shares_image: Whether all networks see the same channels of the image; else each its own part of them.
         compiles: Whether the networks are compiled at their first call; see `rehearse`.
+        before_pass: Called before each forward pass, by several threads; what it raises ends the prediction.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Labeller:
         laterality: Laterality | None = None,
         shares_image: bool = True,
         compiles: bool = False,
+        before_pass: Callable[[], None] | None = None,
     ) -> None:
         if laterality is not None and laterality.axis not in flipped_axes:
             laterality = None
@@ -82,8 +86,11 @@ class Labeller:
         self.contract = contract
         self.section = section
         self._decision, self._num_scores = ensemble.decision, ensemble.num_scores
+        applied = ensemble.networks
+        if before_pass is not None:
+            applied = tuple(_preceded(before_pass, network) for network in applied)
         self._engine = Engine(
-            ensemble.networks,
+            applied,
             section,
             window_size,
             device,
@@ -155,3 +162,11 @@ def _probability_bytes(num_logits: int, grid: Grid) -> int:
     """What the logits and probabilities of a chunk of voxels take."""
     i, j, k = grid.shape
     return 3 * 4 * num_logits * max(CHUNK_VOXELS, i * j, j * k, i * k)
+
+
+def _preceded(before: Callable[[], None], network: Network) -> Network:
+    def call(windows: Tensor) -> Tensor:
+        before()
+        return network(windows)
+
+    return call

@@ -43,6 +43,7 @@ class Predictor:
         device: Where to compute.
         max_memory: Bytes that a prediction may take at its peak; None for what is free.
         compiles: Whether to compile the networks, now.
+        before_pass: See `Labeller`.
 
     Raises:
         ConfigError: If they cannot be compiled.
@@ -59,6 +60,7 @@ class Predictor:
         max_memory: int | None = None,
         *,
         compiles: bool = False,
+        before_pass: Callable[[], None] | None = None,
     ) -> None:
         self.contract = contract
         self.num_channels = len(channels)
@@ -83,6 +85,7 @@ class Predictor:
             ),
             shares_image=shares_image,
             compiles=compiles,
+            before_pass=before_pass,
         )
         if compiles:
             with compiler_faults("--compile", "leave it out"):
@@ -116,7 +119,12 @@ class Predictor:
 
 
 def load_predictor(
-    checkpoint: Checkpoint, device: torch.device, max_memory: int | None = None, *, compiles: bool = False
+    checkpoint: Checkpoint,
+    device: torch.device,
+    max_memory: int | None = None,
+    *,
+    compiles: bool = False,
+    before_pass: Callable[[], None] | None = None,
 ) -> Predictor:
     """Builds networks and chain that a checkpoint describes; see `Predictor`."""
     job = segmentation_job(job_from_mapping(checkpoint.job))
@@ -129,7 +137,15 @@ def load_predictor(
         measured = (member.intensity or {}).get("channels", [])
         statistics.append(tuple(IntensityStatistics(**channel) for channel in measured))
     return Predictor(
-        job, contract, checkpoint.channels, networks, statistics, device, max_memory, compiles=compiles
+        job,
+        contract,
+        checkpoint.channels,
+        networks,
+        statistics,
+        device,
+        max_memory,
+        compiles=compiles,
+        before_pass=before_pass,
     )
 
 

@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Final
 
 from pipeline.errors import ConfigError, Fault, ResourceError
@@ -49,7 +49,7 @@ class Queue:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
-        self._lock = Lock()
+        self._lock = RLock()  # whom a signal takes out of a transaction closes the queue all the same
         try:
             self._base = sqlite3.connect(
                 self._path, timeout=30, isolation_level=None, check_same_thread=False

@@ -26,6 +26,7 @@ from pipeline.pacs.desk import Desk, alone_in
 from pipeline.pacs.entries import Standing, Waiting
 from pipeline.pacs.queue import NAME, Queue
 from pipeline.pacs.sending import Courier
+from pipeline.signals import StopSignals
 from pipeline.workflows.applying.case_reports import describe_maker, describe_model, mask_hashes
 from pipeline.workflows.auditing import AuditLog
 from pipeline.workflows.runs.models import load_model
@@ -82,10 +83,14 @@ def listen(model: str, folder: Path, target: str, manner: Manner, tell: Tell = l
     _check(manner)
     checkpoint = load_model(model)
     _refuse_task(checkpoint)
-    predictor = load_predictor(checkpoint, select_device(manner.device))
     from pipeline.pacs.receiving import receiving  # noqa: PLC0415 - of an extra
 
     with ExitStack() as stack:
+        # `Stopped` raised at any moment could leave the queue locked for this very thread, which ends it.
+        signals = stack.enter_context(StopSignals())
+        stack.enter_context(signals.deferred())
+        device = select_device(manner.device)
+        predictor = load_predictor(checkpoint, device, before_pass=signals.check)
         stack.enter_context(alone_in(folder))
         queue = Queue(folder)
         stack.callback(queue.close)
@@ -97,7 +102,7 @@ def listen(model: str, folder: Path, target: str, manner: Manner, tell: Tell = l
         tell(f"listening as {manner.aet} on {manner.at} for {', '.join(manner.allowed)}; sending to {target}")
         stack.enter_context(freed_memory_kept())
         try:
-            reader.work(courier)
+            reader.work(courier, signals)
         except Stopped:
             raise Stopped("the same command goes on with what waits") from None
 
@@ -150,11 +155,12 @@ class _Reader:
         """The file of a study's answer."""
         return export_path(self.folder, SEGMENTATION, study)
 
-    def work(self, courier: Courier) -> None:
+    def work(self, courier: Courier, signals: StopSignals) -> None:
         """Until a signal, or until nothing can be sent any more."""
         pause = Event()
         try:
             while not courier.failures:
+                signals.check()
                 if waiting := self._desk.complete(self.model):
                     self._predict(self._choose(waiting))
                 else:

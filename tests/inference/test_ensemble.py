@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from monai.inferers import SlidingWindowInferer
 
 from pipeline.config import InferenceSection, NetworkSection
+from pipeline.errors import Stopped
 from pipeline.inference.budget import Memory, Work, make_plan
 from pipeline.inference.labelling import Labeller
 from pipeline.inference.window_runner import WindowRunner
@@ -30,7 +31,7 @@ def build_networks(num_labels, num_networks, features=(4, 6)):
     return networks
 
 
-def build_labeller(networks, num_labels, shares_image=True, flipped_axes=(), **section):
+def build_labeller(networks, num_labels, shares_image=True, flipped_axes=(), before_pass=None, **section):
     contract = LabelContract({"background": 0} | {f"organ{n}": n for n in range(1, num_labels)})
     return Labeller(
         networks,
@@ -41,6 +42,7 @@ def build_labeller(networks, num_labels, shares_image=True, flipped_axes=(), **s
         mixed_precision=False,
         flipped_axes=flipped_axes,
         shares_image=shares_image,
+        before_pass=before_pass,
     )
 
 
@@ -187,3 +189,24 @@ def test_scores_that_wait_for_other_networks_are_part_of_the_plan():
     memory = Memory(limit=2**30, used=0, per_window=2**20)
     one, five = (make_plan(each, 4, 1, memory) for each in work)
     assert five.expected_bytes - one.expected_bytes == 4 * work[0].window_bytes
+
+
+@pytest.mark.parametrize(("num_networks", "num_labels"), [(1, 3), (2, 3), (2, 9)])
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_what_is_raised_before_a_pass_ends_the_prediction_there(num_networks, num_labels, num_lanes):
+    calls, num_threads = [], torch.get_num_threads()
+
+    def before_pass():
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stopped
+
+    networks = build_networks(num_labels, num_networks)
+    labeller = build_labeller(networks, num_labels, before_pass=before_pass, batch_size=1)
+    torch.set_num_threads(num_lanes)  # as many lanes
+    try:
+        with pytest.raises(Stopped):
+            label(labeller, torch.randn(1, 32, 32, 32))
+    finally:
+        torch.set_num_threads(num_threads)
+    assert 3 <= len(calls) <= 3 + num_lanes

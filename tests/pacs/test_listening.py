@@ -29,6 +29,27 @@ from pipeline.workflows.auditing import verify_log
 
 ROOT = Path(__file__).parents[2]
 BRAIN = ROOT / "../shared/data/dicom/brain"
+# Sends itself the signal as a transaction of the queue has begun, and holds its lock.
+AT_A_BAD_MOMENT = """
+import contextlib, os, signal, sys
+
+import pipeline.inference.predictor, pipeline.pacs.receiving, pipeline.workflows.listening
+from pipeline.cli.main import main
+
+BEGIN = contextlib._GeneratorContextManager.__enter__.__code__
+num_begun = 0
+
+def follow(frame, event, _):
+    global num_begun
+    if event == "return" and frame.f_code is BEGIN and frame.f_locals["self"].gen.__name__ == "_transaction":
+        num_begun += 1
+        if num_begun == 4:
+            sys.setprofile(None)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.setprofile(follow)
+main()
+"""
 LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 SECRETS = ("quackenbush", "zebulon", "mrn7745321")
 
@@ -252,6 +273,28 @@ def test_while_the_pacs_is_away_answers_wait_and_a_stopped_listener_goes_on(
     (log,) = listener.folder.glob("results/*/audit.jsonl")
     verify_log(log)
     assert json.loads(log.read_text().splitlines()[0])["outputs"]
+
+
+def test_a_signal_ends_it_whatever_it_is_doing(network, model, tmp_path):
+    command = [sys.executable, "-c", AT_A_BAD_MOMENT, "listen", model, "-o", tmp_path / "own"]
+    command += ["--to", "dicom://ORTHANC@127.0.0.1:14242", "--allow", "SCANNER", "--at", "127.0.0.1:11115"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 75, done.stderr
+    assert "the same command goes on" in done.stderr
+
+
+def test_a_signal_while_it_predicts_ends_it_at_the_next_pass_and_counts_no_start(
+    clinseg, model, pacs, tmp_path
+):
+    study = make_series(tmp_path / "scan", seed=8, num_slices=600)
+    listening = Listener(model, tmp_path / "own", pacs.dimse, "--series", "T2*")
+    assert store(study).returncode == 0
+    started = "SELECT starts FROM answers WHERE state = 'predicting'"
+    with closing(sqlite3.connect(listening.folder / NAME, timeout=30)) as base:
+        wait(lambda: base.execute(started).fetchall(), listening.lines)
+        assert listening.stop() == 75
+        assert base.execute(started).fetchall() == [(0,)]
+    assert not listening.says(": predicted")
 
 
 def test_each_of_many_studies_has_one_answer_though_the_listener_is_killed(network):
