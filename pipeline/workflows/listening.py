@@ -12,7 +12,7 @@ from typing import Final
 from pipeline.checkpoint import Checkpoint
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import find_inputs
-from pipeline.errors import ConfigError, Fault, FaultError, Stopped
+from pipeline.errors import ConfigError, Fault, FaultError, ResourceError, Stopped
 from pipeline.export.exporters import SEGMENTATION, export_path
 from pipeline.export.label_table import write_label_table
 from pipeline.files import check_writable
@@ -166,9 +166,10 @@ class _Reader:
                 else:
                     self._desk.tidy()
                     pause.wait(_POLL_S)
-            raise courier.failures[0]
-        finally:
+        except (Stopped, ResourceError):  # no study's fault; whatever else ends it counts
             self._queue.leave(self.model)
+            raise
+        raise courier.failures[0]
 
     def _choose(self, waiting: Sequence[Waiting]) -> list[Waiting]:
         """What to predict together; something that once did not end comes after all else, and alone."""

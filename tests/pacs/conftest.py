@@ -1,4 +1,4 @@
-"""A real PACS, Debian's Orthanc, in a network of its own, since it binds all addresses."""
+"""A model to listen with; and a real PACS, Orthanc, in a network of its own, since it binds all addresses."""
 
 import ctypes
 import json
@@ -12,9 +12,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipeline.checkpoint import Checkpoint, write_checkpoint
+from pipeline.config import job_to_mapping, load_job, segmentation_job
+from pipeline.networks import build_network
+
+ROOT = Path(__file__).parents[2]
+LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 ORTHANC, PLUGIN = Path("/usr/sbin/Orthanc"), Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 CLONE_NEWNET = 0x40000000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A network that never learned: it marks something everywhere, which is all that is needed here."""
+    torch.manual_seed(0)
+    job = segmentation_job(load_job(ROOT / "configs/smoke/hippocampus.yaml"))
+    network = build_network(job.network, 1, len(LABELS))
+    structures = {name: (value,) for name, value in LABELS.items() if value}
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    weights, values = dict(network.state_dict()), job_to_mapping(job)
+    write_checkpoint(
+        path, Checkpoint(weights, values, LABELS, structures, ("MR",), None, {"run": "untrained"})
+    )
+    return path
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,11 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-import torch
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification
 
-from pipeline.checkpoint import Checkpoint, write_checkpoint
-from pipeline.config import job_to_mapping, load_job, segmentation_job
 from pipeline.data.dicom import list_dicom_files
 from pipeline.data.synthetic.series import write_series
-from pipeline.networks import build_network
 from pipeline.pacs.instances import hash_uid
 from pipeline.pacs.queue import NAME
 from pipeline.volume import Grid, Volume
@@ -50,7 +48,6 @@ def follow(frame, event, _):
 sys.setprofile(follow)
 main()
 """
-LABELS = {"background": 0, "anterior": 1, "posterior": 2}
 SECRETS = ("quackenbush", "zebulon", "mrn7745321")
 
 pytestmark = pytest.mark.slow
@@ -116,21 +113,6 @@ class Listener:
         self.process.wait()
         self._reader.join()
         self.process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A network that never learned: it marks something everywhere, which is all that is needed here."""
-    torch.manual_seed(0)
-    job = segmentation_job(load_job(ROOT / "configs/smoke/hippocampus.yaml"))
-    network = build_network(job.network, 1, len(LABELS))
-    structures = {name: (value,) for name, value in LABELS.items() if value}
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    weights, values = dict(network.state_dict()), job_to_mapping(job)
-    write_checkpoint(
-        path, Checkpoint(weights, values, LABELS, structures, ("MR",), None, {"run": "untrained"})
-    )
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -278,20 +260,22 @@ def test_while_the_pacs_is_away_answers_wait_and_a_stopped_listener_goes_on(
 def test_a_signal_ends_it_whatever_it_is_doing(network, model, tmp_path):
     command = [sys.executable, "-c", AT_A_BAD_MOMENT, "listen", model, "-o", tmp_path / "own"]
     command += ["--to", "dicom://ORTHANC@127.0.0.1:14242", "--allow", "SCANNER", "--at", "127.0.0.1:11115"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 75, done.stderr
     assert "the same command goes on" in done.stderr
 
 
-def test_a_signal_while_it_predicts_ends_it_at_the_next_pass_and_counts_no_start(
-    clinseg, model, pacs, tmp_path
-):
+def test_a_signal_ends_it_at_the_next_pass_though_a_sender_stays_and_counts_no_start(model, pacs, tmp_path):
     study = make_series(tmp_path / "scan", seed=8, num_slices=600)
     listening = Listener(model, tmp_path / "own", pacs.dimse, "--series", "T2*")
     assert store(study).returncode == 0
     started = "SELECT starts FROM answers WHERE state = 'predicting'"
     with closing(sqlite3.connect(listening.folder / NAME, timeout=30)) as base:
         wait(lambda: base.execute(started).fetchall(), listening.lines)
+        sender = AE("SCANNER")
+        sender.add_requested_context(Verification)
+        quiet = sender.associate("127.0.0.1", 11113, ae_title="CLINSEG")
+        assert quiet.is_established
         assert listening.stop() == 75
         assert base.execute(started).fetchall() == [(0,)]
     assert not listening.says(": predicted")
