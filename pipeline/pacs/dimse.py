@@ -53,6 +53,7 @@ class DimsePacs:
         self._where = str(address)
         self._aet = aet
         self._receive_at = receive_at
+        self._calling: AE | None = None
 
     def find(self, query: Query) -> list[FoundSeries]:
         """See `Pacs`."""
@@ -99,6 +100,11 @@ class DimsePacs:
                         refused[path] = reason
                     on_file()
         return refused
+
+    def hang_up(self) -> None:
+        """See `Pacs`."""
+        if self._calling is not None:
+            self._calling.shutdown()
 
     def _find_series(self, peer: Association, study: str) -> Iterator[FoundSeries]:
         wanted = {"Modality": "", "SeriesDescription": "", "SeriesNumber": ""}
@@ -180,7 +186,7 @@ class DimsePacs:
         roles: Sequence[Any] = (),
         handlers: Sequence[Any] = (),
     ) -> Iterator[Association]:
-        ae = AE(ae_title=self._aet)
+        ae = self._calling = AE(ae_title=self._aet)
         ae.connection_timeout, ae.acse_timeout = _CONNECT_S, _CONNECT_S
         ae.dimse_timeout, ae.network_timeout = _ANSWER_S, _ANSWER_S
         peer = ae.associate(

@@ -101,6 +101,9 @@ class Pacs(Protocol):
     def send(self, files: Sequence[Path], on_file: Callable[[], None] = lambda: None) -> dict[Path, str]:
         """Sends DICOM files; those that the PACS refused, each with the reason."""
 
+    def hang_up(self) -> None:
+        """Breaks off what another thread has under way."""
+
 
 def hash_uid(uid: str) -> str:
     """A name for what has this UID, that is safe in a path and tells nothing; 64 bits and more never meet."""

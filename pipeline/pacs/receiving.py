@@ -92,16 +92,15 @@ def receiving(aet: str, endpoint: tuple[str, int], allowed: Sequence[str], inbox
     ae.add_supported_context(Verification)
     where = f"{endpoint[0]}:{endpoint[1]}"
     try:
-        server = ae.start_server(endpoint, block=False, evt_handlers=_handlers(inbox))
+        ae.start_server(endpoint, block=False, evt_handlers=_handlers(inbox))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         message = f"it cannot listen there ({reason}); choose another host or port"
         raise ConfigError(Fault(where, "cannot-listen", message)) from error
-    assert server is not None, "it does not block"
     try:
         yield
     finally:
-        server.shutdown()
+        ae.shutdown()  # with the associations: the program cannot end before their threads
 
 
 def store_status(put: Callable[[Instance], None], content: bytes, tell: Callable[[str], None]) -> int:
