@@ -15,7 +15,7 @@ import requests
 from dicomweb_client.web import DICOMwebClient
 from pydicom import dcmread, dcmwrite
 
-from pipeline.errors import Fault, InputError, ServiceError
+from pipeline.errors import Fault, FaultError, ServiceError
 from pipeline.pacs.address import WebAddress
 from pipeline.pacs.instances import FoundSeries, Instance, Query, is_uid, read_instance
 
@@ -81,6 +81,9 @@ class WebPacs:
                 refused[path] = reason
             on_file()
         return refused
+
+    def hang_up(self) -> None:
+        """Nothing: a request has no thread of its own, that a program would wait for."""
 
     def _store(self, path: Path) -> str | None:
         with self._service(), warnings.catch_warnings(action="ignore"):
@@ -154,7 +157,7 @@ class WebPacs:
             message = f"the PACS cannot be reached or broke off ({type(error).__name__}); is it running?"
             raise ServiceError(Fault(self._where, "pacs-unreachable", message)) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError | ServiceError):
+            if isinstance(error, FaultError):
                 raise
             message = f"what the PACS answers is no DICOMweb ({type(error).__name__}); check the address"
             raise ServiceError(Fault(self._where, "pacs-error", message)) from error

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from pipeline.data.dicom import match_series
 from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.files import atomic_folder, check_writable
@@ -128,8 +130,23 @@ def pull_study(pacs: Pacs, target: Path, series: Sequence[FoundSeries]) -> Pulle
     """Fetches series of a study into a folder that is there afterwards with all of them, or not at all.
 
     Raises:
-        InputError: If fewer instances came than were announced, or something else lies there already.
+        InputError: If fewer instances came than were announced, something else lies there already, or
+            another pull of it is under way.
     """
+    # Another one would begin by removing what this one has fetched so far.
+    lock = FileLock(target.with_name(f".partial-{target.name}.lock"), timeout=0)
+    try:
+        with lock:
+            try:
+                return _pull_study(pacs, target, series)
+            finally:
+                Path(lock.lock_file).unlink(missing_ok=True)
+    except Timeout:
+        message = "another pull fetches it at this moment; wait until that has ended"
+        raise InputError(Fault(str(target), "in-use", message)) from None
+
+
+def _pull_study(pacs: Pacs, target: Path, series: Sequence[FoundSeries]) -> PulledStudy:
     told = PulledStudy(target, len(series), sum(len(one.instances) for one in series))
     if target.exists():
         announced = [Instance(one.study, one.uid, uid, b"").path for one in series for uid in one.instances]
