@@ -78,17 +78,22 @@ class Desk:
         abandoned = now - patience_s if now - self._started >= patience_s else 0.0
         waiting = self._queue.waiting(model, now - self._settle_s, abandoned)
         with self._lock:
-            arriving = set[str]().union(*self._brought.values())
+            arriving = self._arriving()
         return [study for study in waiting if study.study not in arriving]
 
     def tidy(self) -> None:
         """Removes images that are no longer needed."""
-        for study in self._queue.forget(time.time() - self._keep_s):
-            shutil.rmtree(self._folder / study, ignore_errors=True)
+        with self._lock:  # nothing begins to arrive meanwhile, to be entered and then removed with the rest
+            for study in self._queue.forget(time.time() - self._keep_s, self._arriving()):
+                shutil.rmtree(self._folder / study, ignore_errors=True)
 
     def folder_of(self, study: str) -> Path:
         """Where a study lies."""
         return self._folder / study
+
+    def _arriving(self) -> set[str]:
+        """Of living senders."""
+        return {study for sender, studies in self._brought.items() if sender.is_alive() for study in studies}
 
 
 @contextmanager

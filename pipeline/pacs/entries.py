@@ -30,11 +30,13 @@ class Unsent:
         study: Its study's id.
         revision: Of the study that it is made of.
         attempts: How often it was sent in vain.
+        refusals: How often of these the PACS refused it, rather than that it was away or broke off.
     """
 
     study: str
     revision: int
     attempts: int
+    refusals: int
 
 
 @dataclass(frozen=True, slots=True)

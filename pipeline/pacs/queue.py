@@ -19,7 +19,7 @@ from pipeline.pacs.entries import Standing, Unsent, Waiting
 from pipeline.pacs.instances import Instance, hash_uid
 
 NAME: Final = "queue.sqlite3"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE studies (
     id TEXT PRIMARY KEY, uid TEXT NOT NULL, changed REAL NOT NULL, revision INTEGER NOT NULL,
@@ -31,9 +31,10 @@ CREATE TABLE instances (
 CREATE TABLE answers (
     study TEXT NOT NULL REFERENCES studies, model TEXT NOT NULL, revision INTEGER NOT NULL,
     state TEXT NOT NULL, starts INTEGER NOT NULL DEFAULT 0, inputs TEXT, attempts INTEGER NOT NULL DEFAULT 0,
-    due REAL NOT NULL DEFAULT 0, reason TEXT, PRIMARY KEY (study, model)
+    due REAL NOT NULL DEFAULT 0, reason TEXT, refusals INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (study, model)
 ) STRICT;
 """
+_FROM_FIRST: Final = "ALTER TABLE answers ADD COLUMN refusals INTEGER NOT NULL DEFAULT 0;"
 
 
 class Queue:
@@ -57,16 +58,17 @@ class Queue:
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=FULL")  # what is acknowledged survives a power loss
             version = self._base.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
+            if version in (0, 1):
+                changes = _SCHEMA if version == 0 else _FROM_FIRST
                 self._base.executescript(
-                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;"
+                    f"BEGIN IMMEDIATE; {changes} PRAGMA user_version={_VERSION}; COMMIT;"
                 )
         except sqlite3.OperationalError as error:
             raise self._failed(error) from error
         except sqlite3.DatabaseError as error:
             message = "it is no queue of clinseg, or it is damaged; move it aside, then start again"
             raise ConfigError(Fault(str(self._path), "queue-damaged", message)) from error
-        if version not in (0, _VERSION):
+        if version not in range(_VERSION + 1):
             message = "another version of clinseg made this queue; use that one, or another folder"
             raise ConfigError(Fault(str(self._path), "queue-version", message))
 
@@ -116,6 +118,7 @@ class Queue:
                     CASE WHEN a.state = 'sent' THEN a.inputs END
                 FROM studies s LEFT JOIN answers a ON a.study = s.id AND a.model = ?
                 WHERE s.changed <= (CASE WHEN s.is_open THEN ? ELSE ? END)
+                    AND EXISTS (SELECT 1 FROM instances i WHERE i.study = s.id)
                     AND (a.study IS NULL OR a.revision < s.revision OR a.state = 'predicting')
                 ORDER BY s.changed
                 """,
@@ -130,7 +133,7 @@ class Queue:
                 """
                 INSERT INTO answers (study, model, revision, state, starts) VALUES (?, ?, ?, 'predicting', ?)
                 ON CONFLICT DO UPDATE SET revision = excluded.revision, state = 'predicting',
-                    starts = excluded.starts, attempts = 0, due = 0, reason = NULL
+                    starts = excluded.starts, attempts = 0, refusals = 0, due = 0, reason = NULL
                 """,
                 [(one.study, model, one.revision, one.starts + 1) for one in studies],
             )
@@ -160,8 +163,8 @@ class Queue:
         """Answers that it is time to send."""
         with self._transaction() as base:
             rows = base.execute(
-                "SELECT study, revision, attempts FROM answers WHERE model = ? AND state = 'predicted' "
-                "AND due <= ? ORDER BY due LIMIT ?",
+                "SELECT study, revision, attempts, refusals FROM answers "
+                "WHERE model = ? AND state = 'predicted' AND due <= ? ORDER BY due LIMIT ?",
                 (model, now, limit),
             )
             return [Unsent(*row) for row in rows]
@@ -171,12 +174,14 @@ class Queue:
         where = "study = ? AND model = ? AND revision = ? AND state = 'predicted'"
         self._change("state = 'sent', reason = NULL", where, answer.study, model, answer.revision)
 
-    def postpone(self, answer: Unsent, model: str, due: float, reason: str) -> None:
+    def postpone(
+        self, answer: Unsent, model: str, due: float, reason: str, *, is_refusal: bool = False
+    ) -> None:
         """It was sent in vain; when to try again."""
         where = "study = ? AND model = ? AND revision = ? AND state = 'predicted'"
         self._change(
-            "attempts = attempts + 1, due = ?, reason = ?",
-            where, due, reason, answer.study, model, answer.revision,
+            "attempts = attempts + 1, refusals = refusals + ?, due = ?, reason = ?",
+            where, is_refusal, due, reason, answer.study, model, answer.revision,
         )  # fmt: skip
 
     def lost(self, answer: Unsent, model: str) -> None:
@@ -186,24 +191,30 @@ class Queue:
     def retry(self) -> int:
         """Takes all that is parked up again; how many."""
         with self._transaction() as base:
-            changes = "revision = revision - 1, reason = NULL, attempts = 0"
+            changes = "revision = revision - 1, reason = NULL, attempts = 0, refusals = 0"
             return base.execute(f"UPDATE answers SET {changes} WHERE state = 'parked'").rowcount  # noqa: S608 - words of this file
 
-    def forget(self, before: float) -> list[str]:
-        """Forgets the instances of answered studies that are as old as that; gives these studies' ids."""
+    def forget(self, before: float, kept: Collection[str]) -> list[str]:
+        """Forgets the instances of answered studies that are as old as that; gives these studies' ids.
+
+        Args:
+            before: When something came of them last, at the latest.
+            kept: Studies that are not to be forgotten.
+        """
         with self._transaction() as base:
             rows = base.execute(
                 """
                 SELECT DISTINCT i.study FROM instances i JOIN studies s ON s.id = i.study
-                WHERE s.changed <= ? AND EXISTS (SELECT 1 FROM answers a WHERE a.study = s.id)
+                WHERE s.changed <= ?
+                    AND EXISTS (SELECT 1 FROM answers a WHERE a.study = s.id AND a.revision = s.revision)
                     AND NOT EXISTS (
                         SELECT 1 FROM answers a
-                        WHERE a.study = s.id AND (a.state != 'sent' OR a.revision != s.revision)
+                        WHERE a.study = s.id AND a.revision = s.revision AND a.state != 'sent'
                     )
                 """,
                 (before,),
             )
-            studies = [row[0] for row in rows]
+            studies = [row[0] for row in rows if row[0] not in kept]
             base.executemany("DELETE FROM instances WHERE study = ?", [(study,) for study in studies])
             return studies
 

@@ -19,6 +19,7 @@ _POLL_S: Final = 0.2
 _BATCH: Final = 16
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 600.0
 _MAX_REFUSALS: Final = 5
+_PATIENCE_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,26 @@ class Courier:
             yield
         finally:
             stop.set()
-            thread.join(timeout=5)  # what is under way then is sent again, and arrives as one
+            thread.join(timeout=_PATIENCE_S)
+            if thread.is_alive():  # what is under way then is sent again, and arrives as one
+                self.pacs.hang_up()
+                thread.join(timeout=_PATIENCE_S)
 
     def _work(self, stop: Event) -> None:
         try:
             while not stop.wait(_POLL_S):
-                while not stop.is_set() and (answers := self.queue.unsent(self.model, time.time(), _BATCH)):
+                while not stop.is_set() and (answers := self._choose()):
                     self._send(answers)
         except Exception as error:  # who listens has to learn of it
             self.failures.append(error)
+
+    def _choose(self) -> list[Unsent]:
+        """What to send together; what once did not arrive goes after all else, and alone.
+
+        It may be what the PACS breaks off at, and others with it would never arrive.
+        """
+        due = self.queue.unsent(self.model, time.time(), _BATCH)
+        return [answer for answer in due if not answer.attempts] or due[:1]
 
     def _send(self, answers: Sequence[Unsent]) -> None:
         """After a kill between sending and remembering, the same files go again with the same UIDs."""
@@ -82,12 +94,12 @@ class Courier:
             if path not in refused:
                 self.queue.sent(answer, self.model)
                 self.tell(f"{answer.study}: sent")
-            elif answer.attempts + 1 < _MAX_REFUSALS:
-                self._postpone(answer, refused[path])
+            elif answer.refusals + 1 < _MAX_REFUSALS:
+                self._postpone(answer, refused[path], is_refusal=True)
             else:
                 self.queue.park(answer.study, self.model, refused[path])
                 self.tell(f"{answer.study}: parked, {refused[path]}")
 
-    def _postpone(self, answer: Unsent, reason: str) -> None:
+    def _postpone(self, answer: Unsent, reason: str, *, is_refusal: bool = False) -> None:
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(answer.attempts, 20))
-        self.queue.postpone(answer, self.model, time.time() + pause_s, reason)
+        self.queue.postpone(answer, self.model, time.time() + pause_s, reason, is_refusal=is_refusal)

@@ -4,6 +4,7 @@ import hashlib
 import sqlite3
 import time
 import warnings
+from contextlib import closing
 from io import BytesIO
 from threading import Event, Thread
 
@@ -46,13 +47,13 @@ def waiting(queue, settled=LATER, abandoned=LATER):
     return [one.study for one in queue.waiting(MODEL, settled, abandoned)]
 
 
-def answer(queue):
+def answer(queue, model=MODEL):
     """Predicts and sends what waits."""
-    (study,) = queue.waiting(MODEL, LATER, LATER)
-    queue.begin(MODEL, [study])
-    queue.predicted(study.study, MODEL, "inputs")
-    (unsent,) = queue.unsent(MODEL, LATER, 9)
-    queue.sent(unsent, MODEL)
+    (study,) = queue.waiting(model, LATER, LATER)
+    queue.begin(model, [study])
+    queue.predicted(study.study, model, "inputs")
+    (unsent,) = queue.unsent(model, LATER, 9)
+    queue.sent(unsent, model)
 
 
 def test_a_study_waits_until_it_settled_and_ten_times_longer_if_its_sender_broke_off(queue):
@@ -285,6 +286,46 @@ def test_images_are_removed_when_they_are_answered_and_old_and_not_before(queue,
     assert not path.parent.parent.exists()
     desk.put(instance(), Thread())  # sent once more, it is looked at, not trusted to be known
     assert queue.waiting(MODEL, LATER, LATER)[0].inputs == "inputs"
+
+
+def test_what_is_arriving_is_not_removed(queue, desk, senders, tmp_path):
+    desk.put(instance(), Thread())
+    answer(queue)
+    sender, _ = senders
+    desk.put(instance(), sender)  # the very same; more may follow
+    time.sleep(0.01)
+    desk.tidy()
+    assert list((tmp_path / "incoming").rglob("*.dcm"))
+    desk.end(sender, is_released=True)
+    desk.tidy()
+    assert not list((tmp_path / "incoming").rglob("*.dcm"))
+
+
+def test_a_new_model_is_asked_for_nothing_that_was_removed(queue):
+    put(queue, instance())
+    answer(queue)
+    assert queue.forget(LATER, ()) == [hash_uid(ONE)]
+    assert queue.waiting("cd" * 32, LATER, LATER) == []
+
+
+def test_what_a_new_model_answered_is_removed_whatever_the_old_one_said_of_less(queue):
+    put(queue, instance())
+    answer(queue)
+    put(queue, instance(number=2))
+    assert queue.forget(LATER, ()) == []
+    answer(queue, "cd" * 32)
+    assert queue.forget(LATER, ()) == [hash_uid(ONE)]
+
+
+def test_a_queue_of_the_first_version_goes_on(queue, tmp_path):
+    put(queue, instance())
+    queue.begin(MODEL, queue.waiting(MODEL, LATER, LATER))
+    queue.predicted(hash_uid(ONE), MODEL, "inputs")
+    with closing(sqlite3.connect(tmp_path / NAME)) as base:
+        base.executescript("ALTER TABLE answers DROP COLUMN refusals; PRAGMA user_version=1;")
+    again = Queue(tmp_path)
+    assert [(one.study, one.refusals) for one in again.unsent(MODEL, LATER, 9)] == [(hash_uid(ONE), 0)]
+    again.close()
 
 
 def test_paths_are_made_of_hashes_and_uids_that_are_none_are_refused(tmp_path):
