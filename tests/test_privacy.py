@@ -214,6 +214,33 @@ def test_what_cannot_be_made_safe_is_left_out_or_warned_about(tmp_path):
     assert result.num_files == 2
 
 
+@pytest.mark.parametrize("kind", ["66.4", "66.5", "66.7", "of another standard"])
+def test_segmentations_are_left_out_though_they_have_pixels(tmp_path, kind):
+    (tmp_path / "in").mkdir()
+    dataset = pydicom.dcmread(FILES / "liver_1frame.dcm")
+    if kind == "of another standard":
+        dataset.SOPClassUID = "1.2.3"
+    else:
+        dataset.SOPClassUID, dataset.Modality = f"1.2.840.10008.5.1.4.1.1.{kind}", "OT"
+    dataset.SegmentSequence[0].SegmentLabel = f"drawn by {NAME}"
+    dataset.save_as(tmp_path / "in/segmentation.dcm")
+    result = deidentify(tmp_path / "in", tmp_path / "out", tmp_path / "key")
+    assert [fault.rule for fault in result.faults] == ["no-image"] and "segmentation" in str(result.faults[0])
+    assert not [*(tmp_path / "out").rglob("*.dcm")]
+
+
+def test_what_somebody_typed_about_an_image_or_a_structure_goes(planted):
+    """Of a colleague, say, whose name stands in no attribute by which it could be found."""
+    path = planted / "in/Quackenbush Zebulon/Zebulon0.dcm"
+    dataset, structure = pydicom.dcmread(path), Dataset()
+    dataset.ContentDescription = structure.SegmentLabel = "for Prof Huang, ward 7"
+    dataset.SegmentSequence = Sequence([structure])
+    dataset.save_as(path)
+    deidentify(planted / "in", planted / "out", planted / "key")
+    assert len([*(planted / "out").rglob("*.dcm")]) == 3
+    assert not any(b"Huang" in content for content in every_byte(planted / "out"))
+
+
 def test_the_key_is_made_for_its_owner_only_and_never_lies_among_the_images(planted):
     deidentify(planted / "in", planted / "out", planted / "new.key")
     assert len((planted / "new.key").read_bytes()) == 64

@@ -25,6 +25,9 @@ _BEFORE_META = 132 + 12  # bytes of preamble, prefix, and the element that tells
 _PRINTED_ON = {"US", "SC", "OT", "XC", "ES", "XA", "RF", "DX", "CR", "IO", "GM"}
 """Modalities that often print names into pixels."""
 
+_SEGMENTATIONS = "1.2.840.10008.5.1.4.1.1.66."
+"""How UIDs begin of segmentations, label maps and surfaces, and of other objects drawn over images."""
+
 _HEADS = ("head", "brain", "skull", "face", "neck", "sinus", "orbit", "schadel", "kopf", "cereb", "neuro")
 _SCANNED = {"CT", "MR", "PT"}
 
@@ -140,8 +143,11 @@ def _refuse(path: Path, dataset: Dataset) -> None:
     if missing:
         message = f"{', '.join(missing)} missing, without which it is no DICOM file; fetch it from its source"
         raise InputError(Fault(str(path), "missing-tag", message))
-    if "PixelData" not in dataset:
-        message = "it is no image (but a report, say), in which names may stand anywhere; it was left out"
+    # Segmentations have pixels too, and beside them what somebody typed about each structure.
+    is_drawn = str(dataset.SOPClassUID).startswith(_SEGMENTATIONS) or dataset.get("Modality") == "SEG"
+    if is_drawn or "PixelData" not in dataset:
+        what = "a segmentation, say" if is_drawn else "a report, say"
+        message = f"it is no image (but {what}), in which names may stand anywhere; it was left out"
         raise InputError(Fault(str(path), "no-image", message))
     if dataset.get("BurnedInAnnotation") == "YES":
         message = "it says that text is burned into its pixels; it was left out, paint over it first"

@@ -25,6 +25,7 @@ EDITION = "DICOM PS3.15 2026c"
 
 _PATIENT_NAME, _PATIENT_ID, _PIXEL_DATA = 0x00100010, 0x00100020, 0x7FE00010
 _FREE_TEXT = {"ST", "LT", "UT", "UC", "UR", "PN", "AE", "UN"}
+_TYPED = {0x00620005, 0x00700081}  # SegmentLabel, ContentDescription: typed by people, and not in the table
 _SHORT_TEXT = {"LO", "SH", "CS", "AS"}
 _BINARY = {"OB", "OW", "OF", "OD", "OL", "OV"}
 _IMAGE_GROUPS = {0x0028, 0x7FE0}  # whose binary values are pixels and their tables
@@ -89,7 +90,7 @@ def _action(element: DataElement) -> str:
         return "keep"
     if name.startswith(("empty", "replace", "delete_or")):  # Z, D, X/Z and so on: what a viewer may ask for
         return "delete" if element.VR == "SQ" else "empty"
-    return "empty" if element.VR in _FREE_TEXT else "keep"
+    return "empty" if element.VR in _FREE_TEXT or element.tag in _TYPED else "keep"
 
 
 def _is_unknown(element: DataElement) -> bool:
