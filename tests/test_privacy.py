@@ -241,6 +241,49 @@ def test_what_somebody_typed_about_an_image_or_a_structure_goes(planted):
     assert not any(b"Huang" in content for content in every_byte(planted / "out"))
 
 
+def codes(dataset):
+    """Coded values, but for those about the patient, which the table takes."""
+    return {one.keyword: one.value for one in dataset if one.VR == "CS" and one.tag.group != 0x0010}
+
+
+@pytest.mark.parametrize("change", [
+    {"PatientName": "Doe^Mary"},  # priMARY
+    {"PatientName": "Rossi^Gina"},  # oriGINAl
+    {"PatientName": "Rome^John"},  # monochROME2
+    {"PatientName": "Monochrome^Real"},
+    {"ReferringPhysicianName": "Primary^Care", "OperatorsName": "ADMIN", "PerformingPhysicianName": "NONE"},
+    {"PatientID": "2022-0815", "AccessionNumber": "MONOCHROME2"},
+])  # fmt: skip
+def test_no_name_takes_the_codes_by_which_an_image_is_read(tmp_path, change):
+    (tmp_path / "in").mkdir()
+    dataset = pydicom.dcmread(FILES / "CT_small.dcm")
+    for keyword, value in change.items():
+        setattr(dataset, keyword, value)
+    dataset.ImageType, dataset.ComplexImageComponent = ["ORIGINAL", "PRIMARY", "AXIAL"], "REAL"
+    dataset.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+    dataset.DecayCorrection, dataset.VolumeBasedCalculationTechnique = "ADMIN", "NONE"
+    dataset.save_as(tmp_path / "in/a.dcm")
+    assert not deidentify(tmp_path / "in", tmp_path / "out", tmp_path / "key").faults
+    cleaned = pydicom.dcmread(next((tmp_path / "out").rglob("*.dcm")))
+    before, after = codes(dataset), codes(cleaned)
+    assert {keyword: after.get(keyword) for keyword in before} == before
+    assert np.array_equal(cleaned.pixel_array, dataset.pixel_array)
+
+
+@pytest.mark.parametrize("code", ["ZEBULON", "HEAD OF ZEBULON", "QUACKENBUSH_2", "ZEBULON2", "IDMRN7745321X"])
+def test_a_code_that_names_the_patient_goes_and_those_beside_it_stay(planted, code):
+    path = planted / "in/Quackenbush Zebulon/Zebulon0.dcm"
+    dataset = pydicom.dcmread(path)
+    dataset.BodyPartExamined, dataset.ImageType = code, ["ORIGINAL", "PRIMARY", "AXIAL", code]
+    dataset.save_as(path)
+    result = deidentify(planted / "in", planted / "out", planted / "key")
+    assert not result.faults
+    assert_nothing_is_told(*every_byte(planted / "out"))
+    kept = [pydicom.dcmread(found) for found in (planted / "out").rglob("*.dcm")]
+    assert not any(one.BodyPartExamined for one in kept)
+    assert ["ORIGINAL", "PRIMARY", "AXIAL", ""] in [one.ImageType for one in kept]
+
+
 def test_the_key_is_made_for_its_owner_only_and_never_lies_among_the_images(planted):
     deidentify(planted / "in", planted / "out", planted / "new.key")
     assert len((planted / "new.key").read_bytes()) == 64

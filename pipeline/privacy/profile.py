@@ -23,13 +23,22 @@ from pipeline.privacy.pseudonyms import Pseudonyms
 TABLE = "dicomfields_2026c"
 EDITION = "DICOM PS3.15 2026c"
 
-_PATIENT_NAME, _PATIENT_ID, _PIXEL_DATA = 0x00100010, 0x00100020, 0x7FE00010
 _FREE_TEXT = {"ST", "LT", "UT", "UC", "UR", "PN", "AE", "UN"}
 _TYPED = {0x00620005, 0x00700081}  # SegmentLabel, ContentDescription: typed by people, and not in the table
 _SHORT_TEXT = {"LO", "SH", "CS", "AS"}
 _BINARY = {"OB", "OW", "OF", "OD", "OL", "OV"}
 _IMAGE_GROUPS = {0x0028, 0x7FE0}  # whose binary values are pixels and their tables
+_CHARACTER_SET = 0x00080005
 _LEAST_TOKEN = 4
+_TERMS = {
+    *("original", "derived", "mixed", "primary", "secondary", "axial", "localizer", "water"),  # ImageType
+    *("magnitude", "phase", "real", "imaginary"),  # ComplexImageComponent
+    *("volume", "sampled", "distorted", "color", "monochrome", "tiled", "full", "sparse"),  # of many frames
+    *("start", "admin", "none", "unknown"),  # DecayCorrection and others
+}
+"""Words of codes by which readers order, tell apart and scale slices. They stand in anybody's images, and so
+tell nothing of somebody who is called so, such as the `PRIMARY CARE` that sent the patient."""
+
 _TIME = r"[0-9.: ]*"
 
 
@@ -77,8 +86,8 @@ def _clean(dataset: Dataset, pseudonyms: Pseudonyms, patient: str, tokens: set[s
         elif element.VR == "SQ":
             for item in element.value:
                 _clean(item, pseudonyms, patient, tokens)
-        elif _holds(element, tokens):
-            element.value = None
+        elif element.VR in _SHORT_TEXT and not _is_for_decoding(element):
+            _blank(element, tokens)
 
 
 def _action(element: DataElement) -> str:
@@ -143,12 +152,21 @@ def _tokens(text: str) -> Iterator[str]:
     yield from re.findall(r"[^\W_]+", text.lower())
 
 
-def _holds(element: DataElement, tokens: set[str]) -> bool:
-    """Whether a short text that stays names the patient all the same."""
-    if element.VR not in _SHORT_TEXT or element.tag in (_PATIENT_NAME, _PATIENT_ID):
-        return False
-    text = str(element.value).lower()
-    return any(token in text for token in tokens)
+def _is_for_decoding(element: DataElement) -> bool:
+    """Whether it is a code without which pixels or texts cannot be decoded, and that nobody types."""
+    return element.VR == "CS" and (element.tag.group == 0x0028 or element.tag == _CHARACTER_SET)
+
+
+def _blank(element: DataElement, tokens: set[str]) -> None:
+    """Empties those values of a short text that name the patient all the same."""
+    is_code = element.VR == "CS"
+    _map(element, lambda value: "" if _tells(str(value).lower(), tokens, is_code) else value)
+
+
+def _tells(text: str, tokens: set[str], is_code: bool) -> bool:
+    """Whether a token stands in a text; in a code a name must be a word, as MARY is none in PRIMARY."""
+    words = set(re.findall(r"[^\W\d_]+", text)) - _TERMS
+    return any(token in (words if is_code and token.isalpha() else text) for token in tokens)
 
 
 def _say_so(dataset: Dataset) -> None:
