@@ -317,6 +317,22 @@ def test_damaged_nifti_is_left_out(tmp_path):
     assert not list((tmp_path / "out").rglob("*.nii*"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("offset", [np.inf, -np.inf, np.nan, 1e30, 1e15])
+def test_voxels_that_begin_nowhere_are_a_fault_for_people(tmp_path, clinseg, offset):
+    manifest = write_phantom_study(tmp_path / "in", num_cases=5)
+    path = min((tmp_path / "in").rglob("*.nii.gz"))
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[108:112] = np.float32(offset).tobytes()
+    path.write_bytes(gzip.compress(content))
+    config = Path(__file__).parents[1] / "configs/smoke/hippocampus.yaml"
+    answer = clinseg("check", config, "--set", f"data.manifest={manifest}")
+    assert answer.code == 3 and "voxel-offset" in answer.out + answer.err
+    path.with_suffix("").write_bytes(content)
+    answer = clinseg("deidentify", tmp_path / "in", tmp_path / "out", "--key", tmp_path / "key")
+    assert answer.code == 3 and (answer.out + answer.err).count("[unreadable]") == 2
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_of_a_nifti_file_its_header_and_voxels_are_copied_and_nothing_else(tmp_path, suffix):
     pack = gzip.compress if suffix == ".nii.gz" else bytes

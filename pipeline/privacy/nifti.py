@@ -23,6 +23,7 @@ _PROGRAMS = (
 """How texts begin that name a program or a type, and nobody."""
 
 _OURS = b'{"clinseg":'
+_MAX_OFFSET = 2**26  # as whoever reads the voxels has it
 _CHUNK = 2**20
 
 
@@ -99,10 +100,10 @@ def _parse_header(source: BinaryIO) -> tuple[nib.Nifti1Header, int]:
         raise EOFError
     # nibabel's headers have no types.
     header = sizes[size](block, check=False)  # type: ignore[no-untyped-call]
-    offset = int(header["vox_offset"])
-    if offset < size + 4:
+    offset = float(header["vox_offset"])  # infinite or NaN in a damaged file, or where no file can be read
+    if not size + 4 <= offset <= _MAX_OFFSET:
         raise ValueError("the voxels do not follow the header")
-    return header, offset
+    return header, int(offset)
 
 
 @contextmanager
