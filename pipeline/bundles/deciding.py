@@ -88,6 +88,9 @@ def map_inferer(file: ConfigFile, path: KeyPath, dimensions: int, faults: list[F
     step = Step(name, file, path, faults)
     if not step.check(_INFERER):
         return {}
+    # Left out, MONAI cuts along the first axis.
+    if name == "SliceInferer" and step.take("spatial_dim", 0) != 2:
+        step.refuse("spatial_dim", "slices are cut along the last axis here, 2; MONAI's default is 0")
     size, overlap = step.take("roi_size"), step.take("overlap", 0.25)
     window = size if isinstance(size, list) else [size] * dimensions
     settings: dict[str, Any] = {"placement": "stepped"}
@@ -125,6 +128,8 @@ def map_postprocessing(
         if step.name == "Activations" and step.check(_ACTIVATION):
             _take_activation(step, found, num_outputs)
         elif step.name == "Invert" and step.check(_INVERT):
+            if step.take("orig_keys") in (None, "pred", ["pred"]):
+                continue  # MONAI undoes what was done to `pred` then, which is nothing
             found.is_inverted = True
             if is_resampled and (found.is_label or step.take("nearest_interp", default=True) is not False):
                 found.differences.append(_LABELS)

@@ -168,6 +168,9 @@ def _take_range(step: Step, found: Preparation, num_channels: int) -> None:
     to_low, to_high = step.take("b_min"), step.take("b_max")
     clips = step.take("clip", default=False)
     if to_low is None and to_high is None:
+        if clips:
+            step.refuse("clip", "without b_min and b_max MONAI has nothing to clip to; write both")
+            return
         to_low, to_high = 0.0, 1.0
     bounds = (low, high, to_low, to_high)
     if not all(_is_number(bound) for bound in bounds) or low >= high or to_low >= to_high:
@@ -188,6 +191,10 @@ def _take_range(step: Step, found: Preparation, num_channels: int) -> None:
 
 
 def _take_fixed(step: Step, found: Preparation, fixed: Sequence[Any], num_channels: int) -> None:
+    is_listed = any(isinstance(value, list) for value in fixed)
+    if is_listed and step.take("channel_wise", default=False) is not True:
+        step.refuse("channel_wise", "a number for each channel needs it to be true; MONAI's default is false")
+        return
     means, deviations = (value if isinstance(value, list) else [value] * num_channels for value in fixed)
     whole = [*means, *deviations]
     if len(whole) != 2 * num_channels or not all(_is_number(v) for v in whole) or min(deviations) <= 1e-8:

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.inferers import sliding_window_inference
+from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.networks.nets import UNet
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, NormalizeIntensity, Orientation
 
@@ -97,12 +97,12 @@ def scan(tmp_path):
     return path
 
 
-def monais_mask(scan, network):
-    """The mask that the transforms of MONAI and its own sliding window give."""
+def monais_mask(scan, infer):
+    """The mask that the transforms of MONAI and an inferer of its own give."""
     chain = Compose([LoadImage(), EnsureChannelFirst(), Orientation("RAS"), NormalizeIntensity()])
     image = chain(scan)
     with torch.no_grad():
-        scores = sliding_window_inference(image[None], (16, 16, 16), 1, network, 0.5, "gaussian")
+        scores = infer(image[None])
     labels = image.copy_(scores.argmax(1).float())
     back = nib.as_closest_canonical(nib.load(scan))
     turned = nib.Nifti1Image(np.asarray(labels[0], dtype=np.uint8), back.affine)
@@ -118,7 +118,8 @@ def test_it_gives_the_masks_of_monai(bundle, scan, network, tmp_path, clinseg):
     assert "warning" not in answer.out
     assert clinseg("predict", tmp_path / "m.safetensors", scan, "-o", tmp_path / "out").code == 0
     ours = np.asarray(nib.load(tmp_path / "out/scan.nii.gz").dataobj)
-    theirs = monais_mask(scan, network)
+    window = SlidingWindowInferer((16, 16, 16), overlap=0.5, mode="gaussian")
+    theirs = monais_mask(scan, lambda image: window(image, network))
     assert np.array_equal(ours, theirs) and len(np.unique(theirs)) == 3
     card = clinseg("card", tmp_path / "m.safetensors").out
     assert "MONAI bundle spleen, version 0.3.1" in card and "training.epochs" not in card
@@ -147,6 +148,51 @@ def test_resampled_probabilities_are_told(bundle, tmp_path, clinseg):
     checkpoint = read_checkpoint(tmp_path / "m.safetensors")
     assert checkpoint.job["preprocessing"]["spacing"] == [1.5, 1.5, 2.0]
     assert "interpolates probabilities" in clinseg("card", tmp_path / "m.safetensors").out
+
+
+def test_an_inversion_of_nothing_is_none(bundle, tmp_path):
+    """Without `orig_keys` MONAI undoes what was done to `pred`: labels stay on the grid of the network."""
+
+    def change(config, _):
+        config["preprocessing"]["transforms"].insert(3, RESAMPLING)
+        config["postprocessing"]["transforms"][1].pop("orig_keys")
+
+    (told,) = import_bundle(bundle(change), tmp_path / "m.safetensors").differences
+    assert "resamples labels" in told
+
+
+SLICE = {"_target_": "SliceInferer", "roi_size": [16, 16], "overlap": 0.5, "mode": "gaussian"}
+
+
+@pytest.fixture
+def flat(bundle):
+    """A 2D network, and a bundle of it whose inferer is given."""
+    torch.manual_seed(0)
+    arguments = NETWORK | {"spatial_dims": 2}
+    network = UNet(**arguments).eval()
+
+    def change(config, inferer):
+        config["network_def"] = {"_target_": "UNet", **arguments}
+        config["inferer"] = SLICE | inferer
+
+    return network, lambda **inferer: bundle(lambda c, _: change(c, inferer), network.state_dict())
+
+
+def test_slices_are_those_of_monai(flat, scan, tmp_path, clinseg):
+    network, bundle = flat
+    import_bundle(bundle(spatial_dim=2), tmp_path / "m.safetensors")
+    assert clinseg("predict", tmp_path / "m.safetensors", scan, "-o", tmp_path / "out").code == 0
+    inferer = SliceInferer(2, roi_size=(16, 16), overlap=0.5, mode="gaussian")
+    theirs = monais_mask(scan, lambda image: inferer(image, network))
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "out/scan.nii.gz").dataobj), theirs)
+
+
+@pytest.mark.parametrize("inferer", [{}, {"spatial_dim": 0}, {"spatial_dim": 1}])
+def test_slices_along_another_axis_are_refused(flat, tmp_path, clinseg, inferer):
+    """Where nothing is written MONAI cuts along the first axis."""
+    answer = clinseg("import-bundle", flat[1](**inferer), "-o", tmp_path / "m.safetensors")
+    assert answer.code == 3 and "inferer.spatial_dim" in answer.err
+    assert not (tmp_path / "m.safetensors").exists()
 
 
 def set_transform(number, **changes):
@@ -206,6 +252,10 @@ def at(path, value, of=0):
          "bundle-unmapped"),
         (at(["preprocessing", "transforms", 2, "axcodes"], "RASP"), "axcodes", "bundle-unmapped"),
         (at(["inferer", "_target_"], "SimpleInferer"), "inferer", "bundle-unmapped"),
+        (at(["preprocessing", "transforms", 3], {"_target_": "ScaleIntensityRanged", "keys": "image",
+            "a_min": 0, "a_max": 9, "clip": True}), "clip", "bundle-unmapped"),  # MONAI: to what?
+        (at(["preprocessing", "transforms", 3], {"_target_": "NormalizeIntensityd", "keys": "image",
+            "subtrahend": [5.0], "divisor": [2.0]}), "channel_wise", "bundle-unmapped"),
         (at(["postprocessing", "transforms", 0, "sigmoid"], True), "transforms[0]", "bundle-unmapped"),
         (at(["postprocessing", "transforms", 0],
             {"_target_": "Activationsd", "keys": "pred", "sigmoid": True}), "sigmoid", "bundle-unmapped"),
