@@ -6,6 +6,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from pipeline.bundles.plain import ConfigFile, read_config
-from pipeline.errors import ConfigError, Fault, InputError
+from pipeline.errors import ConfigError, Fault, FaultError, InputError
 
 _CONFIGS: Final = tuple(
     f"configs/{name}.{suffix}" for name in ("inference", "train") for suffix in ("json", "yaml", "yml")
@@ -25,6 +26,17 @@ room does not see; a test takes one way and the other)."""
 _WEIGHTS: Final = ("models/model.safetensors", "models/model.pt", "models/model.ts")
 _WANTED: Final = (*_CONFIGS, METADATA, OWN, *_WEIGHTS)
 _MOST_ENTRIES, _LARGEST_RATIO = 10_000, 200
+_PACKED: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_DAMAGED: Final = (
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OSError,
+)
+"""What `zipfile` ends in over changed or missing bytes; a ValueError where a name is no UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +134,11 @@ def _unpack(path: Path, folder: Path) -> dict[str, Path]:
                     shutil.copyfileobj(source, file)
                 found[name] = target
             return found
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        message = f"the zip cannot be read ({type(error).__name__}); fetch it again from where it comes from"
+    except FaultError:
+        raise
+    except _DAMAGED as error:
+        reason = str(error)[:100] or type(error).__name__
+        message = f"the zip cannot be read ({reason}); fetch it again from where it comes from"
         raise InputError(Fault(str(path), "zip-unreadable", message)) from error
 
 
@@ -137,12 +152,17 @@ def _entry_faults(path: Path, entries: list[zipfile.ZipInfo], free: int) -> Iter
         if (
             entry.filename.startswith(("/", "\\"))
             or ".." in parts
-            or ":" in parts[0]
+            or ":" in "".join(parts[:1])  # "./" has no parts
             or "\\" in entry.filename
         ):
             yield Fault(where, "zip-path", "the entry leads out of the bundle; do not trust its source")
         elif stat.S_ISLNK(entry.external_attr >> 16):
             yield Fault(where, "zip-link", "the entry is a link; pack the file itself")
+        elif entry.compress_type not in _PACKED:
+            # Of the others zipfile unpacks a whole block at once, however large: no size could be trusted.
+            yield Fault(
+                where, "zip-packing", "it is neither stored nor deflated; pack the bundle anew, as usual"
+            )
         elif entry.file_size > _LARGEST_RATIO * max(entry.compress_size, 2**10):
             yield Fault(
                 where, "zip-bomb", "it would grow more than two hundred times; do not trust its source"

@@ -1,9 +1,11 @@
 """Bundles of others become models of ours that give the same masks, and nothing in them is run."""
 
 import copy
+import io
 import json
 import os
 import pickle
+import random
 import zipfile
 from pathlib import Path
 
@@ -11,10 +13,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.networks.nets import UNet
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage, NormalizeIntensity, Orientation
 
+from pipeline.bundles.opening import opened
 from pipeline.checkpoint import read_checkpoint
 from pipeline.errors import FaultError
 from pipeline.workflows.importing_bundle import import_bundle
@@ -133,6 +138,7 @@ def test_yaml_zip_and_folder_are_one(bundle, tmp_path):
     config.with_suffix(".yaml").write_text(config.read_text())
     config.unlink()
     with zipfile.ZipFile(tmp_path / "spleen.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("./", "")  # some programs begin with the folder itself
         for path in folder.rglob("*.*"):
             archive.write(path, f"spleen/{path.relative_to(folder)}")
     import_bundle(tmp_path / "spleen.zip", tmp_path / "b.safetensors")
@@ -332,6 +338,33 @@ def test_hostile_zips_are_refused(tmp_path, clinseg, entry, content, rule):
     answer = clinseg("import-bundle", path, "-o", tmp_path / "m.safetensors")
     assert answer.code == 3 and rule in answer.err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.zip"]
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_zip_is_refused_or_whole(tmp_path, data):
+    """Nothing but a refusal comes of a changed byte, wherever it is."""
+    written = {"configs/metadata.json": random.Random(0).randbytes(500).hex(), "Ж/inference.json": "{}"}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in written.items():
+            archive.writestr(name, text)
+    whole = bytearray(buffer.getvalue())
+    whole[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+    (tmp_path / "b.zip").write_bytes(whole)
+    try:
+        with opened(tmp_path / "b.zip") as files:
+            assert all(path.read_text() == written[name] for name, path in files.items())
+    except FaultError:
+        pass
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_zips_whose_size_no_header_bounds_are_refused(tmp_path, packing):
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", packing) as archive:
+        archive.writestr("configs/metadata.json", "{}")
+    with pytest.raises(FaultError, match="zip-packing"), opened(tmp_path / "b.zip"):
+        pass
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": 1, "a": 2}', "[1]", '{"a": ', "\x00"])
