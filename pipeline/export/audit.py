@@ -12,8 +12,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -55,11 +57,11 @@ def append_entry(path: Path, entry: Mapping[str, Any]) -> str:
 
     Raises:
         ConfigError: If the log does not end with a line of a chain.
-        ResourceError: If it cannot be written.
+        ResourceError: If it cannot be written; the log is then as it was before.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab+") as file:
+        with path.open("ab+", buffering=0) as file:  # a buffer would be written once more when it closes
             fcntl.flock(file, fcntl.LOCK_EX)  # of two predictions into one folder
             line = {
                 "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
@@ -67,9 +69,7 @@ def append_entry(path: Path, entry: Mapping[str, Any]) -> str:
                 "previous": _head(path, file),
             }
             line["hash"] = _hash_of(line)
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            _append(file, json.dumps(line, ensure_ascii=False).encode() + b"\n")
             return str(line["hash"])
     except OSError as error:
         raise resource_error(path, error) from error
@@ -140,6 +140,21 @@ def verify(path: Path, head: str | None = None) -> Audit:
     if faults:
         raise IntegrityError(faults)
     return Audit(len(lines), previous, len(outputs) - len(missing), tuple(missing))
+
+
+def _append(file: FileIO, line: bytes) -> None:
+    """Adds a line as a whole or not at all: behind half of one, left by a full disk, none could follow."""
+    size = os.fstat(file.fileno()).st_size  # nobody else changes it while we hold the lock
+    try:
+        left = memoryview(line)
+        while left:
+            left = left[file.write(left) :]
+        os.fsync(file.fileno())
+    except BaseException:  # a signal too
+        with suppress(OSError):  # what ended the writing says more
+            os.ftruncate(file.fileno(), size)
+            os.fsync(file.fileno())
+        raise
 
 
 def _head(path: Path, file: IO[bytes]) -> str:

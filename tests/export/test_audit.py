@@ -1,6 +1,8 @@
 """No line of the log can be changed, removed or moved unseen."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -106,10 +108,33 @@ def test_nothing_is_appended_to_what_is_no_chain(log):
     assert read_head(log.with_name("none.jsonl")) == FIRST
 
 
-def test_two_processes_make_one_chain(tmp_path):
-    import subprocess
-    import sys
+def test_without_room_the_log_stays_as_it_was_and_goes_on(log):
+    """However much of a line still fits: the file may not grow beyond its size and so many bytes."""
+    whole = log.read_bytes()
+    code = """
+import resource, sys
+from pathlib import Path
+from pipeline.errors import ResourceError
+from pipeline.export.audit import append_entry
+log = Path(sys.argv[1])
+whole = log.read_bytes()
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+for room in (0, 1, 20, 150):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + room, most))
+    try:
+        append_entry(log, {"case": "x", "outputs": {}, "note": "more than fits " * 20})
+    except ResourceError:
+        assert log.read_bytes() == whole, f"{room} bytes of a line may have stayed"
+    else:
+        raise AssertionError("there was no room")
+resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+append_entry(log, {"case": "x"})
+"""
+    subprocess.run([sys.executable, "-c", code, log], check=True)
+    assert log.read_bytes().startswith(whole) and verify(log).num_entries == 6
 
+
+def test_two_processes_make_one_chain(tmp_path):
     code = (
         "import sys; from pathlib import Path; from pipeline.export.audit import append_entry\n"
         "for n in range(40): append_entry(Path(sys.argv[1]), {'case': n})"
