@@ -86,7 +86,8 @@ class DiceCrossEntropy(nn.Module):
         known = target != IGNORED if self.has_ignored else None
         log_probabilities = F.log_softmax(logits, dim=1)
         if labelled is None and known is None:
-            losses = F.nll_loss(log_probabilities, target, reduction="sum")
+            # The sum that it takes itself adds up atomically on a GPU: no deterministic algorithm.
+            losses = F.nll_loss(log_probabilities, target, reduction="none").sum()
             cross_entropy = losses, torch.full_like(losses, target.numel())
         else:
             losses = F.nll_loss(log_probabilities, target, ignore_index=IGNORED, reduction="none")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.training.losses import IGNORED, DeepSupervision, DiceCrossEntropy
 
@@ -204,3 +205,34 @@ def test_a_batch_that_says_nothing_costs_nothing(is_regions):
         assert costs_nothing.abs() < 1e-6 and costs_nothing.isfinite()
         (gradient,) = torch.autograd.grad(costs_nothing, logits)
         assert gradient.abs().max() < 1e-6
+
+
+THROWS_ON_A_GPU = {"bincount", "cumsum", "grid_sampler_3d_backward", "histc", "kthvalue", "put_"}
+"""Of the operators that `torch.use_deterministic_algorithms` names, those that a loss could come to use."""
+
+
+class Operators(TorchDispatchMode):
+    """Collects those without a deterministic implementation on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        name = operator.overloadpacket.__name__
+        reduces = name.startswith("nll_loss") and name.endswith("_forward") and arguments[3] != 0
+        if reduces or name in THROWS_ON_A_GPU:
+            self.found.add(name)
+        return operator(*arguments, **options or {})
+
+
+@pytest.mark.parametrize("size", [(6, 5), (6, 5, 4)])
+@pytest.mark.parametrize("is_regions", [False, True])
+@pytest.mark.parametrize("has_ignored", [False, True])
+@pytest.mark.parametrize("labelled", [None, LABELLED])
+def test_a_gpu_can_compute_it_deterministically(is_regions, has_ignored, labelled, size):
+    logits, target = partly_labelled(is_regions=is_regions, size=size)
+    loss = DiceCrossEntropy(is_regions=is_regions, has_ignored=has_ignored)
+    with Operators() as operators:
+        loss(logits, target if has_ignored else target.clamp_min(0), labelled).backward()
+    assert operators.found == set()
