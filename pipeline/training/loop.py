@@ -146,17 +146,17 @@ def fit(
     clock = _Clock(position, world)
     batches = sampler.iterate(position.step)
     try:
-        while _progress(position, section) < 1:
-            if task.patience is not None and position.num_stale >= task.patience:
-                return "stopped early"
+        while True:
             is_given_up, is_stopped = world.largest(
                 [surroundings.is_given_up(), surroundings.is_stop_requested()]
             )
-            if is_given_up:
-                return "stopped early"
-            if is_stopped:
+            if is_stopped:  # asked first: a signal during the last epoch's end is one as well
                 surroundings.save_last(_capture(task, position, world), position.epoch)
                 return "interrupted"
+            if _progress(position, section) >= 1:
+                return "finished"
+            if is_given_up or (task.patience is not None and position.num_stale >= task.patience):
+                return "stopped early"
             # What a network draws by itself (dropout) is a function of these numbers as well.
             torch.manual_seed(derive_seed(section.seed, "step", position.step, world.rank))
             losses = task.training_step(next(batches), _progress(position, section))
@@ -170,7 +170,6 @@ def fit(
                 surroundings.save_last(_capture(task, position, world), position.epoch)
     finally:
         batches.close()
-    return "finished"
 
 
 class _Clock:

@@ -148,6 +148,7 @@ def train(
                     *([place.is_hopeless] if place is not None else []),
                 )
                 ending = _fit(job, task, sampler, keeper, state, world, is_part=place is not None)
+            signals.check()  # one that came since the loop last asked
             keeper.keep_something()
             record_ending(record, ending)
             judgement = column.judge(record, job, material, device)

@@ -155,7 +155,7 @@ def train(prepared, world, task, *, state=None, last_step=None):
     size, share = task.augmentation.source_size, (world.rank, world.size)
     sampler = PatchSampler(cases[:3], (16, 16, 16), size, 4 // world.size, 0.5, 0, share=share)
     surroundings = Surroundings(last_step)
-    fit(task, sampler, job.training, surroundings, deepcopy(state), world)
+    surroundings.ending = fit(task, sampler, job.training, surroundings, deepcopy(state), world)
     return surroundings
 
 
@@ -199,6 +199,13 @@ def test_one_asked_to_stop_stops_all_and_they_resume_to_the_bit(prepared):
     resumed = train_together(prepared, state=stopped[0].state)[0]
     torch.testing.assert_close(resumed.state["task"], straight.state["task"], rtol=0, atol=0)
     assert told(resumed) == told(straight)[1:]
+
+
+def test_one_asked_to_stop_after_the_last_step_stops_all_and_nothing_is_left_to_train(prepared):
+    stopped = train_together(prepared, last_step=4)
+    assert [surroundings.ending for surroundings in stopped] == ["interrupted"] * 2
+    resumed = train_together(prepared, state=stopped[0].state)
+    assert [(surroundings.ending, surroundings.step) for surroundings in resumed] == [("finished", 0)] * 2
 
 
 def test_the_first_works_alone_before_the_others():
