@@ -97,6 +97,7 @@ class Position:
         elapsed_s: Seconds of training so far, over all interruptions.
         best: Best value of the task's metric; minus infinity before the first validation.
         num_stale: Validations since then.
+        is_given_up: Whether, by what the latest epoch gave, it is not worth going on.
         loss_sums: Sum of each loss over the steps of the epoch under way.
         epoch_steps: Steps of the epoch under way.
         epoch_s: Seconds of it.
@@ -107,6 +108,7 @@ class Position:
     elapsed_s: float = 0.0
     best: float = -math.inf
     num_stale: int = 0
+    is_given_up: bool = False
     loss_sums: dict[str, Tensor] = field(default_factory=dict)
     epoch_steps: int = 0
     epoch_s: float = 0.0
@@ -147,15 +149,14 @@ def fit(
     batches = sampler.iterate(position.step)
     try:
         while True:
-            is_given_up, is_stopped = world.largest(
-                [surroundings.is_given_up(), surroundings.is_stop_requested()]
-            )
+            (is_stopped,) = world.largest([surroundings.is_stop_requested()])
             if is_stopped:  # asked first: a signal during the last epoch's end is one as well
                 surroundings.save_last(_capture(task, position, world), position.epoch)
                 return "interrupted"
             if _progress(position, section) >= 1:
                 return "finished"
-            if is_given_up or (task.patience is not None and position.num_stale >= task.patience):
+            is_stale = task.patience is not None and position.num_stale >= task.patience
+            if is_stale or position.is_given_up:
                 return "stopped early"
             # What a network draws by itself (dropout) is a function of these numbers as well.
             torch.manual_seed(derive_seed(section.seed, "step", position.step, world.rank))
@@ -166,6 +167,8 @@ def fit(
             is_over = _progress(position, section) >= 1
             if is_over or position.epoch_steps == section.steps_per_epoch:
                 _end_epoch(task, position, section, surroundings, world, validates=is_over)
+                # Kept with the rest: a resumed training asks no epoch again.
+                position.is_given_up = any(world.largest([surroundings.is_given_up()]))
                 clock.tick()
                 surroundings.save_last(_capture(task, position, world), position.epoch)
     finally:

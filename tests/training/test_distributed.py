@@ -121,10 +121,11 @@ def build_job(manifest, cache):
 
 
 class Surroundings:
-    """Remembers what the loop told it, and asks it to stop before a step."""
+    """Remembers what the loop told it, and asks it to stop before a step, or gives up after an epoch."""
 
-    def __init__(self, last_step=None):
+    def __init__(self, last_step=None, last_epoch=None):
         self.metrics, self.state, self.last_step, self.step = [], None, last_step, 0
+        self.last_epoch = last_epoch
 
     def log_metrics(self, values, epoch):
         self.metrics.append(values)
@@ -139,7 +140,7 @@ class Surroundings:
         self.step += 1
 
     def is_given_up(self):
-        return False
+        return len(self.metrics) == self.last_epoch
 
     def is_stop_requested(self):
         return self.step == self.last_step
@@ -150,17 +151,17 @@ def build_task(prepared, world):
     return SegmentationTask(job, contract, 1, cases[3:], torch.device("cpu"), world=world)
 
 
-def train(prepared, world, task, *, state=None, last_step=None):
+def train(prepared, world, task, *, state=None, last_step=None, last_epoch=None):
     job, _, cases = prepared
     size, share = task.augmentation.source_size, (world.rank, world.size)
     sampler = PatchSampler(cases[:3], (16, 16, 16), size, 4 // world.size, 0.5, 0, share=share)
-    surroundings = Surroundings(last_step)
+    surroundings = Surroundings(last_step, last_epoch)
     surroundings.ending = fit(task, sampler, job.training, surroundings, deepcopy(state), world)
     return surroundings
 
 
-def train_together(prepared, *, state=None, last_step=None):
-    """Two of them; the second is asked to stop."""
+def train_together(prepared, *, state=None, last_step=None, last_epoch=None):
+    """Two of them; the second is asked to stop, the first gives up."""
     # Networks are drawn from torch's own generator, which threads share.
     tasks = {rank: build_task(prepared, World(rank, 2)) for rank in range(2)}
 
@@ -168,7 +169,8 @@ def train_together(prepared, *, state=None, last_step=None):
         task = tasks[world.rank]
         task.world = task.fitter.world = world
         task.loss.loss.total = world.total
-        return train(prepared, world, task, state=state, last_step=None if world.is_first else last_step)
+        asked = {"last_epoch": last_epoch} if world.is_first else {"last_step": last_step}
+        return train(prepared, world, task, state=state, **asked)
 
     return values(meet(work))
 
@@ -206,6 +208,13 @@ def test_one_asked_to_stop_after_the_last_step_stops_all_and_nothing_is_left_to_
     assert [surroundings.ending for surroundings in stopped] == ["interrupted"] * 2
     resumed = train_together(prepared, state=stopped[0].state)
     assert [(surroundings.ending, surroundings.step) for surroundings in resumed] == [("finished", 0)] * 2
+
+
+def test_one_that_was_given_up_stays_so_when_it_goes_on(prepared):
+    given_up = train_together(prepared, last_epoch=1)
+    resumed = train_together(prepared, state=given_up[1].state)
+    found = [(surroundings.ending, surroundings.step) for surroundings in given_up + resumed]
+    assert found == [("stopped early", 2)] * 2 + [("stopped early", 0)] * 2
 
 
 def test_the_first_works_alone_before_the_others():
