@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config import ClassificationJob, flipped_axes
 from pipeline.data.batches import Batch, derive_seed
 from pipeline.data.class_images import ClassImage
 from pipeline.data.class_study import ClassStudy
 from pipeline.discrimination import estimate_auc
-from pipeline.errors import ConfigError, Fault
 from pipeline.inference.classifying import compute_logits
 from pipeline.networks import Classifier, build_classifier
 from pipeline.networks.compiling import compiler_faults
@@ -66,9 +64,6 @@ class ClassificationTask(AbstractTask):
         section = job.training
         torch.manual_seed(section.seed)
         self.network = build_classifier(job.network, num_channels, len(study.classes)).to(device)
-        if world.size > 1 and any(isinstance(module, _BatchNorm) for module in self.network.modules()):
-            message = f"{job.network.name} normalises over a process's own batch; train it in one process"
-            raise ConfigError(Fault("network.name", "batch-norm", message))
         if source is not None:
             load_pretrained(self.network, source)
         self.fitter = Fitter(self.network, self.network.encoder, self.network.stages, section, device, world)

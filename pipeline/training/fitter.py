@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config import FittingSection
+from pipeline.errors import ConfigError, Fault
 from pipeline.networks.footprint import saved_bytes
 from pipeline.precision import autocast, training_dtype
 from pipeline.training.distributed import World
@@ -41,6 +42,9 @@ class Fitter(Generic[_Network]):
         network: The network that learns.
         dtype: In what it computes while it learns.
         learning_rate: That of the latest step.
+
+    Raises:
+        ConfigError: If the network normalises over batches and several processes train it.
     """
 
     def __init__(
@@ -52,6 +56,9 @@ class Fitter(Generic[_Network]):
         device: torch.device,
         world: World,
     ) -> None:
+        if world.size > 1 and any(isinstance(module, _BatchNorm) for module in network.modules()):
+            message = "this network normalises over a process's own batch; train it in one process"
+            raise ConfigError(Fault("network.name", "batch-norm", message))
         self.network = network
         self.encoder = list(encoder)
         self.section = section

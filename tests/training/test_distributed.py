@@ -217,6 +217,15 @@ def test_one_that_was_given_up_stays_so_when_it_goes_on(prepared):
     assert found == [("stopped early", 2)] * 2 + [("stopped early", 0)] * 2
 
 
+def test_what_normalises_over_a_batch_is_trained_in_one_process(prepared):
+    job, *others = prepared
+    network = {"name": "monai_attention_unet", "arguments": {"channels": [4, 8], "strides": [2]}}
+    normalising = SegmentationJob.model_validate(job.model_dump() | {"network": network})
+    build_task((normalising, *others), ALONE)
+    with pytest.raises(ConfigError, match="one process"):
+        build_task((normalising, *others), World(0, 2))
+
+
 def test_the_first_works_alone_before_the_others():
     order = []
 
