@@ -169,10 +169,16 @@ class ClassificationTask(AbstractTask):
         return self.augmentation(image, nothing, seeds)[0]
 
     def _mix(self, image: Tensor, target: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Each sample with its neighbour, in shares of its own (Zhang et al. 2018, arXiv:1710.09412)."""
+        """Each sample with the one before, in shares of its own (Zhang et al. 2018, arXiv:1710.09412)."""
         alpha = self.job.training.mixup
         drawn = [np.random.default_rng(derive_seed(seed, "mixup")).beta(alpha, alpha) for seed in seeds]
         share = torch.tensor(drawn, dtype=torch.float32, device=self.device)
         shares = share.view(-1, *[1] * (image.ndim - 1))
-        mixed = shares * image + (1 - shares) * image.roll(1, 0)
-        return mixed, share[:, None] * target + (1 - share[:, None]) * target.roll(1, 0)
+        mixed = shares * image + (1 - shares) * self._previous(image)
+        return mixed, share[:, None] * target + (1 - share[:, None]) * self._previous(target)
+
+    def _previous(self, values: Tensor) -> Tensor:
+        """What comes before each sample in the batch of all processes; before the first comes the last."""
+        lasts = values.new_zeros(self.world.size, *values.shape[1:])
+        lasts[self.world.rank] = values[-1]
+        return torch.cat([self.world.total(lasts)[[self.world.rank - 1]], values[:-1]])

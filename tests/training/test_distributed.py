@@ -5,18 +5,22 @@ import threading
 from copy import deepcopy
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.config import SegmentationJob
-from pipeline.data.cases import read_manifest
+from pipeline.config import ClassificationJob, SegmentationJob
+from pipeline.data.cases import Case, read_manifest
+from pipeline.data.class_images import ClassImage, ClassSampler
+from pipeline.data.class_study import ClassStudy
 from pipeline.data.patches import PatchSampler
 from pipeline.data.prepared_cases import prepare_cases
 from pipeline.data.synthetic import write_phantom_study
 from pipeline.errors import ConfigError, Stopped
 from pipeline.inference.predictor import build_preprocessing
 from pipeline.training import distributed
+from pipeline.training.classification import ClassificationTask
 from pipeline.training.distributed import ALONE, World, join_world
 from pipeline.training.loop import fit
 from pipeline.training.losses import IGNORED, DeepSupervision, DiceCrossEntropy
@@ -215,6 +219,48 @@ def test_one_that_was_given_up_stays_so_when_it_goes_on(prepared):
     resumed = train_together(prepared, state=given_up[1].state)
     found = [(surroundings.ending, surroundings.step) for surroundings in given_up + resumed]
     assert found == [("stopped early", 2)] * 2 + [("stopped early", 0)] * 2
+
+
+def build_classifier(world):
+    """Whose images are mixed with each other, and the sampler of its share."""
+    images = [
+        ClassImage(Case(f"{n}", f"{n}", ()), torch.full((1, 8, 8), float(n)), row, np.eye(4), f"{n}")
+        for n, row in enumerate(torch.eye(4))
+    ]
+    job = ClassificationJob.model_validate(
+        {
+            "task": "classification",
+            "data": {"manifest": "m"},
+            "preprocessing": {"size": (8, 8)},
+            "network": {"dimensions": 2, "features": (4, 6)},
+            "training": {"epochs": 1, "mixup": 0.5, "mixed_precision": False},
+        }
+    )
+    study = ClassStudy((), ("a", "b", "c", "d"), ("image",), is_multi_label=False)
+    task = ClassificationTask(job, study, 1, images, [], torch.device("cpu"), world=world)
+    share, size = (world.rank, world.size), task.augmentation.source_size
+    return task, ClassSampler(images, size, 4 // world.size, is_balanced=False, seed=0, share=share)
+
+
+def test_samples_are_mixed_as_one_with_the_whole_batch_mixes_them():
+    built = {(rank, size): build_classifier(World(rank, size)) for size in (1, 2, 4) for rank in range(size)}
+
+    def work(world):
+        task, sampler = built[world.rank, world.size]
+        task.world = task.fitter.world = world
+        task.loss.total = world.total
+        seen = []
+        task.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        loss = task.training_step(sampler.draw(0), 0.0)["training/loss"]
+        return seen[0], loss
+
+    image, loss = work(ALONE)
+    assert not torch.equal(image, image.roll(1, 0))
+    for size in (2, 4):
+        results = values(meet(work, size))
+        assert torch.equal(torch.cat([result[0] for result in results]), image)
+        for _, found in results:
+            torch.testing.assert_close(found, loss)
 
 
 def test_what_normalises_over_a_batch_is_trained_in_one_process(prepared):
