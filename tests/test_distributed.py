@@ -72,7 +72,7 @@ def test_two_train_as_one_with_twice_the_batch_though_one_of_them_is_killed(
     shutil.copy(empty_database, tmp_path / "mlruns/mlflow.db")
     process = start(tmp_path, *settings_for(study, batch_size=2))
     kill_the_second(process, tmp_path)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     (run,) = list_runs()
     assert process.returncode == 1 and run.status == "KILLED"
     assert f"-m pipeline train --resume {run.name}" in output
@@ -82,7 +82,7 @@ def test_two_train_as_one_with_twice_the_batch_though_one_of_them_is_killed(
     assert refused.code == 2 and "processes-changed" in refused.err
 
     process = start(tmp_path, "--resume", "latest")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert output.count("clinseg ui") == 1, "more than one told of it"
     together = find_run("latest")
@@ -104,13 +104,13 @@ def test_two_train_every_fold_and_go_on_with_the_whole_when_one_was_killed(
     folds = ["--fold=all", "--set=data.num_folds=2", "--set=training.epochs=2"]
     process = start(tmp_path, *settings_for(study, batch_size=2), *folds)
     kill_the_second(process, tmp_path)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     (whole,) = (run for run in list_runs() if run.status == "KILLED" and "fold" not in run.name)
     assert process.returncode == 1
     assert output.count("go on with") == output.count(f"-m pipeline train --resume {whole.name}") == 1
 
     process = start(tmp_path, "--resume", "latest")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert {run.name.removeprefix(whole.name): run.status for run in list_runs()} == {
         "": "FINISHED", "-fold0": "FINISHED", "-fold1": "FINISHED"
@@ -125,7 +125,7 @@ def test_two_train_every_fold_and_go_on_with_the_whole_when_one_was_killed(
 
 def test_a_dry_run_of_several_is_refused_once_and_leaves_nothing(study, tmp_path):
     process = start(tmp_path, *settings_for(study, batch_size=2), "--dry-run")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     assert output.count("several-processes") == 1 and "error: --dry-run: 2 processes" in output
     assert str(ROOT / "pipeline") not in output, "a traceback of ours"
