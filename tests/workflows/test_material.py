@@ -10,10 +10,11 @@ from pipeline.config import EnhancementJob, SegmentationJob
 from pipeline.data.cases import read_manifest
 from pipeline.data.folds import split_cases
 from pipeline.data.synthetic import write_phantom_study
-from pipeline.errors import InputError
+from pipeline.errors import ConfigError, InputError
+from pipeline.labels import LabelContract
 from pipeline.workflows.tasks.enhancement_material import load_enhancement_material
 from pipeline.workflows.tasks.segmentation import SegmentationColumn
-from pipeline.workflows.tasks.segmentation_material import load_material
+from pipeline.workflows.tasks.segmentation_material import check_structures, load_material
 from transforms.corruption.resolution import ThickSlices
 
 
@@ -37,6 +38,35 @@ def test_single_slices_are_not_cut_across(tmp_path):
     assert {*report.errors} == {*caught.value.faults}, "told without training as well"
     turned = load_material(SegmentationJob.model_validate(job | {"preprocessing": {"orientation": "ASR"}}))
     assert turned.training[0].label.shape == (1, 20, 24, 1)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "axes", "pairs", "refused"),
+    [
+        ("RAS", (0,), (), "left_kidney, right_kidney"),
+        ("RAS", (1, 2), (), None),
+        ("ASR", (2,), (), "left_kidney, right_kidney"),
+        ("RAS", (0,), (("left_kidney", "right_kidney"),), None),
+        ("RAS", (0,), (("left_kidney", "spleen"),), "right_kidney, left_kidney"),
+    ],
+)
+def test_sides_that_do_not_change_places_are_not_mirrored(orientation, axes, pairs, refused):
+    contract = LabelContract({"background": 0, "left_kidney": 1, "right_kidney": 2, "spleen": 3})
+    job = SegmentationJob.model_validate(
+        {
+            "data": {"manifest": "study.csv", "left_right_pairs": pairs},
+            "preprocessing": {"orientation": orientation},
+            "augmentation": {"mirror_axes": axes},
+            "training": {"epochs": 1},
+        }
+    )
+    if refused is None:
+        check_structures(job, contract)
+        return
+    with pytest.raises(ConfigError, match=f"changes places with {refused};") as caught:
+        check_structures(job, contract)
+    (fault,) = caught.value.faults
+    assert (fault.where, fault.rule) == ("augmentation.mirror_axes", "mirrored-sides")
 
 
 @pytest.mark.parametrize("normalisation", ["zscore", "magnitude"])

@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, Fault, InputError
 from pipeline.inference.predictor import build_preprocessing
 from pipeline.labels import LabelContract
 from pipeline.progress import progress_bar
+from pipeline.sides import without_exchange
 from pipeline.workflows.tasks.columns import AbstractMaterial
 from pipeline.workflows.tasks.twins import find_twin_maker, make_twins
 from transforms.preprocessing import IntensityStatistics
@@ -172,7 +173,7 @@ def _unlabelled(contract: LabelContract, labelled: Sequence[Collection[str] | No
 
 
 def check_structures(job: SegmentationJob, contract: LabelContract) -> None:
-    """Raises a ConfigError if the job names a structure that the data do not declare, or wrong pairs."""
+    """Raises a ConfigError if the job names a structure that the data do not declare, or mixes up sides."""
     faults = _find_unknown(
         "inference.largest_component", job.inference.largest_component, contract.structures
     )
@@ -185,8 +186,24 @@ def check_structures(job: SegmentationJob, contract: LabelContract) -> None:
         except ValueError as error:
             message = f"regions must have both sides or come in pairs as well; {error}"
             faults.append(Fault("data.left_right_pairs", "one-sided-region", message))
+        else:
+            faults += _mirrored_sides(job, contract)
     if faults or unknown:
         raise ConfigError([*faults, *unknown])
+
+
+def _mirrored_sides(job: SegmentationJob, contract: LabelContract) -> Iterator[Fault]:
+    """A fault if training, and so prediction with flips, would take one side for the other."""
+    axis = job.preprocessing.left_right_axis
+    if axis not in job.augmentation.mirror_axes:
+        return
+    alone = without_exchange(contract.labels, contract.structures, job.data.left_right_pairs)
+    if alone:
+        message = (
+            f"axis {axis} runs from left to right, and in a mirrored image nothing changes places with "
+            f"{', '.join(alone)}; name the labels of both sides in data.left_right_pairs, or leave {axis} out"
+        )
+        yield Fault("augmentation.mirror_axes", "mirrored-sides", message)
 
 
 def _find_unknown(key: str, names: Iterable[str], known: Collection[str]) -> list[Fault]:
