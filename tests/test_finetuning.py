@@ -125,10 +125,13 @@ def test_channels_of_one_name_are_matched_one_after_the_other():
     assert match_inputs(("a", "a"), ("a",)) == (0, 0)
 
 
-def match(folder, manifest, channels, labels, their_regions=None, our_regions=None):
+OURS = {"dimensions": 2, "features": (4, 6)}
+MONAIS = {"dimensions": 2, "name": "monai_unet", "arguments": {"channels": [4, 8], "strides": [2]}}
+
+
+def match(folder, manifest, channels, labels, their_regions=None, our_regions=None, network=OURS):
     """What is taken from a model with these channels and labels."""
     values = {name: value for value, name in enumerate(labels)}
-    network = {"dimensions": 2, "features": (4, 6)}
     training = {"epochs": 1, "patch_size": (8, 8)}
     data = {"manifest": manifest, "regions": our_regions}
     former = SegmentationJob.model_validate(
@@ -187,3 +190,18 @@ def test_outputs_are_matched_by_name_among_their_kind(
     start = match(tmp_path, two_channels, ("T1", "FLAIR"), labels, their_regions, our_regions)
     assert start.source.outputs == outputs
     assert list(start.labels.values()) == [output is not None for output in outputs]
+
+
+@pytest.mark.parametrize(
+    ("labels", "taken"),
+    [
+        (("background", "shell", "core"), True),
+        (("background", "core", "shell"), False),
+        (("background", "shell", "core", "tail"), False),
+    ],
+)
+def test_labels_are_told_as_taken_only_where_the_head_is(two_channels, tmp_path, labels, taken):
+    """The head of one of MONAI's networks is not taken apart."""
+    start = match(tmp_path, two_channels, ("T1", "FLAIR"), labels, network=MONAIS)
+    assert start.labels == {"background": taken, "shell": taken, "core": taken}
+    assert bool(start.transfer.new) != taken

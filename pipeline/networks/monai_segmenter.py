@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
 
+import torch
 from monai.networks.nets.attentionunet import AttentionUnet
 from monai.networks.nets.basic_unet import BasicUNet
 from monai.networks.nets.dynunet import DynUNet
@@ -48,6 +49,7 @@ class MonaiSegmenter(nn.Module):
         arguments = section.arguments or {}
         if faults := list(argument_faults(section.name, arguments)):
             raise ConfigError(Fault(f"network.arguments.{key}", "no-network", text) for key, text in faults)
+        self._section, self._in_channels, self._out_channels = section, in_channels, out_channels
         build = MONAI_NETWORKS[section.name]  # type: ignore[index]  # a config names one of these
         given = dict(zip(GIVEN, (section.dimensions, in_channels, out_channels), strict=True))
         try:
@@ -66,6 +68,16 @@ class MonaiSegmenter(nn.Module):
     def stages(self) -> list[nn.Module]:
         """The network as one."""
         return [self.network]
+
+    def tensors_sized_by(self, *, inputs: bool = False, outputs: bool = False) -> set[str]:
+        """Names of the tensors whose sizes follow from the number of image channels, or of logits."""
+        with torch.device("meta"):
+            # Twice as many, since groups of a norm that divide a number divide its double too.
+            other = MonaiSegmenter(
+                self._section, self._in_channels * (1 + inputs), self._out_channels * (1 + outputs)
+            )
+        sizes = {name: tensor.shape for name, tensor in other.state_dict().items()}
+        return {name for name, tensor in self.state_dict().items() if sizes.get(name) != tensor.shape}
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, out_channels, …) on the grid of `image`, not activated."""

@@ -1,6 +1,6 @@
 """Starting a network from another one's weights: what fits is taken over, the rest stays as initialised.
 
-Knows tensors and their names only. `docs/fine-tuning.md` has the rules.
+Knows networks and their tensors, not what these mean. `docs/fine-tuning.md` has the rules.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-# All networks read the image in the first level of `encoder`, and answer in `heads` or in `classifier`.
+from pipeline.networks.monai_segmenter import MonaiSegmenter
+
+# But for MONAI's segmentation networks, all read the image in the first level of `encoder`, and answer in
+# `heads` or in `classifier`.
 ENCODER: Final = "encoder."
 READERS: Final = (
     "encoder.0.0.weight",  # plain block
@@ -71,7 +74,9 @@ def load_pretrained(network: nn.Module, source: Source) -> Transfer:
 
     An image channel that the source has not gets the mean of its kernels. All kernels that read the image
     are multiplied by the source's number of channels over ours, so that what they answer keeps its scale.
-    A head takes over the rows of outputs that mean the same; its other rows stay as initialised.
+    A head takes over the rows of outputs that mean the same; its other rows stay as initialised. MONAI's
+    segmentation networks have neither apart: unless all channels or outputs mean the same, what has their
+    number in its size stays as initialised.
 
     Args:
         network: With fresh weights; changed in place.
@@ -80,8 +85,9 @@ def load_pretrained(network: nn.Module, source: Source) -> Transfer:
     loaded: list[str] = []
     adapted: dict[str, str] = {}
     new: list[str] = []
+    unlike = _tensors_of_other_meaning(network, source)
     for name, target in network.state_dict().items():  # its tensors are the network's own
-        how = _take_over(name, target, source)
+        how = None if name in unlike else _take_over(name, target, source)
         if how is None:
             new.append(name)
         elif how:
@@ -90,6 +96,24 @@ def load_pretrained(network: nn.Module, source: Source) -> Transfer:
             loaded.append(name)
     unused = sorted(source.weights.keys() - {*loaded, *adapted})
     return Transfer(tuple(loaded), adapted, tuple(new), tuple(unused))
+
+
+def head_kernels(network: nn.Module) -> set[str]:
+    """Names of the kernels that a network answers by."""
+    if isinstance(network, MonaiSegmenter):
+        names = network.tensors_sized_by(outputs=True)
+    else:
+        names = {name for name in network.state_dict() if name.startswith(_HEADS)}
+    return {name for name, tensor in network.state_dict().items() if name in names and tensor.ndim > 1}
+
+
+def _tensors_of_other_meaning(network: nn.Module, source: Source) -> set[str]:
+    if not isinstance(network, MonaiSegmenter):
+        return set()  # its readers and heads are known by name, and fitted
+    return network.tensors_sized_by(
+        inputs=not _is_same(source.inputs, len(source.inputs)),
+        outputs=not _is_same(source.outputs, len(source.outputs)),
+    )
 
 
 def _take_over(name: str, target: Tensor, source: Source) -> str | None:

@@ -7,6 +7,7 @@ from monai.networks.nets import AttentionUnet, BasicUNet, DynUNet, SegResNet, UN
 from pipeline.config import SegmentationJob, job_from_mapping, job_to_mapping
 from pipeline.errors import ConfigError
 from pipeline.networks import MonaiSegmenter, build_network
+from pipeline.networks.pretrained import Source, load_pretrained
 
 ARGUMENTS = {
     "monai_unet": (UNet, {"channels": [4, 8, 16], "strides": [2, [2, 2, 1]], "norm": "batch"}),
@@ -43,6 +44,27 @@ def test_it_is_monais_network(name):
     image = torch.randn(1, 2, *(8 * max(n, 4) for n in job.network.total_stride))
     with torch.no_grad():
         assert torch.equal(network(image), theirs(image))
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "like"),
+    [((0, 1), (0, 1, 2), (2, 3)), ((0, 1), (0, 2, None), (2, 7)), ((1, 0), (0, 1, 2), (5, 3))],
+    ids=["same", "labels", "channels"],
+)
+def test_what_other_labels_or_channels_size_is_not_taken_by_place(name, inputs, outputs, like):
+    """`like`: channels and labels of a network in which just those tensors have other shapes."""
+    section = job_of(name, ARGUMENTS[name][1]).network
+    target, source = build_network(section, 2, 3), build_network(section, 2, 3)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    random = torch.get_rng_state()
+    transfer = load_pretrained(target, Source(source.state_dict(), inputs, outputs))
+    assert torch.equal(torch.get_rng_state(), random), "a run's draws do not depend on it"
+    other = build_network(section, *like).state_dict()
+    unlike = {name for name, tensor in before.items() if other[name].shape != tensor.shape}
+    assert set(transfer.new) == unlike and bool(unlike) == (like != (2, 3)) and not transfer.adapted
+    for name, tensor in target.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in unlike else source.state_dict()[name])
 
 
 @pytest.mark.parametrize(

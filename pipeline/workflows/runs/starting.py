@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, Fault
 from pipeline.files import sha256_of, write_json
 from pipeline.networks import Classifier
 from pipeline.networks.foreign import foreign_source, read_weights
-from pipeline.networks.pretrained import ENCODER, Source, Transfer, load_pretrained
+from pipeline.networks.pretrained import ENCODER, Source, Transfer, head_kernels, load_pretrained
 from pipeline.tracking import Record, RunFolder
 from pipeline.workflows.runs.matching import RECEIVERS, FittedJob, answers_of, match_inputs, match_outputs
 from pipeline.workflows.runs.models import LAST, load_model, pin_model
@@ -149,7 +149,8 @@ def _match(job: FittedJob, model: str, checkpoint: Checkpoint) -> Start:
     outputs = match_outputs(receiver.answers, answers_of(former, checkpoint))
     source = Source(checkpoint.weights, match_inputs(receiver.channels, checkpoint.channels), outputs)
     transfer = load_pretrained(receiver.network, source)
-    taken = [output is not None for output in outputs]
+    is_head_taken = not head_kernels(receiver.network).isdisjoint({*transfer.loaded, *transfer.adapted})
+    taken = [is_head_taken and output is not None for output in outputs]
     return Start(
         model=model,
         checkpoint=checkpoint,
