@@ -13,6 +13,7 @@ _LOG = ":log"
 _KEPT = {
     "task": "a sweep is of one task",
     "data": "trials would then be judged by different cases",
+    "augmentation.from_enhancer": "trials would then be of different data; train each by itself",
     "tracking": "trials are recorded side by side",
 }
 """Settings, or sections, that are the same in all trials, and why."""

@@ -35,6 +35,7 @@ from pipeline.workflows.reporting import keep_report
 from pipeline.workflows.runs.models import WINNER_TAG
 from pipeline.workflows.runs.recording import ENDING, describe_job
 from pipeline.workflows.runs.resuming import CONFIG, SWEEP, TRIALS, check_data
+from pipeline.workflows.runs.starting import find_start
 from pipeline.workflows.sweeps.course import Request, as_overrides, begin_sweep, resume_sweep
 from pipeline.workflows.sweeps.suggesting import Outcome, build_pruner, suggest
 from pipeline.workflows.tasks.columns import Column
@@ -182,6 +183,10 @@ def _train(
                 place.is_hopeless(value, epoch)
         try:
             job = load_job(record.folder / CONFIG, as_overrides(settings))
+            find_start(job, run if is_begun else None)
+        except ConfigError as error:  # what was drawn contradicts itself, or the model that it starts from
+            return Trial(place.name, settings, None, str(error), 0.0)
+        try:
             train(job, run if is_begun else None, signals, ALONE, _silent, _silent, place)
         except (ResourceError, DivergedError) as error:
             trouble = str(error)

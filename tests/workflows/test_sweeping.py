@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from pipeline.config import load_job, parse_space
-from pipeline.errors import Stopped
+from pipeline.errors import ConfigError, Stopped
 from pipeline.tracking import find_run, list_runs, read_status
 from pipeline.workflows.sweeping import sweep
-from pipeline.workflows.sweeps.course import Request
+from pipeline.workflows.sweeps.course import Course, Request, begin_sweep
 from pipeline.workflows.sweeps.suggesting import Outcome, build_pruner, suggest
 
 CONFIG = Path(__file__).parents[2] / "configs/smoke/hippocampus.yaml"
 RATES = Request(ranges=("training.learning_rate=1e-3..1e-1:log",), num_trials=3)
+
+STRIDES = ("network.features=[4,8],[4,8,8,8]", "training.patch_size=[16,16,16],[20,20,20]")
+"""Each value is fine by itself; the second ones of both contradict each other."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,6 +101,46 @@ def test_what_no_setting_takes_is_told_before_anything_is_trained(clinseg, setti
     assert clinseg("sweep", CONFIG, "--set-range", "network.dropout=0..0.5").code == 2
     assert clinseg("sweep", CONFIG, "--set-grid", "data.fold=0,1").code == 2
     assert not (tmp_path / "mlruns/runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("choices", "more", "told"),
+    [
+        (STRIDES, [], "total stride (8, 8, 8)"),
+        (("training.learning_rate=0.1,0.2",), ["data.fold=none"], "data.fold"),
+        (("augmentation.from_enhancer=null,some-run",), [], "cannot be swept"),
+        (("training.start_from=null,some-run",), [], "some-run"),
+    ],
+    ids=["contradiction", "no-validation", "twins", "no-such-model"],
+)
+def test_a_grid_that_would_end_in_its_midst_is_not_begun(settings, tmp_path, choices, more, told):
+    with pytest.raises(ConfigError) as refused:
+        begin_sweep(CONFIG, Request(choices), [*settings, *more])
+    assert told in str(refused.value)
+    assert not (tmp_path / "mlruns/runs").exists()
+
+
+def test_models_are_named_for_good_before_there_is_a_newer_run(trained, settings, tmp_path):
+    shutil.copytree(trained.run, tmp_path / "mlruns/runs" / trained.run.name)
+    request = Request(("training.start_from=null,latest", "network.features=[8, 16],[8, 16, 16]"))
+    record, course = begin_sweep(CONFIG, request, settings)
+    record.close("KILLED")
+    assert find_run("latest").name == record.name
+    assert Course.read(record.folder) == course
+    assert course.request.space().choices == {
+        "training.start_from": ("null", trained.run.name),
+        "network.features": ("[8, 16]", "[8, 16, 16]"),
+    }
+
+
+@pytest.mark.slow
+def test_a_draw_that_contradicts_itself_has_failed_and_the_others_go_on(settings):
+    # By this seed both second values are drawn first, then both first ones.
+    result = sweep(CONFIG, Request(STRIDES, num_trials=2), [*settings, "training.seed=3"])
+    contradiction, fine = result.trials
+    assert [*contradiction.settings.values()] == ["[4,8,8,8]", "[20,20,20]"]
+    assert contradiction.score is None and "total stride" in contradiction.ending
+    assert fine.score is not None and result.winner == fine
 
 
 @pytest.mark.slow

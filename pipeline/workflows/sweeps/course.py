@@ -11,7 +11,9 @@ from pipeline.config import Space, load_job, parse_space
 from pipeline.errors import ConfigError, Fault
 from pipeline.files import write_text
 from pipeline.tracking import Record, find_run, resume_record
+from pipeline.workflows.runs.models import pin_model
 from pipeline.workflows.runs.resuming import SWEEP, pinned
+from pipeline.workflows.runs.starting import find_start
 from pipeline.workflows.training import begin
 
 
@@ -32,6 +34,13 @@ class Request:
     def space(self) -> Space:
         """What that means; raises `ConfigError` with all that is wrong."""
         return parse_space(self.choices, self.ranges)
+
+    def pinned(self) -> Request:
+        """The same with `latest` named for good, for in its own course that would be the sweep itself."""
+        choices = self.space().choices.items()  # no setting but a model's name has that value
+        return replace(
+            self, choices=tuple(f"{key}={','.join(map(pin_model, tried))}" for key, tried in choices)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,24 +73,25 @@ class Course:
 
 
 def begin_sweep(config: Path | None, request: Request, overrides: Sequence[str]) -> tuple[Record, Course]:
-    """A new sweep, once every value of the space was seen to be one that its setting takes."""
+    """A new sweep, once every combination, or else every value of the space, was seen to make a job."""
     if config is None:
         message = (
             "name a config, or a sweep to go on with: clinseg sweep CONFIG …, clinseg sweep --resume RUN"
         )
         raise ConfigError(Fault("CONFIG", "missing-argument", message))
+    request = request.pinned()
     space = request.space()
     if request.num_trials is None and space.ranges:
         message = "a range has no end of values; say how many to draw: --trials N"
         raise ConfigError(Fault("--set-range", "sweep-space", message))
     job = pinned(load_job(config, overrides))
-    if job.data.fold == "all":
-        message = "trials are trained on one fold; name it with --set data.fold=0"
+    if job.data.fold in ("all", "none"):
+        message = "trials are trained on all cases but one fold, and judged by it; name it: --set data.fold=0"
         raise ConfigError(Fault("data.fold", "sweep-space", message))
     faults: dict[Fault, None] = {}
-    for corner in space.corners():
+    for settings in space.combinations() if request.num_trials is None else space.corners():
         try:
-            load_job(config, [*overrides, *as_overrides(corner)])
+            find_start(load_job(config, [*overrides, *as_overrides(settings)]))
         except ConfigError as error:
             faults |= dict.fromkeys(error.faults)
     if faults:
