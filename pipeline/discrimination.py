@@ -236,9 +236,12 @@ def _estimate_ece(probabilities: Floats, truth: Table, multi_label: bool) -> Est
 
     Noise in the bins raises the error: a calibrated classifier's is above 0, too. So the lower end is what is
     left after all the noise that resamples show, whatever its sign, and is 0 where noise explains the whole
-    error; the upper end is as much higher as noise could have hidden. Both err on the wide side.
+    error; the upper end is as much higher as noise could have hidden. Both err on the wide side. A single
+    case, of which all resamples are the same, has no bounds.
     """
     value = calibration_error(probabilities, truth, multi_label)
+    if len(truth) == 1:
+        return Estimate(value, -math.inf, math.inf)
     gaps = calibration_gaps(probabilities, truth, multi_label)
     num, rng = len(gaps), np.random.default_rng(0)
     means = np.stack([gaps[rng.integers(num, size=num)].mean(axis=0) for _ in range(_RESAMPLES)])

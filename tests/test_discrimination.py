@@ -169,6 +169,14 @@ def test_whatever_is_judged_every_figure_is_a_number_within_its_interval(probabi
         assert figure.value - 1e-9 <= figure.high < 4, name
 
 
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_one_case_bounds_neither_the_calibration_error_nor_the_brier_score(multi_label):
+    target = np.array([[False, True]]) if multi_label else np.array([1])
+    figures = judge_classes(np.array([[0.3, 0.7]]), target, target, ("normal", "ill"), multi_label)
+    for name in "ece", "brier":
+        assert (figures[name].low, figures[name].high) == (-np.inf, np.inf), name
+
+
 def test_what_the_cases_do_not_define_is_absent():
     probabilities, ill = np.array([[0.3, 0.7], [0.6, 0.4]]), np.array([1, 1])
     figures = judge_classes(probabilities, np.array([1, 0]), ill, ("normal", "ill"), multi_label=False)
