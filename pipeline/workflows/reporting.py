@@ -56,7 +56,8 @@ def report(
     """
     folder = Path(source)
     is_run = not folder.is_dir() or (folder / "run.json").is_file()
-    run = find_run(folder.name if folder.is_dir() else source, *_store_of(folder)) if is_run else None
+    name = folder.resolve().name if folder.is_dir() else source
+    run = find_run(name, *_store_of(folder)) if is_run else None
     path = output or (run.path if run is not None else folder) / NAME
     check_output(path)
     material = _read(run) if run is not None else read_folder(folder)

@@ -43,6 +43,14 @@ def test_wanted_cases_are_shown_and_unknown_ones_refused(clinseg, trained, valid
     assert answer.code == 2 and validation[0] in answer.err and not (tmp_path / "b.html").exists()
 
 
+@pytest.mark.parametrize("spelled", [".", "validation/.."])
+def test_a_run_is_found_from_within_its_folder(clinseg, trained, spelled, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.run)
+    answer = clinseg("report", spelled, "-o", tmp_path / "page.html")
+    assert answer.code == 0, answer.err
+    assert trained.run.name in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_a_folder_is_shown_with_what_is_named_beside_it(clinseg, trained, validation, tmp_path):
     study, folder = trained.manifest.parent, tmp_path / "out"
     shutil.copytree(trained.run / "validation", folder)
