@@ -142,7 +142,7 @@ class Courier:
         """Uploads a file; returns the reason if it cannot be had any more."""
         name = str(event.values["path"])
         path = (self._run.path / name).resolve()
-        if not path.is_relative_to(self._run.path) or not path.is_file():
+        if not path.is_relative_to(self._run.path.resolve()) or not path.is_file():
             return [f"artifact {name}: there is no such file in the run's folder"]
         destination.upload(path, str(event.values["folder"]))
         return []

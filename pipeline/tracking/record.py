@@ -120,10 +120,10 @@ class Record:
         Raises:
             ValueError: If it is not a file in the run's folder.
         """
-        inside = path.resolve()
-        if not inside.is_file() or not inside.is_relative_to(self.folder):
+        inside, home = path.resolve(), self.folder.resolve()  # `runs` may be a link to a bigger disk
+        if not inside.is_file() or not inside.is_relative_to(home):
             raise ValueError(f"an artifact is a file in {self.folder}, not {path}")
-        self._append("artifact", {"path": inside.relative_to(self.folder).as_posix(), "folder": folder})
+        self._append("artifact", {"path": inside.relative_to(home).as_posix(), "folder": folder})
 
     def log_dataset(
         self, name: str, digest: str, context: str, source: str, num_cases: int | None = None

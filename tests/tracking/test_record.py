@@ -248,6 +248,23 @@ def test_an_artifact_stays_inside_its_run(store, tmp_path):
     assert deliver(record.run).refused == ("artifact inside: there is no such file in the run's folder",)
 
 
+def test_runs_may_lie_on_another_disk_than_their_store(store, client, tmp_path):
+    (tmp_path / "big disk").mkdir()
+    (store / "runs").symlink_to(tmp_path / "big disk")
+    record = start_record("linked", None, "segmentation")
+    inside = record.folder / "model/best.safetensors"
+    inside.parent.mkdir()
+    inside.write_text("weights")
+    record.log_artifact(inside, "model")
+    with pytest.raises(ValueError, match="an artifact is a file in"):
+        record.log_artifact(store / "mlflow.db")
+    delivery = record.close("FINISHED")
+    assert (delivery.is_complete, delivery.refused) == (True, ())
+    (arrived,) = client.list_artifacts(delivery.run_id, "model")
+    assert arrived.path == "model/best.safetensors"
+    assert find_run(record.name).path.resolve().parent == tmp_path / "big disk"
+
+
 _KILLED = """
 import sys
 from pipeline.tracking import start_record
