@@ -49,11 +49,12 @@ def mlflow_server():
     """Starts `mlflow server` as a team would, and ends it: `with mlflow_server(database, folder) as port`."""
 
     @contextmanager
-    def serve(database, folder):
+    def serve(database, folder, *options):
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
         command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "files")]
+        command += options
         settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, cwd=folder, env=os.environ | settings, stdout=log, stderr=log)

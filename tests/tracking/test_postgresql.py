@@ -2,7 +2,10 @@
 
 import os
 import pwd
+import re
 import subprocess
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,6 +16,8 @@ from pipeline.tracking.store import connect
 
 pytest.importorskip("psycopg", reason="needs psycopg (`pip install 'clinseg[postgresql]'`)")
 pytestmark = pytest.mark.slow
+
+DOCS = Path(__file__).parents[2] / "docs/record.md"
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +82,28 @@ def test_a_run_goes_to_postgresql_directly(database, store):
     _check(database, _record(database, "direct"))
 
 
+def _status(port, host, origin):
+    headers = {"Host": host, "Origin": origin, "Content-Type": "application/json"}
+    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("POST", "/api/2.0/mlflow/experiments/search", '{"max_results": 1}', headers)
+        with connection.getresponse() as response:
+            return response.status
+
+
 def test_a_run_goes_to_postgresql_through_a_server_as_the_docs_have_it(
     database, store, tmp_path, mlflow_server
 ):
-    with mlflow_server(database, tmp_path) as port:
-        uri = f"http://127.0.0.1:{port}"
-        _check(uri, _record(uri, "served"))
+    text = DOCS.read_text(encoding="utf-8")
+    uri, hosts, origins = (
+        re.search(rf"{name}(\S+)", text)[1]
+        for name in ("MLFLOW_TRACKING_URI=", "--allowed-hosts ", "--cors-allowed-origins ")
+    )
+    options = ("--allowed-hosts", f"{hosts},127.0.0.1:*", "--cors-allowed-origins", origins)
+    with mlflow_server(database, tmp_path, *options) as port:
+        host = uri.removeprefix("http://")
+        assert _status(port, host, uri) == 200
+        assert _status(port, "mlflow.elsewhere:5000", uri) == 403
+        local = f"http://127.0.0.1:{port}"
+        _check(local, _record(local, "served"))
     assert list((tmp_path / "files").rglob("best.safetensors"))
     assert not (store / "artifacts").exists()
