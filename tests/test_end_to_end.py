@@ -313,6 +313,7 @@ def test_a_card_tells_what_is_known_and_asks_for_the_rest(clinseg, trained, tmp_
     with (trained.run / "cases.csv").open() as file:
         dice = [float(row["dice"]) for row in csv.DictReader(file) if row["label"] == "shell"]
     assert f"| dice, shell | {np.mean(dice):.4g} |" in text
+    assert "names no patients" in text  # as in every manifest of the Decathlon
     assert text.count("**To be filled in by a person:**") >= 5
     (tmp_path / "card.md").write_text("filled in")
     again = clinseg("card", "latest", "-o", tmp_path / "card.md")

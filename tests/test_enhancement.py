@@ -347,6 +347,21 @@ def test_a_card_without_figures_says_why(quick_databases, tmp_path, monkeypatch)
     assert "| psnr_after | 30 | 29 to 31 | 1 |" in told
 
 
+@pytest.mark.parametrize("num_members", [1, 2])
+def test_a_card_says_that_patients_are_kept_apart_only_if_they_are_known(num_members):
+    checkpoint = make_checkpoint(num_members=num_members)
+    apart, unknown = "no patient is on both sides", "one person may be on both sides"
+    for note, said, not_said in (
+        ({"names_patients": True}, (apart,), (unknown,)),
+        ({"names_patients": False}, (unknown,), (apart,)),
+        ({}, (), (apart, unknown)),
+    ):
+        members = tuple(replace(member, provenance=note) for member in checkpoint.members)
+        own = checkpoint.provenance | ({} if members else note)
+        told = describe(replace(checkpoint, provenance=own, members=members))
+        assert all(text in told for text in said) and not any(text in told for text in not_said)
+
+
 def test_all_that_is_wrong_with_the_arguments_is_told_at_once(clinseg, tmp_path):
     (tmp_path / "out").write_text("a file")
     answer = clinseg(

@@ -19,6 +19,11 @@ class Split:
     training: tuple[Case, ...]
     validation: tuple[Case, ...]
 
+    @property
+    def names_patients(self) -> bool:
+        """Whether any case has a patient of another name; else each case counts as a patient."""
+        return any(case.patient != case.id for case in (*self.training, *self.validation))
+
 
 def split_cases(cases: Sequence[Case], section: CasesSection) -> Split:
     """Holds out the fold that `section.fold` names; both parts keep the order of `cases`.

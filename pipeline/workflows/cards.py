@@ -134,9 +134,23 @@ def _data(checkpoint: Checkpoint) -> Iterator[str]:
     if made.get("data_hash"):
         yield f"- SHA-256 of the data that it saw: `{made['data_hash']}`"
     folds = checkpoint.job.get("data", {}).get("fold")
-    yield f"- Held-out fold: {folds}. Folds are made by patient: no patient is on both sides."
+    yield f"- Held-out fold: {folds}.{_tell_patients(checkpoint)}"
     yield f"- {TO_FILL} where do they come from, who drew the references, under which licence and consent?"
     yield f"- {TO_FILL} whom do they represent, and whom not (sex, age, ethnicity, disease, scanner)?"
+
+
+def _tell_patients(checkpoint: Checkpoint) -> str:
+    """Whether folds keep people apart, which only a manifest that names them can do."""
+    made = (checkpoint.provenance, *(member.provenance for member in checkpoint.members))
+    known = {one["names_patients"] for one in made if "names_patients" in one}
+    if not known:  # it was trained before this was noted
+        return ""
+    if any(known):
+        return " Folds are made by patient: no patient is on both sides."
+    return (
+        " The manifest names no patients, so every case counted as one: cases of one person may be on both "
+        "sides."
+    )
 
 
 def _origin(found: Mapping[str, Any]) -> Iterator[str]:

@@ -45,6 +45,14 @@ def test_every_case_validates_once_and_no_patient_is_on_both_sides(study):
     assert sorted(validated) == sorted(c.id for c in cases)
 
 
+@pytest.mark.parametrize("fold", [0, "none"])
+def test_a_split_knows_whether_patients_are_told_from_cases(fold):
+    named = make_cases([1] * 6)
+    unnamed = [replace(case, patient=case.id) for case in named]
+    for cases, is_named in ((named, True), ([*unnamed[1:], named[0]], True), (unnamed, False)):
+        assert split_cases(cases, section(fold)).names_patients == is_named
+
+
 @given(studies())
 def test_folds_are_as_balanced_as_patients_allow(study):
     cases, num_folds = study

@@ -111,6 +111,7 @@ class Keeper:
                 **({"enhancer_sha256": material.enhancer_hash} if material.enhancer_hash else {}),
                 "training_cases": [case.id for case in material.split.training],
                 "validation_cases": [case.id for case in material.split.validation],
+                "names_patients": material.split.names_patients,
                 "environment": self._environment,
             },
             state=state,
