@@ -190,6 +190,8 @@ def test_all_folds_make_one_calibrated_ensemble(clinseg, archive, here):
     assert clinseg("predict", run.name, f"{archive}#val", "-o", here / "out").code == 0
     card = clinseg("card", run.name).out
     assert "Trained on 120 cases; 120 were each held out" in card and "Only 120 cases" in card
+    assert "measured on single networks" in card and "applied to the mean of all 2" in card
+    assert "measured on single networks" not in describe(replace(checkpoint, members=()))
     assert all(line.endswith("| 120 |") for line in card.splitlines() if line.startswith("| accuracy"))
     shutil.copy(run / "checkpoints/best.safetensors", here / "model.safetensors")
     (here / "mlruns").rename(here / "elsewhere")

@@ -200,6 +200,13 @@ def _calibration_limits(checkpoint: Checkpoint) -> Iterator[str]:
     thresholds = zip(names, known["thresholds"], strict=True) if known["thresholds"] else ()
     for name, threshold in thresholds:
         yield f"- It answers {name} from a probability of {threshold:.3g} on."
+    if checkpoint.members:
+        yield (
+            "- Calibration and operating point were measured on single networks, each on cases that it had "
+            f"not seen, and are applied to the mean of all {len(checkpoint.members)}. Its figures differ: "
+            "probabilities tend to be less extreme than they could be, sensitivity tends to be higher than "
+            "measured, and specificity may be lower. Judge it on cases that none of them saw."
+        )
 
 
 def _making(checkpoint: Checkpoint) -> Iterator[str]:
