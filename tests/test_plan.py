@@ -139,7 +139,7 @@ def write_table(here, value, labelled):
 @pytest.mark.parametrize(
     ("value", "labelled", "code", "told"),
     [
-        (70000, "", 3, "label values run from 0 to 65535, these to 70000"),
+        (70000, "", 3, "label values run from 0 to 65535, these from 0 to 70000"),
         (0, "", 2, "nothing but the background"),
         (1, "liver;spleen", 2, "--labels background=0,liver=1,spleen=2"),
     ],

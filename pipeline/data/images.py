@@ -79,7 +79,7 @@ def read_label_map(path: Path) -> Volume:
         The smallest unsigned integer type that holds all values, axes as stored.
 
     Raises:
-        InputError: As `read_image`, and if there are several channels, negative values or fractions.
+        InputError: As `read_image`, and if there are several channels, values beyond 0 to 65535 or fractions.
         ResourceError: If it does not fit into memory.
     """
     return read_label_with_warnings(path).volumes[0]
@@ -93,7 +93,8 @@ def read_label_with_warnings(path: Path) -> Reading:
         raise InputError(Fault(str(path), "label-channels", message))
     volume = reading.volumes[0]
     lowest, highest = float(volume.array.min()), float(volume.array.max())
-    if lowest < 0 or highest >= 2**32:
+    # Tables by value are as long as the largest: that of one stray voxel would not fit into memory.
+    if lowest < 0 or highest > 65535:
         message = f"label values run from 0 to 65535, these from {lowest:g} to {highest:g}"
         raise InputError(Fault(str(path), "label-range", message))
     integers = volume.array.astype(np.min_scalar_type(int(highest)), copy=False)

@@ -404,7 +404,7 @@ def test_a_qfac_of_zero_means_one(tmp_path):
         ((VOXELS % 3).astype(np.float32), np.uint8),
         ((VOXELS % 3).astype(np.int64), np.uint8),
         (VOXELS * 200, np.uint16),
-        (VOXELS.astype(np.int32) * 70000, np.uint32),
+        ((VOXELS == 1).astype(np.int32) * 65535, np.uint16),
     ],
 )
 def test_label_maps_come_in_the_smallest_unsigned_type(array, dtype, tmp_path):
@@ -418,6 +418,7 @@ def test_label_maps_come_in_the_smallest_unsigned_type(array, dtype, tmp_path):
     [
         (VOXELS / np.float32(2), "label-not-whole"),
         (VOXELS - 1, "label-range"),
+        ((VOXELS == 1) * np.int32(65536), "label-range"),
         (VOXELS * np.int64(2**40), "label-range"),
         (np.stack([VOXELS, VOXELS], axis=-1), "label-channels"),
     ],

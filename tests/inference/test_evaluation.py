@@ -120,6 +120,18 @@ def test_a_label_in_no_structure_is_said(folders):
     assert "reference of a, b, c" in of_reference.message
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_voxel_with_a_huge_value_costs_its_case_and_says_why(folders, side):
+    huge = label_map((1, 1, 4), (2, 5, 8)).astype(np.uint32)
+    huge[0, 0, 0] = 4_000_000_000
+    save(folders[side] / "a.nii.gz", huge)
+    evaluation = evaluate_folders(*folders)
+    assert [(fault.where, fault.rule) for fault in evaluation.faults] == [("a", "label-range")]
+    assert [(row.case, row.structure) for row in evaluation.rows] == [
+        (case, structure) for case in "bc" for structure in ("1", "2")
+    ]
+
+
 def test_what_is_predicted_at_ignored_voxels_changes_nothing(folders):
     predictions, references = folders
     reference = label_map((1, 1, 4), (2, 5, 8))
