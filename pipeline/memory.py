@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from pipeline.errors import ConfigError, Fault
+from pipeline.errors import ConfigError, Fault, ResourceError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"\s*(?P<number>\d+(\.\d+)?)\s*(?P<unit>[A-Za-z]*)\s*")
@@ -132,7 +132,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     told = str(error)
-    return isinstance(error, RuntimeError) and any(
+    if isinstance(error, RuntimeError) and any(
         phrase in told
         for phrase in ("not enough memory", "can't allocate memory", "bad_alloc", "out of memory")
-    )
+    ):
+        return True
+    # MONAI tells only which transform failed, and keeps the reason behind it.
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+
+
+@contextmanager
+def memory_faults(where: str, what: str, advice: str) -> Iterator[None]:
+    """Tells people what torch says in several ways: `what` does not fit into memory, and what to do.
+
+    Raises:
+        ResourceError: If what is done in it does not fit.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        message = f"{what} does not fit into memory; {advice}"
+        raise ResourceError(Fault(where, "out-of-memory", message)) from error

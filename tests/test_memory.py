@@ -5,14 +5,17 @@ import sys
 import numpy as np
 import pytest
 import torch
+from monai.transforms import apply_transform
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.memory import (
     available_bytes,
     format_need,
     format_size,
     freed_memory_kept,
+    is_out_of_memory,
     measure_peak,
+    memory_faults,
     parse_size,
     resident_bytes,
 )
@@ -68,3 +71,23 @@ def test_sizes_are_told():
 @pytest.mark.parametrize("needed", [1, 5 * MIB, 5 * MIB + 1, 2**30 - 1, 2**30, 2**30 + 1, 7_777_777_777])
 def test_a_need_that_is_told_would_do(needed):
     assert needed <= parse_size(format_need(needed)) < needed + 2**30 / 50
+
+
+def allocate(num_bytes):
+    return torch.empty(num_bytes, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "call", [allocate, lambda num: np.empty(num, np.uint8), lambda num: apply_transform(allocate, num)]
+)
+def test_lack_of_memory_is_told_whoever_found_it(call):
+    told = pytest.raises(ResourceError, match="scan_1: it does not fit into memory; crop it")
+    with told, memory_faults("scan_1", "it", "crop it"):
+        call(2**60)
+
+
+def test_other_errors_in_a_transform_stay_what_they_are():
+    told = pytest.raises(RuntimeError, match="applying transform")
+    with told as caught, memory_faults("scan_1", "it", "crop it"):
+        apply_transform(lambda number: 1 / number, 0)
+    assert not is_out_of_memory(caught.value)

@@ -86,7 +86,7 @@ def bring_to_size(
     affine = volumes[0].grid.affine
     region = None if regions is None else regions.find(case, volumes)
     shown = region if section.shows_region else None
-    prepared = preprocess(_chain(section), [volume.array for volume in volumes], affine, shown)
+    prepared = preprocess(class_chain(section), [volume.array for volume in volumes], affine, shown)
     if section.shows_region:
         prepared = show_region(prepared)
     if section.crops:
@@ -97,6 +97,11 @@ def bring_to_size(
     except ValueError as error:
         message = f"{error}; train a three-dimensional one (network.dimensions: 3)"
         raise InputError(Fault(case.id, "slice-axis", message)) from error
+
+
+def class_chain(section: ClassificationPreprocessingSection) -> Preprocessing:
+    """The chain's settings from the config."""
+    return Preprocessing(section.orientation, section.spacing, section.normalisation, section.window)
 
 
 class ClassSampler:
@@ -173,11 +178,6 @@ class ClassSampler:
         return F.pad(images, flat, mode="replicate") if any(flat) else images
 
 
-def _chain(section: ClassificationPreprocessingSection) -> Preprocessing:
-    """The chain's settings from the config."""
-    return Preprocessing(section.orientation, section.spacing, section.normalisation, section.window)
-
-
 def _prepare(
     case: Case,
     study: ClassStudy,
@@ -211,7 +211,7 @@ def _prepare(
 def _cache_key(
     hashed: str, section: ClassificationPreprocessingSection, regions: Regions | None
 ) -> list[object]:
-    key = ["class image", _CACHE_VERSION, hashed, asdict(_chain(section)), section.size, section.fit]
+    key = ["class image", _CACHE_VERSION, hashed, asdict(class_chain(section)), section.size, section.fit]
     if regions is not None:
         key += [section.region, section.region_margin, regions.values, regions.model_hash]
     return key

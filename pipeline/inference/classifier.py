@@ -18,14 +18,16 @@ from pipeline.checkpoint import Checkpoint
 from pipeline.config import ClassificationJob, classification_job, flipped_axes, job_from_mapping
 from pipeline.data.case_images import read_case_images, read_case_with_warnings
 from pipeline.data.cases import Case
-from pipeline.data.class_images import bring_to_size
+from pipeline.data.class_images import bring_to_size, class_chain
 from pipeline.data.dicom import SeriesRule
 from pipeline.data.images import source_hash
 from pipeline.data.regions import Regions
 from pipeline.errors import Fault, FaultError, IntegrityError, ResourceError
 from pipeline.inference.classifying import compute_logits
 from pipeline.inference.explain import Method, explain, to_patient_grid
+from pipeline.inference.predictor import check_preparing, preparing_bytes
 from pipeline.inference.regions import build_regions
+from pipeline.memory import memory_faults
 from pipeline.networks import Classifier, build_classifier
 from pipeline.precision import autocast, inference_dtype
 from pipeline.volume import Volume
@@ -182,10 +184,13 @@ class ClassPredictor:
     def _read_case(
         self, case: Case, files: dict[tuple[Path, SeriesRule], str]
     ) -> tuple[Case, Tensor | None, ClassReport]:
+        section = self.job.preprocessing
         try:
-            reading = read_case_with_warnings(case, self.num_channels)
-            section = self.job.preprocessing
-            prepared = bring_to_size(case, reading.volumes, section, self.regions)
+            with memory_faults(case.id, "it", "close other programs, or crop the image"):
+                reading = read_case_with_warnings(case, self.num_channels)
+                grid = reading.volumes[0].grid
+                check_preparing(case.id, preparing_bytes(class_chain(section), self.num_channels, grid))
+                prepared = bring_to_size(case, reading.volumes, section, self.regions)
         except FaultError as error:
             return case, None, ClassReport(case.id, faults=error.faults)
         image = prepared.image if len(section.size) == 3 else prepared.image[..., 0]

@@ -11,7 +11,7 @@ from pipeline.data.cases import Case
 from pipeline.data.checks import read_checked_case
 from pipeline.data.dicom import series_frames
 from pipeline.data.images import source_hash
-from pipeline.errors import Fault, ResourceError
+from pipeline.errors import Fault
 from pipeline.export.dicom_source import Source, read_source
 from pipeline.export.exporters import export_path
 from pipeline.export.nifti import write_label_map
@@ -21,9 +21,8 @@ from pipeline.files import remove_files, sha256_of
 from pipeline.inference.budget import Plan
 from pipeline.inference.exporting import Exports, export, further_paths, probabilities_path
 from pipeline.inference.labelling import LabelMap
-from pipeline.inference.predictor import Predictor
+from pipeline.inference.predictor import Predictor, check_preparing
 from pipeline.inference.relay import Steps, relay
-from pipeline.memory import format_need, format_size, resident_bytes
 from pipeline.volume import Grid, measure_volumes
 from transforms.preprocessing import Prepared
 
@@ -142,7 +141,7 @@ def _load(predictor: Predictor, case: Case, *, has_source: bool) -> _Loaded:
         input_hashes=hash_inputs(case),
         warnings=tuple(str(warning) for warning in checked.warnings),
     )
-    check_preparing(case, predictor.preparing_bytes(checked.images[0].grid), predictor.max_memory)
+    check_preparing(case.id, predictor.preparing_bytes(checked.images[0].grid), predictor.max_memory)
     grid = checked.images[0].grid
     source = None
     if has_source:
@@ -150,17 +149,6 @@ def _load(predictor: Predictor, case: Case, *, has_source: bool) -> _Loaded:
         source = read_source(case.id, list(frames), grid, frames)
     prepared = predictor.prepare(checked.images)
     return _Loaded(prepared, grid, source, replace(report, seconds=time.monotonic() - start))
-
-
-def check_preparing(case: Case, num_bytes: int, max_memory: int | None) -> None:
-    """Refuses an image that cannot even be brought to the network's grid within the budget."""
-    needed = resident_bytes() + num_bytes
-    if max_memory is not None and needed > max_memory:
-        message = (
-            f"it cannot be prepared within {format_size(max_memory)}: that takes {format_need(needed)}, "
-            "and windows take theirs afterwards; allow more"
-        )
-        raise ResourceError(Fault(case.id, "budget-too-small", message))
 
 
 def _label(

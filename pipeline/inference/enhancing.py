@@ -16,10 +16,11 @@ from pipeline.errors import Fault, FaultError
 from pipeline.export.nifti import write_image, write_map
 from pipeline.files import remove_files, sha256_of
 from pipeline.inference.budget import Plan
-from pipeline.inference.cohort import check_preparing, hash_inputs
+from pipeline.inference.cohort import hash_inputs
 from pipeline.inference.enhancer import Enhanced, Enhancer
 from pipeline.inference.grids import on_grid
 from pipeline.inference.image_evaluation import compare_images
+from pipeline.inference.predictor import check_preparing
 from pipeline.inference.relay import Steps, relay
 from pipeline.volume import Volume
 from transforms.enhancement import Scaled
@@ -136,7 +137,7 @@ def output_names(case: str, num_channels: int) -> list[str]:
 def _load(enhancer: Enhancer, case: Case) -> _Loaded:
     start = time.monotonic()
     reading = read_case_with_warnings(case, len(enhancer.channels))
-    check_preparing(case, enhancer.preparing_bytes(reading.volumes[0].grid), enhancer.max_memory)
+    check_preparing(case.id, enhancer.preparing_bytes(reading.volumes[0].grid), enhancer.max_memory)
     scaled = enhancer.prepare(case.id, reading.volumes)
     report = EnhancementReport(
         case=case.id,

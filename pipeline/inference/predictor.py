@@ -16,10 +16,11 @@ from pipeline.config import (
     segmentation_job,
 )
 from pipeline.data.case_images import check_slices
-from pipeline.errors import ConfigError, Fault
+from pipeline.errors import ConfigError, Fault, ResourceError
 from pipeline.inference.budget import Plan
 from pipeline.inference.labelling import Labeller, LabelMap
 from pipeline.labels import LabelContract
+from pipeline.memory import available_bytes, format_need, format_size, resident_bytes
 from pipeline.networks import Segmenter, build_network
 from pipeline.networks.compiling import compiler_faults
 from pipeline.volume import Grid, Volume
@@ -173,6 +174,35 @@ def preparing_bytes(settings: Preprocessing, num_channels: int, grid: Grid) -> i
     num_resampled = count_voxels(settings, grid) if settings.spacing else 0
     turned, resampled = _TURNING_BYTES * num_channels, _RESAMPLING_BYTES + 8 * num_channels
     return turned * math.prod(grid.shape) + resampled * num_resampled
+
+
+def check_preparing(case: str, num_bytes: int, max_memory: int | None = None) -> None:
+    """Refuses an image that cannot even be brought to the network's grid within the budget.
+
+    Args:
+        case: Its id.
+        num_bytes: What that takes.
+        max_memory: Bytes that the process may take; None for what is free.
+
+    Raises:
+        ResourceError: If it does not fit.
+    """
+    if max_memory is not None:
+        if (needed := resident_bytes() + num_bytes) > max_memory:
+            message = (
+                f"it cannot be prepared within {format_size(max_memory)}: that takes {format_need(needed)}, "
+                "and windows take theirs afterwards; allow more"
+            )
+            raise ResourceError(Fault(case, "budget-too-small", message))
+        return
+    free = available_bytes()  # first, since it may lower what is taken
+    # What is taken counts as free: it may be a case that is computed beside, and gone in a moment.
+    if num_bytes > (limit := resident_bytes() + free):
+        message = (
+            f"preparing it takes {format_need(num_bytes)} of memory, {format_size(limit)} are there; crop "
+            "the image, or take a machine with more"
+        )
+        raise ResourceError(Fault(case, "out-of-memory", message))
 
 
 def count_voxels(settings: Preprocessing, grid: Grid) -> int:

@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from pipeline.data.cases import Case
 from pipeline.errors import Fault, FaultError
+from pipeline.memory import memory_faults
 
 _Loaded = TypeVar("_Loaded")
 _Made = TypeVar("_Made")
@@ -99,7 +100,8 @@ def _make(
 ) -> Future[_Report]:
     """Computes a case and has it written, or tells why not."""
     try:
-        made = steps.make(loading.result())
+        with memory_faults(case.id, "it", "close other programs, or crop the image"):
+            made = steps.make(loading.result())
     except FaultError as error:
         # A full disk stops the next case as well.
         if any(fault.rule in ("disk-full", "not-writable") for fault in error.faults):
@@ -107,6 +109,8 @@ def _make(
         refused: Future[_Report] = Future()
         refused.set_result(steps.refuse(case, tuple(_named(fault, case) for fault in error.faults)))
         return refused
+    finally:
+        del loading  # a circle with its own error, which would keep all that was read in memory
     return writer.submit(steps.write, made)
 
 

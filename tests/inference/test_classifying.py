@@ -1,10 +1,16 @@
-"""Logits of whole images: the same in any batch, and the mean over mirrored copies."""
+"""Logits of whole images: the same in any batch, the mean over mirrored copies, each image for itself."""
 
 import itertools
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
+from pipeline.calibration import Calibration
+from pipeline.config import classification_job, job_from_mapping
+from pipeline.data.cases import Case
+from pipeline.inference.classifier import ClassPredictor
 from pipeline.inference.classifying import compute_logits
 
 CPU = torch.device("cpu")
@@ -54,3 +60,33 @@ def test_out_of_memory_halves_the_batch_and_goes_on():
 
     with pytest.raises(torch.OutOfMemoryError, match="not even one image"):
         compute_logits(hopeless, images, 4, CPU)
+
+
+class Brightness(torch.nn.Module):
+    """Two logits: the mean, and what is lacking to it."""
+
+    def forward(self, batch):
+        mean = batch.flatten(1).mean(1)
+        return torch.stack([mean, -mean], dim=1)
+
+
+def test_an_image_that_no_memory_holds_on_the_networks_grid_costs_only_itself(tmp_path):
+    job = {
+        "task": "classification",
+        "data": {"manifest": "study.csv"},
+        "preprocessing": {"size": [8, 8, 8], "spacing": [2.0, 2.0, 2.0]},
+        "training": {"epochs": 1},
+    }
+    calibration = Calibration(False, 1.0, (0.5,), 0.0, 1.0, 0, None, None)
+    predictor = ClassPredictor(
+        classification_job(job_from_mapping(job)), ["a", "b"], ["image"], [Brightness()], calibration, CPU
+    )
+    cases = []
+    for name, size, spacing in (("good", 16, 2), ("huge", 100, 99), ("fine", 16, 1)):
+        path = tmp_path / f"{name}.nii"
+        values = np.arange(size**3, dtype=np.int32).reshape(size, size, size)
+        nib.save(nib.Nifti1Image(values, np.diag([spacing, spacing, spacing, 1])), path)
+        cases.append(Case(name, name, (path,)))
+    reports = predictor.classify(cases)
+    assert [[fault.rule for fault in report.faults] for report in reports] == [[], ["out-of-memory"], []]
+    assert [bool(report.predicted) for report in reports] == [True, False, True]

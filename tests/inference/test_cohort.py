@@ -8,18 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+import weakref
+from dataclasses import asdict, replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import apply_transform
 
 from pipeline.checkpoint import read_checkpoint
 from pipeline.data.cases import Case
 from pipeline.errors import Stopped
 from pipeline.inference.cohort import CaseReport, predict_cohort
 from pipeline.inference.predictor import load_predictor, select_device
+from pipeline.inference.relay import Steps, relay
 from transforms.preprocessing import Prepared
 
 compile_ = torch.compile
@@ -51,6 +54,49 @@ def test_reports_come_in_order_and_a_broken_case_costs_only_itself(trained, imag
     assert [bool(report.faults) for report in reports] == [False, True, False, False, False]
     assert planned == [case.id for number, case in enumerate(cases) if number != 1]
     assert all((tmp_path / "out" / report.mask).is_file() for report in reports if not report.faults)
+
+
+def test_an_image_that_no_memory_holds_on_the_networks_grid_costs_only_itself(trained, images, tmp_path):
+    checkpoint = read_checkpoint(trained.model)
+    job = checkpoint.job | {"preprocessing": checkpoint.job["preprocessing"] | {"spacing": [2.0, 2.0, 2.0]}}
+    paths = sorted(images.iterdir())[:3]
+    nib.save(nib.Nifti1Image(np.zeros((100, 100, 100), np.uint8), np.diag([99, 99, 99, 1])), paths[1])
+    cases = [Case(path.name.split(".")[0], path.name, (path,)) for path in paths]
+    predictor = load_predictor(replace(checkpoint, job=job), select_device("cpu"))
+    reports = predict_cohort(predictor, cases, tmp_path / "out")
+    assert [[fault.rule for fault in report.faults] for report in reports] == [[], ["out-of-memory"], []]
+    assert "preparing it takes" in reports[1].faults[0].message
+
+
+def test_running_out_of_memory_while_reading_costs_only_that_case_and_frees_what_it_held():
+    class Voxels:
+        pass
+
+    held, told = [], []
+
+    def load(case):
+        voxels = Voxels()
+        held.append(weakref.ref(voxels))
+        return apply_transform(torch.empty, 2**60) if case.id == "b" else voxels
+
+    def make(voxels):
+        told.append([reference() is not None for reference in held])
+        return voxels
+
+    steps = Steps(
+        load=load,
+        make=make,
+        write=lambda voxels: "written",
+        refuse=lambda case, faults: [(fault.where, fault.rule) for fault in faults],
+    )
+    gc.disable()
+    try:
+        cases = [Case(name, name, ()) for name in "abc"]
+        reports = relay(steps, cases, lambda report: None, is_sequential=True)
+    finally:
+        gc.enable()
+    assert reports == ["written", [("b", "out-of-memory")], "written"]
+    assert told == [[True], [False, False, True]]
 
 
 def test_resume_keeps_what_is_finished_and_nothing_else(clinseg, trained, images, tmp_path):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from pipeline.memory import (
     UnmeasurableError,
     available_bytes,
     format_size,
-    is_out_of_memory,
     measure_peak,
+    memory_faults,
     resident_bytes,
 )
 from pipeline.training.loop import Sampler
@@ -112,20 +111,9 @@ def measure_needs(
     return Needs((Need(what, peak, free), disk)).check()
 
 
-@contextmanager
-def told_out_of_memory() -> Iterator[None]:
-    """Tells people what torch says in several ways.
-
-    Raises:
-        ResourceError: If what is done in it does not fit into memory.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        message = f"a training step does not fit into memory; {_ADVICE}"
-        raise ResourceError(Fault("training", "out-of-memory", message)) from error
+def told_out_of_memory() -> AbstractContextManager[None]:
+    """Tells people that a training step does not fit into memory; see `memory_faults`."""
+    return memory_faults("training", "a training step", _ADVICE)
 
 
 def _short_fault(need: Need) -> Fault:
