@@ -1,6 +1,7 @@
 """A classifier from its config to answers: trained, judged, applied and compared by the real commands."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from pipeline.calibration import Calibration
 from pipeline.checkpoint import read_checkpoint, write_checkpoint
+from pipeline.errors import Stopped
 from pipeline.inference.class_table import read_class_table
 from pipeline.workflows.cards import describe
 
@@ -153,7 +155,9 @@ def test_a_table_that_people_worked_on_is_evaluated_or_refused(clinseg, tmp_path
     assert truth.read_text() == known
 
 
-def test_a_table_of_answers_is_in_the_log_and_not_replaced_once_people_worked_on_it(clinseg, archive, here):
+def test_a_table_of_answers_is_in_the_log_and_not_replaced_once_people_worked_on_it(
+    clinseg, archive, here, monkeypatch
+):
     assert clinseg("train", write_config(here, archive, training={"epochs": 1})).code == 0
     checkpoint = read_checkpoint(latest(here) / "checkpoints/best.safetensors")
     (threshold,) = checkpoint.calibration["thresholds"]
@@ -173,6 +177,26 @@ def test_a_table_of_answers_is_in_the_log_and_not_replaced_once_people_worked_on
     assert answer.code == 2 and "would-overwrite" in answer.err and table.read_text() == edited
     table.unlink()
     assert clinseg(*command).code == 0 and clinseg("audit", "verify", here / "out").code == 0
+
+    # A table is on disk only when its log knows it, wherever the program ends: here at each flush to disk.
+    np.savez(here / "two.npz", test_images=draw_all(2, 5)[0])
+    flush, codes = os.fsync, []
+    while 0 not in codes:
+        left = iter(range(len(codes)))
+
+        def stop(descriptor, left=left):
+            if next(left, None) is None:
+                raise Stopped
+            flush(descriptor)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", stop)
+            answer = clinseg("predict", "latest", here / "two.npz", "-o", here / "stopped")
+        codes.append(answer.code)
+        assert answer.code in (0, 75), answer.err
+        if (here / "stopped/predictions.csv").exists():
+            assert clinseg("audit", "verify", here / "stopped").code == 0
+    assert len(codes) > 6 and (here / "stopped/predictions.csv").exists()
 
 
 def test_all_folds_make_one_calibrated_ensemble(clinseg, archive, here):

@@ -48,6 +48,8 @@ def read_label_names(path: Path) -> dict[str, int] | None:
 
 def is_ours(path: Path) -> bool:
     """Whether a NIfTI or DICOM file says that this program wrote it; what others save does not say so."""
+    if not path.name.endswith((".nii", ".nii.gz", ".dcm")):
+        return False
     try:
         if path.suffix == ".dcm":
             told = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Manufacturer"])

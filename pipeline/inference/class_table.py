@@ -55,6 +55,15 @@ def write_class_table(
     truth: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Writes the cases that have an answer; with `truth` by case id, a column `class` follows the id."""
+    write_text(path, class_table_text(reports, classes, truth))
+
+
+def class_table_text(
+    reports: Sequence[ClassReport],
+    classes: Sequence[str],
+    truth: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """What `write_class_table` writes."""
     file = io.StringIO(newline="")
     table = csv.writer(file, lineterminator="\n")
     known = ["class"] if truth is not None else []
@@ -66,7 +75,7 @@ def write_class_table(
         shares = [f"{share:.6g}" for share in report.probabilities]
         review = "yes" if report.review else "no"
         table.writerow([report.case, *told, _SEVERAL.join(report.predicted), *shares, review])
-    write_text(path, file.getvalue())
+    return file.getvalue()
 
 
 def read_class_table(path: Path) -> ClassTable:

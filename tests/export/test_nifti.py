@@ -19,7 +19,7 @@ from nibabel.nifti1 import Nifti1Extension
 
 from pipeline.errors import InputError, IntegrityError, ResourceError
 from pipeline.export.nifti import write_label_map, write_map
-from pipeline.export.signature import read_label_names
+from pipeline.export.signature import is_ours, read_label_names
 from pipeline.volume import Grid
 
 DATA = Path(__file__).parents[2] / "../shared/data"
@@ -467,3 +467,10 @@ def test_a_map_that_a_disk_changes_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(IntegrityError, match="read back"):
         write_map(tmp_path / "map.nii", np.zeros(SHAPE, np.float32), Grid(SHAPE, np.eye(4)), {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_is_no_file_of_ours_and_no_library_says_a_word_of_it(tmp_path, caplog):
+    path = tmp_path / "predictions.csv"
+    path.write_text("case,predicted,probability_disc,probability_ring,review\n" * 99)
+    assert not is_ours(path)
+    assert not caplog.records
