@@ -304,6 +304,10 @@ def test_answers_are_explained_on_the_images_own_grid(clinseg, here, method):
     image, found = nib.load(one), nib.load(written)
     assert found.shape == image.shape and np.array_equal(found.affine, image.affine)
     assert np.asarray(found.dataobj).std() > 0 and written.with_name(written.name[:-7] + ".png").is_file()
+    other = next((here / "images/disc").iterdir())
+    (here / "out/explanations/note.txt").write_text("of a person")
+    assert clinseg("predict", "latest", other, "-o", here / "out").code == 0
+    assert [path.name for path in (here / "out/explanations").iterdir()] == ["note.txt"]
 
 
 def test_a_model_that_answers_no_numbers_is_told(clinseg, archive, here):

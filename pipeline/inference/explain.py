@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -29,6 +30,8 @@ Activation = Callable[[Tensor], Tensor]
 """`(B, K)` logits → `(B, K)` probabilities."""
 
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
+DRAWN, STORED = ".png", ".nii.gz"
+"""What the names of a map's two files end in."""
 SOFTMAX: Final[Activation] = partial(torch.softmax, dim=1)
 
 _LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -166,6 +169,16 @@ def map_name(case: str, class_name: str, method: Method) -> str:
     """File name, without ending, of a case's map; a class may be called what no file can be."""
     safe = re.sub(r"[^\w.-]+", "-", class_name)
     return f"{case}_{safe}_{method}"
+
+
+def find_maps(folder: Path) -> list[Path]:
+    """The files in `folder` that are called as maps are, of whatever case and class: drawn, and as NIfTI."""
+    return [
+        path
+        for method in METHODS
+        for ending in (DRAWN, STORED)
+        for path in sorted(folder.glob(f"*_{method}{ending}"))
+    ]
 
 
 def _hide(image: Tensor, places: Sequence[tuple[slice, ...]]) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.tracking import start_record
 from pipeline.workflows.reporting import keep_report
+from pipeline.workflows.reports.folders import read_folder
 
 
 def data_of(page):
@@ -136,6 +137,21 @@ def test_a_place_where_nothing_can_be_written_is_told_before_the_work(
             answer = clinseg(*command, "-o", place)
             assert answer.code == code and rule in answer.err and "nowhere:" not in answer.err
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_only_explanations_of_the_answers_that_it_tells_are_shown(tmp_path):
+    (tmp_path / "explanations").mkdir()
+    names = [
+        "a_no-ring_occlusion",  # of this answer
+        "b_disc_grad_cam",  # of another answer to this case
+        "c_disc_grad_cam",  # of another case
+        "a_c_no-ring_occlusion",
+    ]
+    for name in names:
+        (tmp_path / f"explanations/{name}.png").write_bytes(b"drawn")
+    rows = "case,predicted,probability_disc,probability_no ring,review\na,no ring,0.2,0.8,no\nb,,0.2,0.3,no\n"
+    (tmp_path / "predictions.csv").write_text(rows)
+    assert [picture.caption for picture in read_folder(tmp_path).pictures] == names[:1]
 
 
 def test_nothing_to_tell_of_is_refused(clinseg, tmp_path):

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import ConfigError, Fault, FaultError
-from pipeline.inference.class_table import read_class_table
+from pipeline.inference.class_table import ClassTable, read_class_table
 from pipeline.inference.confusion import Confusion, read_confusions
+from pipeline.inference.explain import DRAWN, METHODS, map_name
 from pipeline.inference.metric_table import CaseMetrics, read_table
 from pipeline.report.class_tables import class_case_table, class_figures
 from pipeline.report.content import Figure, Picture, Table
@@ -27,7 +28,7 @@ from pipeline.workflows.reports.material import (
     version_facts,
     work_facts,
 )
-from pipeline.workflows.tasks.classification_prediction import TABLE
+from pipeline.workflows.tasks.classification_prediction import EXPLANATIONS, TABLE
 
 _METRICS: Final = ["case", "label", "dice"]
 _CONFUSIONS: Final = ["case", "reference", "prediction"]
@@ -48,8 +49,8 @@ def read_folder(folder: Path) -> ReportMaterial:
     entries = entries_of(content)
     masks = existing_masks(folder, entries)
     rows, confusions, estimates = _read_evaluations(folder, _predicted_at(folder, masks.values()), remarks)
-    table = _read_answers(folder, content, remarks)
-    if not entries and not rows and not estimates and table is None:
+    answers = _read_answers(folder, remarks)
+    if not entries and not rows and not estimates and answers is None:
         message = (
             "it holds neither a report.json of `clinseg predict` nor a table of `clinseg evaluate`; name a "
             "run or such a folder"
@@ -67,14 +68,11 @@ def read_folder(folder: Path) -> ReportMaterial:
         labels=_labels(content, rows),
         rows=rows,
         confusions=confusions,
-        entries=entries if table is None else {},
+        entries=entries if answers is None else {},
         masks=masks,
         figures=figures,
-        table=table,
-        pictures=[
-            Picture(path.stem, path.read_bytes())
-            for path in sorted((folder / "explanations").glob("*.png"))[:_MAX_PICTURES]
-        ],
+        table=None if answers is None else _answer_table(answers, content),
+        pictures=[] if answers is None else _read_explanations(folder / EXPLANATIONS, answers),
         facts=_facts(content, report),
         remarks=[*case_remarks(entries), *remarks],
     )
@@ -117,15 +115,31 @@ def _read_evaluations(
     return rows, confusions, estimates
 
 
-def _read_answers(folder: Path, content: Mapping[str, Any], remarks: list[str]) -> Table | None:
+def _read_answers(folder: Path, remarks: list[str]) -> ClassTable | None:
     if not (folder / TABLE).is_file():
         return None
     try:
-        is_multi_label = bool((content.get("calibration") or {}).get("multi_label"))
-        return class_case_table(read_class_table(folder / TABLE), is_multi_label=is_multi_label)
+        return read_class_table(folder / TABLE)
     except FaultError as error:
         remarks += [f"{TABLE}: {fault.message}" for fault in error.faults]
         return None
+
+
+def _answer_table(answers: ClassTable, content: Mapping[str, Any]) -> Table:
+    is_multi_label = bool((content.get("calibration") or {}).get("multi_label"))
+    return class_case_table(answers, is_multi_label=is_multi_label)
+
+
+def _read_explanations(folder: Path, answers: ClassTable) -> list[Picture]:
+    """What is drawn of these answers; a map that lies beside may be of another case, class or model."""
+    names = {
+        f"{map_name(case, predicted[0], method)}{DRAWN}"
+        for case, predicted in zip(answers.cases, answers.predicted, strict=True)
+        for method in METHODS
+        if predicted
+    }
+    drawn = sorted(path for path in folder.glob(f"*{DRAWN}") if path.name in names)
+    return [Picture(path.stem, path.read_bytes()) for path in drawn[:_MAX_PICTURES]]
 
 
 def _labels(content: Mapping[str, Any], rows: list[CaseMetrics]) -> Labels:

@@ -22,7 +22,7 @@ from pipeline.export.prediction import Maker
 from pipeline.files import check_writable, remove_files, write_text
 from pipeline.inference.class_table import class_table_text
 from pipeline.inference.classifier import ClassPredictor, ClassReport, load_class_predictor
-from pipeline.inference.explain import Method, map_name
+from pipeline.inference.explain import DRAWN, STORED, Method, find_maps, map_name
 from pipeline.inference.exporting import export_answer
 from pipeline.progress import progress_bar
 from pipeline.workflows.applying.case_reports import (
@@ -38,7 +38,7 @@ from pipeline.workflows.auditing import AuditLog
 from pipeline.workflows.tasks.classification_judging import write_class_report
 from pipeline.workflows.tasks.explaining import draw_answer
 
-TABLE = "predictions.csv"
+TABLE, EXPLANATIONS = "predictions.csv", "explanations"
 
 
 def classify(
@@ -78,7 +78,8 @@ def classify(
     check_writable(folder)
     with progress_bar("Classifying cases", len(cases)) as advance:
         reports = predictor.classify(cases, _told(advance))
-    remove_files([folder / TABLE, *told_in.values()])  # of another answer
+    # What an earlier prediction told, of these cases or others, would pass for a part of this one.
+    remove_files([folder / TABLE, *told_in.values(), *find_maps(folder / EXPLANATIONS)])
     answers = class_table_text(reports, predictor.classes)
     table = {TABLE: hashlib.sha256(answers.encode()).hexdigest()}
     if maker is not None:
@@ -107,7 +108,7 @@ def classify(
         answered = [(case, report) for case, report in zip(cases, reports, strict=True) if report.predicted]
         with progress_bar("Explaining answers", len(answered)) as advance:
             for case, report in answered:
-                _explain(predictor, case, report, method, folder / "explanations")
+                _explain(predictor, case, report, method, folder / EXPLANATIONS)
                 advance()
     return reports
 
@@ -131,9 +132,9 @@ def _explain(
     """What the first answer rests on."""
     name = report.predicted[0]
     path = folder / map_name(case.id, name, method)
-    found = draw_answer(path.with_name(f"{path.name}.png"), predictor, case, report, name, method)
+    found = draw_answer(path.with_name(f"{path.name}{DRAWN}"), predictor, case, report, name, method)
     meaning = {"method": method, "class": name}
-    write_map(path.with_name(f"{path.name}.nii.gz"), np.asfortranarray(found.array), found.grid, meaning)
+    write_map(path.with_name(f"{path.name}{STORED}"), np.asfortranarray(found.array), found.grid, meaning)
 
 
 def _told(advance: Callable[[], None]) -> Callable[[ClassReport], None]:
