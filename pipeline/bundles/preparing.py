@@ -43,14 +43,18 @@ _ORIENTATION: Final[Allowed] = {
 }
 _SPACING: Final[Allowed] = {
     "pixdim": None,
-    "mode": ("bilinear", ["bilinear"], ["bilinear", "nearest"]),
-    "padding_mode": ("border", ["border"], ["border", "border"]),
-    "align_corners": (False, None, [False, False]),
+    **dict.fromkeys(("mode", "padding_mode", "align_corners")),  # each its own for each key
     "dtype": None,
     **dict.fromkeys(("diagonal", "recompute_affine", "scale_extent", "lazy"), (False,)),
     "ensure_same_shape": None,
     **dict.fromkeys(("min_pixdim", "max_pixdim"), (None,)),
 }
+_SAMPLING: Final = {
+    "mode": ("bilinear",),
+    "padding_mode": ("border",),
+    "align_corners": (False, None),
+}
+"""How images are resampled; the first of each is MONAI's default."""
 _NORMALISING: Final[dict[str, Allowed]] = {
     "ScaleIntensityRange": {
         **dict.fromkeys(("a_min", "a_max", "b_min", "b_max", "clip")),
@@ -131,6 +135,10 @@ def _take_spacing(step: Step, found: Preparation) -> None:
     pixdim = step.take("pixdim")
     if not step.check(_SPACING) or pixdim is REFUSED:
         return
+    for name, values in _SAMPLING.items():
+        if step.take_own(name, values[0]) not in values:
+            step.refuse(name, f"expected {values[0]} of images; nothing here does something else")
+            return
     spacing = pixdim if isinstance(pixdim, list) else [pixdim] * 3
     if (
         "spacing" in found.settings

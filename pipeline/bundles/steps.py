@@ -18,6 +18,14 @@ _MODULE: Final = re.compile(r"^(?:monai(?:\.[a-z0-9_]+)*\.)?([A-Za-z][A-Za-z0-9]
 _DICTIONARY: Final = re.compile(r"(?<=[a-z0-9])(?:Dict|D|d)$")
 _UNREAD: Final = frozenset({"_target_", "_desc_", "_disabled_", "keys", "allow_missing_keys"})
 _MOST_STEPS: Final = 100
+_COMPOSE: Final[Allowed] = {
+    "transforms": None,
+    "log_stats": None,
+    "map_items": (True, 1),
+    "unpack_items": (False,),
+    "lazy": (False, None),
+    "overrides": (None,),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +37,14 @@ class Step:
         file: That it stands in.
         path: Where in it.
         faults: Where what is wrong is noted.
+        place: Of what it is read for among its keys, which may have an argument each.
     """
 
     name: str
     file: ConfigFile
     path: KeyPath
     faults: list[Fault]
+    place: int = 0
 
     @property
     def arguments(self) -> list[str]:
@@ -47,6 +57,11 @@ class Step:
         if name not in self.arguments:
             return default
         return self.file.plain((*self.path, name), self.faults)
+
+    def take_own(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - whatever is written
+        """The same of an argument that may have a value for each key."""
+        value = self.take(name, default)
+        return value[self.place] if isinstance(value, list) and len(value) > self.place else value
 
     def refuse(self, name: str | None, message: str) -> None:
         """Notes that an argument, or the transform itself, cannot be taken over."""
@@ -88,6 +103,10 @@ def read_steps(file: ConfigFile, path: KeyPath, key: str, faults: list[Fault]) -
             message = "a list of transforms, or a `Compose` of them, is needed here"
             faults.append(Fault(file.where(path), "bundle-unmapped", message))
             return
+        if _is_disabled(file.raw((*path, "_disabled_"))):
+            return
+        if not Step(name, file, path, faults).check(_COMPOSE):
+            return
         path = file.follow((*path, "transforms"), faults)
     written = file.raw(path)
     if not isinstance(written, list) or len(written) > _MOST_STEPS:
@@ -100,7 +119,7 @@ def read_steps(file: ConfigFile, path: KeyPath, key: str, faults: list[Fault]) -
         if not isinstance(value, dict):
             message = "a transform with its `_target_` is needed here"
             faults.append(Fault(file.where(place), "bundle-unmapped", message))
-        elif value.get("_disabled_") is not True:
+        elif not _is_disabled(value.get("_disabled_")):
             step = _read_step(file, place, key, faults)
             if step is not None:
                 yield step
@@ -126,9 +145,16 @@ def _read_step(file: ConfigFile, path: KeyPath, key: str, faults: list[Fault]) -
     if name is None:
         return None
     keys = file.plain((*path, "keys"), faults)
-    if keys is not REFUSED and key not in (keys if isinstance(keys, list) else [keys]):
+    named = keys if isinstance(keys, list) else [keys]
+    if keys is not REFUSED and key not in named:
         return None
-    return Step(_DICTIONARY.sub("", name), file, path, faults)
+    place = named.index(key) if key in named else 0
+    return Step(_DICTIONARY.sub("", name), file, path, faults, place)
+
+
+def _is_disabled(written: object) -> bool:
+    """As MONAI understands it."""
+    return written.lower().strip() == "true" if isinstance(written, str) else bool(written)
 
 
 def _is_same(value: object, known: object) -> bool:

@@ -156,6 +156,13 @@ def test_resampled_probabilities_are_told(bundle, tmp_path, clinseg):
     assert "interpolates probabilities" in clinseg("card", tmp_path / "m.safetensors").out
 
 
+def test_what_a_label_gets_does_not_matter_for_an_image(bundle, tmp_path):
+    step = RESAMPLING | {"keys": ["label", "image"], "mode": ["nearest", "bilinear"], "align_corners": None}
+    path = tmp_path / "m.safetensors"
+    import_bundle(bundle(lambda config, _: config["preprocessing"]["transforms"].insert(3, step)), path)
+    assert read_checkpoint(path).job["preprocessing"]["spacing"] == [1.5, 1.5, 2.0]
+
+
 def test_an_inversion_of_nothing_is_none(bundle, tmp_path):
     """Without `orig_keys` MONAI undoes what was done to `pred`: labels stay on the grid of the network."""
 
@@ -258,6 +265,11 @@ def at(path, value, of=0):
          "bundle-unmapped"),
         (at(["preprocessing", "transforms", 2, "axcodes"], "RASP"), "axcodes", "bundle-unmapped"),
         (at(["inferer", "_target_"], "SimpleInferer"), "inferer", "bundle-unmapped"),
+        (at(["preprocessing", "transforms", 3], RESAMPLING | {"keys": ["label", "image"],
+            "mode": ["bilinear", "nearest"]}), "transforms[3].mode", "bundle-unmapped"),
+        (at(["preprocessing", "lazy"], True), "preprocessing.lazy", "bundle-unmapped"),
+        (at(["preprocessing", "transforms", 2, "_disabled_"], " True"), "preprocessing", "bundle-unmapped"),
+        (at(["preprocessing", "_disabled_"], True), "preprocessing", "bundle-unmapped"),
         (at(["preprocessing", "transforms", 3], {"_target_": "ScaleIntensityRanged", "keys": "image",
             "a_min": 0, "a_max": 9, "clip": True}), "clip", "bundle-unmapped"),  # MONAI: to what?
         (at(["preprocessing", "transforms", 3], {"_target_": "NormalizeIntensityd", "keys": "image",
