@@ -92,6 +92,11 @@ def available_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def attainable_bytes() -> int:
+    """Physical memory that no other program uses: free, or this process's own."""
+    return resident_bytes() + int(psutil.virtual_memory().available)
+
+
 def _read_peak() -> int:
     told = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
     return 1024 * int(told.split()[1])

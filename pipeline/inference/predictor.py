@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, Fault, ResourceError
 from pipeline.inference.budget import Plan
 from pipeline.inference.labelling import Labeller, LabelMap
 from pipeline.labels import LabelContract
-from pipeline.memory import available_bytes, format_need, format_size, resident_bytes
+from pipeline.memory import attainable_bytes, format_need, format_size, resident_bytes
 from pipeline.networks import Segmenter, build_network
 from pipeline.networks.compiling import compiler_faults
 from pipeline.volume import Grid, Volume
@@ -195,9 +195,8 @@ def check_preparing(case: str, num_bytes: int, max_memory: int | None = None) ->
             )
             raise ResourceError(Fault(case, "budget-too-small", message))
         return
-    free = available_bytes()  # first, since it may lower what is taken
-    # What is taken counts as free: it may be a case that is computed beside, and gone in a moment.
-    if num_bytes > (limit := resident_bytes() + free):
+    # What is taken counts as well: it may be a case that is computed beside, and gone in a moment.
+    if num_bytes > (limit := attainable_bytes()):
         message = (
             f"preparing it takes {format_need(num_bytes)} of memory, {format_size(limit)} are there; crop "
             "the image, or take a machine with more"

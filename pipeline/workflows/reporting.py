@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,7 +57,7 @@ def report(
     """
     folder = Path(source)
     is_run = not folder.is_dir() or (folder / "run.json").is_file()
-    name = folder.resolve().name if folder.is_dir() else source
+    name = _absolute(folder).name if folder.is_dir() else source
     run = find_run(name, *_store_of(folder)) if is_run else None
     path = output or (run.path if run is not None else folder) / NAME
     check_output(path)
@@ -89,7 +90,12 @@ def _read(run: RunFolder) -> ReportMaterial:
 
 
 def _store_of(folder: Path) -> tuple[Path, ...]:
-    return (folder.resolve().parent.parent,) if folder.is_dir() else ()
+    return (_absolute(folder).parent.parent,) if folder.is_dir() else ()
+
+
+def _absolute(folder: Path) -> Path:
+    """Its place by name: where `runs` is a link to another disk, the store is not beside what it leads to."""
+    return Path(os.path.abspath(folder))  # noqa: PTH100 - pathlib either follows links or keeps `..`
 
 
 def _write(path: Path, material: ReportMaterial, cases: Sequence[str], end: float = float("inf")) -> Report:

@@ -62,8 +62,8 @@ def wait(condition, what, seconds=120):
     return found
 
 
-def make_series(folder, seed=0, num_slices=8):
-    array = np.random.default_rng(seed).integers(0, 999, (24, 20, num_slices)).astype(np.int16)
+def make_series(folder, seed=0, num_slices=8, size=(24, 20)):
+    array = np.random.default_rng(seed).integers(0, 999, (*size, num_slices)).astype(np.int16)
     affine = np.diag([-1.5, -1.5, 3.0, 1.0])
     affine[:3, 3] = 20, -30, 7 + seed
     write_series(folder, Volume(array, Grid(array.shape, affine)), description="T2 ax")
@@ -266,7 +266,7 @@ def test_a_signal_ends_it_whatever_it_is_doing(network, model, tmp_path):
 
 
 def test_a_signal_ends_it_at_the_next_pass_though_a_sender_stays_and_counts_no_start(model, pacs, tmp_path):
-    study = make_series(tmp_path / "scan", seed=8, num_slices=600)
+    study = make_series(tmp_path / "scan", seed=8, num_slices=32, size=(512, 512))
     listening = Listener(model, tmp_path / "own", pacs.dimse, "--series", "T2*")
     assert store(study).returncode == 0
     started = "SELECT starts FROM answers WHERE state = 'predicting'"

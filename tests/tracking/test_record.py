@@ -376,7 +376,7 @@ print(delivery.undelivered, delivery.problem)
 """
 
 
-@pytest.mark.parametrize("num", [2, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_processes_that_begin_at_once_on_an_empty_disk_all_succeed(store, num):
     (store / "mlflow.db").unlink()
     command = [sys.executable, "-c", _STARTING]

@@ -52,6 +52,15 @@ def test_a_run_is_found_from_within_its_folder(clinseg, trained, spelled, tmp_pa
     assert trained.run.name in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_a_run_is_found_where_runs_is_a_link_to_another_disk(clinseg, trained, tmp_path):
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "big-disk").symlink_to(trained.run.parent)
+    (tmp_path / "mlruns/runs").symlink_to(tmp_path / "big-disk")
+    folder = tmp_path / "mlruns/runs" / trained.run.name
+    answer = clinseg("report", folder, "-o", tmp_path / "page.html")
+    assert answer.code == 0, answer.err
+
+
 def test_a_folder_is_shown_with_what_is_named_beside_it(clinseg, trained, validation, tmp_path):
     study, folder = trained.manifest.parent, tmp_path / "out"
     shutil.copytree(trained.run / "validation", folder)
