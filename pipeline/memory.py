@@ -147,8 +147,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_faults(where: str, what: str, advice: str) -> Iterator[None]:
+def memory_faults(
+    where: str, what: str = "it", advice: str = "end other programs, or crop the image"
+) -> Iterator[None]:
     """Tells people what torch says in several ways: `what` does not fit into memory, and what to do.
+
+    Args:
+        where: The case, say, that the fault is of.
+        what: Does not fit.
+        advice: What to do.
 
     Raises:
         ResourceError: If what is done in it does not fit.

@@ -186,7 +186,7 @@ class ClassPredictor:
     ) -> tuple[Case, Tensor | None, ClassReport]:
         section = self.job.preprocessing
         try:
-            with memory_faults(case.id, "it", "close other programs, or crop the image"):
+            with memory_faults(case.id):
                 reading = read_case_with_warnings(case, self.num_channels)
                 grid = reading.volumes[0].grid
                 check_preparing(case.id, preparing_bytes(class_chain(section), self.num_channels, grid))

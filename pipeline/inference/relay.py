@@ -100,7 +100,7 @@ def _make(
 ) -> Future[_Report]:
     """Computes a case and has it written, or tells why not."""
     try:
-        with memory_faults(case.id, "it", "close other programs, or crop the image"):
+        with memory_faults(case.id):
             made = steps.make(loading.result())
     except FaultError as error:
         # A full disk stops the next case as well.

@@ -25,7 +25,7 @@ class Archive:
             self.may_go_on.wait(60)
 
 
-def test_another_pull_of_the_same_study_waits_for_its_turn_and_takes_nothing_away(tmp_path):
+def test_another_pull_of_the_same_study_is_refused_and_takes_nothing_away(tmp_path):
     archive, pulled = Archive(), []
     first = Thread(target=lambda: pulled.append(pull_study(archive, tmp_path / "study", [SERIES])))
     first.start()

@@ -1,4 +1,4 @@
-"""Who predicts what a listener received: what ends the program keeps nothing else waiting for ever."""
+"""A study at which the listener ends, each time that it is predicted, keeps no other waiting for ever."""
 
 from threading import Thread
 
